@@ -1,0 +1,52 @@
+# `make run` and `make test` need nothing else: bootstrap.sh makes .venv first, and again when C or packaging changes.
+MAKEFLAGS += --no-builtin-rules
+.DEFAULT_GOAL := help
+SOAK ?= 600
+
+PYTHON := .venv/bin/python
+READY := .venv/.hal-stamp
+CHECKERS := .venv/.hal-check-stamp
+# An edit to Python needs no build: .venv imports the checkout's own files.
+BUILT_FROM := pyproject.toml bootstrap.sh native/ffi_build.py \
+	$(shell find native -name '*.[ch]' -o -name CMakeLists.txt)
+
+# A .venv that was not finished, or that was moved or copied here, is made anew.
+ifneq ($(shell cat .venv/.hal-sound 2>/dev/null),$(realpath $(CURDIR)))
+$(READY) $(CHECKERS): anew
+endif
+
+$(READY): $(BUILT_FROM)
+	@./bootstrap.sh
+
+$(CHECKERS): pyproject.toml bootstrap.sh | $(READY)
+	@./bootstrap.sh check
+
+.PHONY: run test check bench soak clean help anew
+
+run: $(READY) ## Set up, then show on this machine, GPU or not, what hal does
+	@.venv/bin/hal demo
+
+test: $(READY) ## Set up, then run all tests
+	@$(PYTHON) -m pytest
+
+check: $(READY) $(CHECKERS) ## Style, types, layers, and the native tests under ASan and UBSan
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	$(PYTHON) -m mypy
+	.venv/bin/lint-imports --no-logo
+	unset MAKEFLAGS MAKELEVEL; PATH="$(CURDIR)/.venv/bin:$$PATH" && cmake -S native -B build/asan -DHAL_SANITIZE=ON -DHAL_TESTS=ON \
+		&& cmake --build build/asan --parallel && ctest --test-dir build/asan --output-on-failure
+
+bench: $(READY) ## Measure, and print the figures
+	@if [ -d benchmarks ]; then $(PYTHON) -m benchmarks; else echo "hal: there are no benchmarks yet"; fi
+
+soak: $(READY) ## Repeat the property and fault tests, new random cases each time, for SOAK=600 seconds
+	@unset CI; end=$$(($$(date +%s) + $(SOAK))); \
+	while $(PYTHON) -m pytest -q tests/property tests/fault; do [ $$(date +%s) -lt $$end ] || exit 0; done; exit 1
+
+clean: ## Remove all that was made here: .venv, build/ and caches
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+help: ## Say what there is
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' $(firstword $(MAKEFILE_LIST))

@@ -1,0 +1,229 @@
+"""Finding, loading and starting AMD SMI, and saying what is in the way.
+
+amdsmi loads its library when it is imported; where that fails it prints to stdout and raises KeyError,
+AttributeError or OSError. So the library is looked for first, and nothing said on the way is shown.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hal.backend import StateError
+from hal.model import Probe, ProbeState
+from hal_amd import errors
+from hal_amd.device import ask
+
+__all__ = ["Driver"]
+
+_LIBRARY = "libamd_smi.so"
+_LIBRARY_MAJOR = {"7.0": 26}  # the library that a wrapper was written for
+_log = logging.getLogger(__name__)
+
+
+class _UnusableError(StateError):
+    """AMD SMI cannot be used, and `probe` says why."""
+
+    def __init__(self, state: ProbeState, reason: str, fix: str = "", code: int | None = None) -> None:
+        super().__init__(f"{reason}; {fix}" if fix else reason, vendor_code=code)
+        self.probe = Probe(state, reason, fix)
+
+
+class Driver:
+    """AMD SMI, loaded at first need and initialised between `open` and `close`."""
+
+    def __init__(self, root: Path, library: str | None) -> None:
+        self._root = root
+        self._library = library
+        self._smi: Any = None
+
+    def open(self) -> Any:
+        """The amdsmi module, initialised. Raises StateError with what to do."""
+        if self._smi is None:
+            self._smi = self._start()
+        return self._smi
+
+    def close(self) -> None:
+        smi, self._smi = self._smi, None
+        if smi is None:
+            return
+        try:
+            with _quiet():
+                smi.amdsmi_shut_down()
+        except Exception as failure:  # the driver may be gone by now; there is nothing to give back
+            _log.debug("amdsmi_shut_down: %s", failure)
+
+    def probe(self) -> Probe:
+        was_open = self._smi is not None
+        try:
+            smi = self.open()
+            count = len(smi.amdsmi_get_processor_handles())
+            note = _mismatch(smi)
+        except _UnusableError as unusable:
+            return unusable.probe
+        except Exception as failure:  # probe never raises
+            return Probe(ProbeState.BROKEN, f"amdsmi_get_processor_handles: {failure}")
+        finally:
+            if not was_open:
+                self.close()
+        if count == 0:
+            return Probe(ProbeState.ABSENT, "the AMD driver is loaded and shows no GPU")
+        return Probe(ProbeState.READY, note, "install the amdsmi that came with ROCm" if note else "")
+
+    def _start(self) -> Any:
+        library = self._find()
+        smi = _wrapper(library)
+        try:
+            with _quiet():
+                smi.amdsmi_init()
+        except Exception as failure:
+            raise self._init_failed(failure) from failure
+        return smi
+
+    def _find(self) -> str:
+        """The name under which the library loads."""
+        names = [self._library or _LIBRARY]
+        if self._library is None:
+            prefixes = (os.environ.get("ROCM_HOME"), os.environ.get("ROCM_PATH"), self._root / "opt/rocm")
+            names += [str(Path(prefix, "lib", _LIBRARY)) for prefix in prefixes if prefix]
+        for name in names:
+            try:
+                with _quiet():
+                    ctypes.CDLL(name)
+                return name
+            except OSError as failure:
+                # A missing library the file itself needs is named first instead: that one is broken.
+                if not str(failure).startswith(f"{name}: cannot open shared object file"):
+                    raise _UnusableError(ProbeState.BROKEN, f"{name} does not load: {failure}") from failure
+        if self._on_bus():
+            reason = f"an AMD GPU is on the PCI bus but {names[0]} cannot be loaded"
+            raise _UnusableError(ProbeState.BLOCKED, reason, "install amd-smi-lib (ROCm)")
+        fix = "install amd-smi-lib (ROCm) if this machine has an AMD GPU"
+        raise _UnusableError(ProbeState.ABSENT, f"no AMD SMI library ({names[0]})", fix)
+
+    def _init_failed(self, failure: Exception) -> _UnusableError:
+        code = errors.code_of(failure)
+        state, reason, fix = ProbeState.BROKEN, str(errors.error(failure, "amdsmi_init")), ""
+        if code == errors.DRIVER_NOT_LOADED and not self._on_bus():
+            state, reason = ProbeState.ABSENT, "the AMD driver is not loaded, and no GPU is on the PCI bus"
+        elif code == errors.DRIVER_NOT_LOADED:
+            state, fix = ProbeState.BLOCKED, "load the kernel driver: modprobe amdgpu"
+        elif code == errors.NO_PERMISSION:
+            state, fix = ProbeState.BLOCKED, "add this user to the groups render and video"
+        return _UnusableError(state, reason, fix, code)
+
+    def _on_bus(self) -> bool:
+        """Whether the PCI bus has an AMD display controller (0x03...) or accelerator (0x12...)."""
+        for vendor in self._root.glob("sys/bus/pci/devices/*/vendor"):
+            try:
+                if vendor.read_text().strip() != "0x1002":
+                    continue
+                if vendor.with_name("class").read_text().startswith(("0x03", "0x12")):
+                    return True
+            except OSError:  # unplugged between the two looks
+                continue
+        return False
+
+
+def _wrapper(library: str) -> Any:
+    """The module amdsmi, bound to this library: the one installed beside it, else the one on sys.path."""
+    if "amdsmi" in sys.modules:
+        return sys.modules["amdsmi"]
+    failure: Exception | None = None
+    for folder in (_beside(), None):
+        try:
+            with _quiet(), _found(library), _first_on_path(folder):
+                return importlib.import_module("amdsmi")
+        except Exception as raised:
+            for name in [name for name in sys.modules if name.partition(".")[0] == "amdsmi"]:
+                del sys.modules[name]
+            failure = raised
+    fix = "pip install 'gpu-hal[amd]'"
+    if isinstance(failure, ModuleNotFoundError):
+        raise _UnusableError(ProbeState.BLOCKED, "the Python module amdsmi is missing", fix) from failure
+    reason = f"the Python module amdsmi does not fit {library}: {type(failure).__name__}: {failure}"
+    raise _UnusableError(ProbeState.BLOCKED, reason, "install the amdsmi that came with ROCm") from failure
+
+
+def _beside() -> str | None:
+    """Where ROCm keeps the wrapper that belongs to the library that is now loaded."""
+    try:
+        maps = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return None
+    for line in maps:
+        path = Path(line.split(maxsplit=5)[-1])
+        if path.name.startswith(_LIBRARY):
+            folder = path.parent.parent / "share" / "amd_smi"
+            return str(folder) if (folder / "amdsmi" / "__init__.py").exists() else None
+    return None
+
+
+def _mismatch(smi: Any) -> str:
+    """What to say when wrapper and library were not made for one another; empty when they were."""
+    version = str(getattr(smi, "__version__", ""))
+    wants = _LIBRARY_MAJOR.get(".".join(version.split(".")[:2]))
+    has = (ask(smi, "amdsmi_get_lib_version") or {}).get("major")
+    if wants is None or has is None or wants == has:
+        return ""
+    return f"amdsmi {version} is for major version {wants} of the library; this one is {has}"
+
+
+@contextmanager
+def _first_on_path(folder: str | None) -> Iterator[None]:
+    saved = list(sys.path)
+    if folder is not None:
+        sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path[:] = saved
+
+
+@contextmanager
+def _found(library: str) -> Iterator[None]:
+    """Makes amdsmi load `library`; it has an order of its own, and no way to be told."""
+    real = ctypes.CDLL
+
+    def load(name: Any, *arguments: Any, **options: Any) -> ctypes.CDLL:
+        return real(library if _LIBRARY in str(name) else name, *arguments, **options)
+
+    ctypes.CDLL = load  # type: ignore[assignment, misc]
+    try:
+        yield
+    finally:
+        ctypes.CDLL = real  # type: ignore[misc]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Sends what Python and C write to stdout and stderr to /dev/null."""
+    libc = ctypes.CDLL(None)
+    saved: list[tuple[int, int]] = []
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None in a process without a console
+        stream.flush()
+    libc.fflush(None)
+    with open(os.devnull, "w") as null:  # noqa: PTH123
+        for fd in (1, 2):
+            try:
+                saved.append((fd, os.dup(fd)))
+            except OSError:  # closed: nothing can be written there
+                continue
+            os.dup2(null.fileno(), fd)
+        streams = sys.stdout, sys.stderr
+        sys.stdout = sys.stderr = null
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = streams
+            libc.fflush(None)
+            for fd, copy in saved:
+                os.dup2(copy, fd)
+                os.close(copy)

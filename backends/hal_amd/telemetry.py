@@ -1,0 +1,136 @@
+"""How it is doing: one row of the table per AMD SMI call, one reading per figure."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from hal.backend import Group
+from hal.model import Reading, Scope, Status
+from hal_amd import conv, errors
+from hal_amd.conv import Value
+from hal_amd.device import ask, handles
+
+__all__ = ["sample"]
+
+
+class _Figure(NamedTuple):
+    name: str
+    unit: str
+    labels: dict[str, str]
+
+
+class _Call(NamedTuple):
+    group: Group
+    source: str
+    scope: Scope
+    figures: tuple[_Figure, ...]
+    read: Callable[[Any, Any], tuple[Value, ...]]  # (amdsmi, handle) -> one value per figure
+
+
+def sample(smi: Any, groups: Sequence[Group], ids: Sequence[str], deadline: float) -> list[Reading]:
+    """Readings of each device in turn. Raises GoneError for an id that AMD SMI does not know."""
+    here = handles(smi)
+    calls = [call for call in _CALLS if call.group in groups]
+    gpus = [(subject, here[subject]) for subject in ids]
+    return [
+        reading
+        for subject, gpu in gpus
+        for call in calls
+        for reading in _readings(subject, call, _read(smi, call, gpu, deadline))
+    ]
+
+
+def _read(smi: Any, call: _Call, gpu: Any, deadline: float) -> tuple[Value, ...]:
+    if time.monotonic() >= deadline:
+        nothing = Value(None, Status.STALE, "not reached before the deadline")
+    else:
+        try:
+            return call.read(smi, gpu)
+        except Exception as failure:  # amdsmi raises KeyError and ValueError on odd answers, too
+            nothing = Value(None, *errors.status(failure))
+    return (nothing,) * len(call.figures)
+
+
+def _readings(subject: str, call: _Call, values: Sequence[Value]) -> Iterator[Reading]:
+    now = time.time()
+    for figure, (value, status, detail) in zip(call.figures, values, strict=True):
+        yield Reading(
+            subject=subject,
+            name=figure.name,
+            value=value,
+            unit=figure.unit,
+            status=status,
+            scope=call.scope,
+            labels=figure.labels,
+            time=now,
+            source=call.source,
+            detail=detail,
+        )
+
+
+def _memory(smi: Any, gpu: Any) -> tuple[Value, ...]:
+    """Total, used, free, reserved in bytes; from the call in MiB where the ones in bytes do not answer."""
+    vram = smi.AmdSmiMemoryType.VRAM
+    total = conv.count(ask(smi, "amdsmi_get_gpu_memory_total", gpu, vram))
+    used = conv.count(ask(smi, "amdsmi_get_gpu_memory_usage", gpu, vram))
+    if total.value is None or used.value is None:  # this one says why
+        usage = smi.amdsmi_get_gpu_vram_usage(gpu)
+        total, used = conv.mebibytes(usage.get("vram_total")), conv.mebibytes(usage.get("vram_used"))
+    free = Value(None, Status.UNSUPPORTED, "amdsmi has no such figure")
+    reserved = free
+    if total.value is not None and used.value is not None:
+        free = Value(total.value - used.value, Status.ESTIMATED, "total - used")
+    return total, used, free, reserved
+
+
+def _busy(smi: Any, gpu: Any) -> tuple[Value, ...]:
+    """Ratios over the firmware's own window, whose length AMD SMI does not say."""
+    activity = smi.amdsmi_get_gpu_activity(gpu)
+    return conv.ratio(activity.get("gfx_activity")), conv.ratio(activity.get("umc_activity"))
+
+
+def _power(smi: Any, gpu: Any) -> tuple[Value, ...]:
+    words = ("current_socket_power", "average_socket_power", "socket_power")  # MI300, MI200, a sum of both
+    power = smi.amdsmi_get_power_info(gpu)
+    return (conv.first_watts(*(power.get(word) for word in words)),)
+
+
+def _power_limit(smi: Any, gpu: Any) -> tuple[Value, ...]:
+    return (conv.microwatts(smi.amdsmi_get_power_cap_info(gpu).get("power_cap")),)
+
+
+def _temperature(sensor: str) -> Callable[[Any, Any], tuple[Value, ...]]:
+    def read(smi: Any, gpu: Any) -> tuple[Value, ...]:
+        kind = getattr(smi.AmdSmiTemperatureType, sensor)
+        return (conv.celsius(smi.amdsmi_get_temp_metric(gpu, kind, smi.AmdSmiTemperatureMetric.CURRENT)),)
+
+    return read
+
+
+def _vram(name: str) -> _Figure:
+    return _Figure(f"memory_{name}_bytes", "bytes", {"heap": "vram"})
+
+
+def _sensor(name: str) -> _Figure:
+    return _Figure("temperature_celsius", "celsius", {"sensor": name})
+
+
+_CALLS = (
+    _Call(Group.MEMORY, "amdsmi_get_gpu_memory_usage", Scope.DEVICE,
+          (_vram("total"), _vram("used"), _vram("free"), _vram("reserved")), _memory),
+    _Call(Group.ACTIVITY, "amdsmi_get_gpu_activity", Scope.DEVICE,
+          (_Figure("compute_busy_ratio", "ratio", {}), _Figure("memory_bandwidth_busy_ratio", "ratio", {})),
+          _busy),
+    _Call(Group.POWER, "amdsmi_get_power_info", Scope.PACKAGE,
+          (_Figure("power_watts", "watts", {}),), _power),
+    _Call(Group.POWER, "amdsmi_get_power_cap_info", Scope.PACKAGE,
+          (_Figure("power_limit_watts", "watts", {}),), _power_limit),
+    _Call(Group.TEMPERATURE, "amdsmi_get_temp_metric", Scope.PACKAGE, (_sensor("core"),),
+          _temperature("EDGE")),
+    _Call(Group.TEMPERATURE, "amdsmi_get_temp_metric", Scope.PACKAGE, (_sensor("hotspot"),),
+          _temperature("HOTSPOT")),
+    _Call(Group.TEMPERATURE, "amdsmi_get_temp_metric", Scope.PACKAGE, (_sensor("memory"),),
+          _temperature("VRAM")),
+)  # fmt: skip

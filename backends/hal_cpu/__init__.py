@@ -1,0 +1,43 @@
+"""The host itself, from /proc and /sys: one device, ``cpu:host``, with its memory as heap ``sysmem``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hal.backend import Group
+from hal.model import Enforcement, Exposure, Inventory, Probe, Process, Reading, Rung
+from hal_cpu import device, driver, expose, processes, telemetry
+
+__all__ = ["Backend"]
+
+
+class Backend:
+    """The contract of hal.backend over the kernel's files below `root`. There is no library to name."""
+
+    name = "cpu"
+
+    def __init__(self, *, root: str = "/", library: str | None = None) -> None:
+        self._root = Path(root)
+        self._sampler = telemetry.Sampler(self._root)
+
+    def probe(self) -> Probe:
+        return driver.probe(self._root)
+
+    def enumerate(self) -> Inventory:
+        return device.enumerate_devices(self._root)
+
+    def sample(self, groups: Sequence[Group], ids: Sequence[str], deadline: float) -> list[Reading]:
+        return self._sampler.sample(groups, ids, deadline)
+
+    def processes(self, ids: Sequence[str], deadline: float) -> list[Process]:
+        return processes.processes(self._root, ids, deadline)
+
+    def expose(self, ids: Sequence[str]) -> Exposure:
+        return expose.expose(ids)
+
+    def limits(self) -> Enforcement:
+        return Enforcement(Rung.NONE, Rung.NONE)
+
+    def close(self) -> None:
+        """Nothing is held open."""

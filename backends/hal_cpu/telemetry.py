@@ -1,0 +1,215 @@
+"""How it is doing: memory, and what two counters did in a window between two looks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from hal.backend import Group
+from hal.model import Reading, Scope, Status
+from hal_cpu import conv, device, driver, errors
+from hal_cpu.conv import Value
+
+__all__ = ["Sampler"]
+
+_SHORTEST = 0.1  # seconds: ten ticks of the kernel's clock
+_LONGEST = 60.0  # seconds after which an earlier look says nothing of now
+
+
+class _Look(NamedTuple):
+    """Both counters at one moment; where one cannot be read, why."""
+
+    time: float  # seconds, monotonic
+    jiffies: conv.Jiffies | Exception
+    microjoules: dict[Path, int] | Exception  # by RAPL zone
+
+
+class Sampler:
+    """Remembers its last look, so that a caller who comes back has nothing to wait for."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._last: _Look | None = None
+
+    def sample(self, groups: Sequence[Group], ids: Sequence[str], deadline: float) -> list[Reading]:
+        """Readings of the host. The first call waits 0.1 s for a window. Raises GoneError for another id."""
+        device.check(ids)
+        if not ids:
+            return []
+        readings: list[Reading] = []
+        if Group.MEMORY in groups:
+            readings += self._memory(deadline)
+        if Group.ACTIVITY in groups or Group.POWER in groups:
+            window = self._window(deadline)
+            if Group.ACTIVITY in groups:
+                readings += _activity(window)
+            if Group.POWER in groups:
+                readings += [_power(window), self._power_limit(deadline)]
+        if Group.TEMPERATURE in groups:
+            readings.append(self._temperature(deadline))
+        return readings
+
+    def _memory(self, deadline: float) -> list[Reading]:
+        try:
+            figures = conv.meminfo((self._root / "proc/meminfo").read_text())
+            total, free = Value(figures["MemTotal"]), Value(figures["MemAvailable"])
+            used = Value(figures["MemTotal"] - figures["MemAvailable"])
+        except (OSError, KeyError) as failure:
+            total = used = free = _failed(failure)
+        if time.monotonic() >= deadline:
+            total = used = free = _LATE
+        reserved = Value(None, Status.UNSUPPORTED, "MemTotal is without what the kernel keeps")
+        rows = (
+            ("total", total, "MemTotal"),
+            ("used", used, "MemTotal - MemAvailable"),
+            ("free", free, "MemAvailable"),
+            ("reserved", reserved, "MemTotal"),
+        )
+        return [
+            _reading(f"memory_{name}_bytes", "bytes", value, f"/proc/meminfo {source}", heap="sysmem")
+            for name, value, source in rows
+        ]
+
+    def _window(self, deadline: float) -> tuple[_Look, _Look] | None:
+        """Two looks at least 0.1 s apart; None when the deadline comes first."""
+        now = time.monotonic()
+        before = self._last
+        if before is None or now - before.time > _LONGEST:
+            before = self._last = self._look()
+        wait = before.time + _SHORTEST - time.monotonic()
+        if max(now, now + wait) >= deadline:
+            return None
+        time.sleep(max(0.0, wait))
+        self._last = self._look()
+        return before, self._last
+
+    def _look(self) -> _Look:
+        jiffies: conv.Jiffies | Exception
+        energy: dict[Path, int] | Exception
+        try:
+            jiffies = conv.jiffies((self._root / "proc/stat").read_text())
+        except (OSError, ValueError) as failure:
+            jiffies = failure
+        try:
+            energy = {zone: int((zone / "energy_uj").read_text()) for zone in driver.zones(self._root)}
+        except (OSError, ValueError) as failure:
+            energy = failure
+        return _Look(time.monotonic(), jiffies, energy)
+
+    def _power_limit(self, deadline: float) -> Reading:
+        """The long-term limit of all packages together."""
+        zones = driver.zones(self._root)
+        value = Value(None, Status.UNSUPPORTED, "no RAPL package")
+        try:
+            limits = [int((zone / "constraint_0_power_limit_uw").read_text()) for zone in zones]
+            if limits:
+                value = Value(sum(limits) / 1_000_000)
+        except (OSError, ValueError) as failure:
+            value = _failed(failure)
+        if time.monotonic() >= deadline:
+            value = _LATE
+        source = "intel-rapl constraint_0_power_limit_uw"
+        return _reading("power_limit_watts", "watts", value, source, Scope.PACKAGE)
+
+    def _temperature(self, deadline: float) -> Reading:
+        """The hottest package."""
+        sensors = driver.sensors(self._root)
+        value = Value(None, Status.UNSUPPORTED, "no coretemp or k10temp")
+        try:
+            if sensors:
+                value = Value(max(int(sensor.read_text()) for sensor in sensors) / 1000)
+        except (OSError, ValueError) as failure:
+            value = _failed(failure)
+        if time.monotonic() >= deadline:
+            value = _LATE
+        return _reading(
+            "temperature_celsius", "celsius", value, "hwmon temp1_input", Scope.PACKAGE, sensor="core"
+        )
+
+
+_LATE = Value(None, Status.STALE, "not reached before the deadline")
+
+
+def _activity(window: tuple[_Look, _Look] | None) -> list[Reading]:
+    source, seconds = "/proc/stat", None
+    value = _LATE
+    if window is not None:
+        before, after = window
+        seconds = after.time - before.time
+        value = _ratio(before.jiffies, after.jiffies)
+    bandwidth = Value(None, Status.UNSUPPORTED, "the kernel does not say")
+    return [
+        _reading("compute_busy_ratio", "ratio", value, source, seconds=seconds),
+        _reading("memory_bandwidth_busy_ratio", "ratio", bandwidth, source),
+    ]
+
+
+def _ratio(before: conv.Jiffies | Exception, after: conv.Jiffies | Exception) -> Value:
+    if isinstance(before, Exception):
+        return _failed(before)
+    if isinstance(after, Exception):
+        return _failed(after)
+    total = after.total - before.total
+    if total <= 0:
+        return Value(None, Status.ERROR, "the counter did not move")
+    return Value(min(1.0, max(0.0, (after.busy - before.busy) / total)))
+
+
+def _power(window: tuple[_Look, _Look] | None) -> Reading:
+    source = "intel-rapl energy_uj"
+    if window is None:
+        return _reading("power_watts", "watts", _LATE, source, Scope.PACKAGE)
+    before, after = window
+    seconds = after.time - before.time
+    value = _watts(before.microjoules, after.microjoules, seconds)
+    return _reading("power_watts", "watts", value, source, Scope.PACKAGE, seconds)
+
+
+def _watts(before: dict[Path, int] | Exception, after: dict[Path, int] | Exception, seconds: float) -> Value:
+    """The mean power of all packages over the window."""
+    if isinstance(before, Exception):
+        return _failed(before)
+    if isinstance(after, Exception):
+        return _failed(after)
+    if not after:
+        return Value(None, Status.UNSUPPORTED, "no RAPL package")
+    if after.keys() != before.keys():
+        return Value(None, Status.ERROR, "a RAPL package came or went")
+    try:
+        joules = sum(
+            conv.energy_joules(before[zone], after[zone], int((zone / "max_energy_range_uj").read_text()))
+            for zone in after
+        )
+    except (OSError, ValueError) as failure:
+        return _failed(failure)
+    return Value(joules / seconds)
+
+
+def _failed(failure: Exception) -> Value:
+    return Value(None, errors.status(failure), str(failure))
+
+
+def _reading(
+    name: str,
+    unit: str,
+    value: Value,
+    source: str,
+    scope: Scope = Scope.DEVICE,
+    seconds: float | None = None,
+    **labels: str,
+) -> Reading:
+    return Reading(
+        subject=device.ID,
+        name=name,
+        value=value.value,
+        unit=unit,
+        status=value.status,
+        scope=scope,
+        labels=labels,
+        window_seconds=seconds,
+        time=time.time(),
+        source=source,
+        detail=value.detail,
+    )

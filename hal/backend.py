@@ -1,0 +1,128 @@
+"""The contract a vendor implements.
+
+Three calls are required: ``probe``, ``enumerate`` and ``sample``. Everything else is an optional group,
+found by whether the backend has the method (the protocols below). The rules:
+
+* ``probe`` never raises, prints nothing, opens no device and starts no compute runtime.
+* Ids are ``vendor:uuid`` or ``vendor:pci-<physical bdf>``, the same on every call, never an index.
+* What the hardware did not say is ``None`` with a status. A sentinel (0xFFFF, 'N/A') never leaves a backend.
+* ``sample`` collects the groups it is asked for and nothing else; one failing figure is one reading
+  with a status, not an exception.
+* Arguments are checked above this layer; a backend may trust them.
+* A backend imports ``hal.model``, ``hal.backend`` and its vendor's library, nothing else of hal.
+* Every path is below ``root`` and every library can be named, so that tests can point it elsewhere.
+
+Errors say what the caller should do; the vendor's own code stays on them::
+
+    HalError
+    ├── TemporaryError     try again later: busy, timed out
+    ├── StateError         fix something first: no driver, no permission, wrong mode
+    ├── UnsupportedError   it will never work here
+    └── GoneError          the device is lost
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Protocol, runtime_checkable
+
+from hal.model import Enforcement, Exposure, Inventory, Probe, Process, Reading
+
+__all__ = [
+    "Backend",
+    "Exposes",
+    "GoneError",
+    "Group",
+    "HalError",
+    "Limits",
+    "ListsProcesses",
+    "StateError",
+    "TemporaryError",
+    "UnsupportedError",
+]
+
+
+class HalError(Exception):
+    """Something hal could not do; ``str()`` is one sentence for the user.
+
+    ``vendor_code`` is the vendor library's own status, where one was behind it.
+    """
+
+    def __init__(self, message: str, *, vendor_code: int | None = None) -> None:
+        super().__init__(message)
+        self.vendor_code = vendor_code
+
+
+class TemporaryError(HalError):
+    """Trying again later can help."""
+
+
+class StateError(HalError):
+    """Something has to be put right first; the message says what."""
+
+
+class UnsupportedError(HalError):
+    """This device or driver cannot do it."""
+
+
+class GoneError(HalError):
+    """The device is no longer there."""
+
+
+class Group(StrEnum):
+    """What ``sample`` can be asked for."""
+
+    MEMORY = "memory"
+    ACTIVITY = "activity"
+    POWER = "power"
+    TEMPERATURE = "temperature"
+
+
+class Backend(Protocol):
+    """One vendor's devices. Constructed with ``root`` and, where it has one, ``library``."""
+
+    name: str  # also the vendor word in ids: "vendor:..."
+
+    def probe(self) -> Probe:
+        """Say whether there is anything to open. Cheap: looks at files and loads the library at most."""
+        ...
+
+    def enumerate(self) -> Inventory:
+        """List devices, slices and links. Raises HalError when the library fails as a whole."""
+        ...
+
+    def sample(self, groups: Sequence[Group], ids: Sequence[str], deadline: float) -> list[Reading]:
+        """Read the groups of the devices named, by ``time.monotonic()`` deadline.
+
+        Figures not reached by then come as ``stale`` readings without a value. Raises HalError when the
+        library fails as a whole.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back what ``enumerate`` and ``sample`` opened. May be called twice."""
+        ...
+
+
+@runtime_checkable
+class ListsProcesses(Protocol):
+    """Optional: who uses the devices."""
+
+    def processes(self, ids: Sequence[str], deadline: float) -> list[Process]: ...
+
+
+@runtime_checkable
+class Exposes(Protocol):
+    """Optional: make a program see some devices and no other of this vendor."""
+
+    def expose(self, ids: Sequence[str]) -> Exposure:
+        """What shows exactly these devices, in this order. With no ids: what hides them all."""
+        ...
+
+
+@runtime_checkable
+class Limits(Protocol):
+    """Optional: who can hold a soft slice of these devices to its limit."""
+
+    def limits(self) -> Enforcement: ...

@@ -1,0 +1,88 @@
+"""The command line: one module per command group, no logic of its own.
+
+Modules are imported when their command is used: start-up is part of what a user feels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from hal.backend import HalError
+from hal.cli.exits import UsageError, exit_code
+
+__all__ = ["main"]
+
+# command: (module, one line for the overview)
+_COMMANDS = {
+    "list": ("hal.cli.inventory", "what is in this machine"),
+    "show": ("hal.cli.inventory", "all about one device"),
+    "sample": ("hal.cli.inventory", "how the devices are doing now"),
+    "doctor": ("hal.cli.doctor", "what works, what does not, and how to mend it"),
+    "run": ("hal.cli.run", "run a program in a slice of a device"),
+    "lease": ("hal.cli.lease", "list and end leases"),
+    "serve": ("hal.cli.serve", "serve leases to this user's programs"),
+    "emulate": ("hal.cli.emulate", "run a command on an emulated machine"),
+    "demo": ("hal.cli.demo", "see slices lent and held, on what this machine has"),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise UsageError(f"{message}; see '{self.prog} --help'")
+
+
+class _Version(argparse.Action):
+    def __call__(self, *_: object, **__: object) -> None:
+        from hal import __version__
+
+        print(f"hal {__version__}")
+        raise SystemExit(0)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code. No traceback for what a user can cause."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(arguments)
+    except HalError as error:
+        print(f"hal: {error}", file=sys.stderr)
+        return exit_code(error)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # The reader has gone (`hal list | head -1`); nothing is left to tell it, also not at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
+def _dispatch(arguments: list[str]) -> int:
+    parser = _Parser(
+        prog="hal",
+        description="One interface to every accelerator.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="examples:\n  hal list\n  hal run --memory 20GiB -- python train.py\n"
+        "  hal emulate mixed -- hal list",
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    named = next((word for word in arguments if not word.startswith("-")), None)
+    for name, (module, summary) in _COMMANDS.items():
+        command = commands.add_parser(
+            name, help=summary, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        if name == named:
+            configure = getattr(import_module(module), f"configure_{name}")
+            command.set_defaults(run=configure(command))
+    options = parser.parse_args(arguments)
+    if options.command is None:
+        parser.print_help()
+        return 0
+    run: Callable[[argparse.Namespace], int] = options.run
+    code = run(options)
+    sys.stdout.flush()
+    return code

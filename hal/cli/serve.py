@@ -1,0 +1,37 @@
+"""``hal serve``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+from hal.cli.output import note
+from hal.inventory import Machine
+from hal.scheduler.daemon import AlreadyRunning, Daemon
+from hal.scheduler.places import Places
+from hal.scheduler.slices import Slices
+
+
+def configure_serve(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    parser.description = (
+        "Lend this machine's devices and slices of them to this user's programs, until stopped.\n"
+        "Leases are kept on disk: after a crash or a restart the next daemon takes them over."
+    )
+    parser.epilog = "example:\n  hal serve &\n  hal run --memory 20GiB -- python train.py"
+    parser.add_argument(
+        "--private", action="store_true", help="leave when the last lease has ended (used by 'hal run')"
+    )
+    return _serve
+
+
+def _serve(options: argparse.Namespace) -> int:
+    places = Places()
+    with Machine() as machine:
+        daemon = Daemon(Slices(machine, places), places, private=options.private)
+        try:
+            daemon.run(ready=lambda: note(f"serving leases at {places.socket}"))
+        except AlreadyRunning:
+            if options.private:
+                return 0  # another command was a moment earlier; its daemon serves this one too
+            raise
+    return 0

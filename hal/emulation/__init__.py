@@ -1,0 +1,1 @@
+"""Emulated machines: descriptions as data, and what runs a command on one."""

@@ -1,0 +1,54 @@
+"""Writes a description into the shared state that the stand-in drivers map."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from hal.backend import StateError
+from hal.emulation.description import Description
+from hal_native import ffi, lib
+
+__all__ = ["write_state"]
+
+
+def write_state(description: Description, path: Path) -> None:
+    """Make the file. Raises StateError for a field that the drivers do not know or a value out of its range."""
+    most = lib.HAL_LEDGER_DEVICES
+    if len(description.devices) > most:
+        raise StateError(
+            f"{description.name}: a machine can have {most} devices, not {len(description.devices)}"
+        )
+    if lib.hal_machine_create(os.fsencode(path), description.name.encode()) != 0:
+        raise StateError(f"cannot make {path}: {os.strerror(ffi.errno)}")
+    machine = lib.hal_machine_open(os.fsencode(path))
+    try:
+        for key, value in description.drivers.items():
+            _set(machine, key, value, f"{description.name}: drivers")
+        for index, figures in enumerate(description.devices):
+            where = f"{description.name}: devices[{index}]"
+            device = machine.device[index]
+            for key in _fields(device):
+                if key.endswith(("_milliwatts", "_celsius", "_percent", "numa_node")):
+                    setattr(device, key, lib.HAL_UNKNOWN)
+            for key, value in figures.items():
+                _set(device, key, value, where)
+            machine.ledger.device[index].limit = device.memory_bytes - device.memory_reserved_bytes
+        machine.devices = len(description.devices)
+    finally:
+        lib.hal_machine_close(machine)
+
+
+def _fields(structure: Any) -> list[str]:
+    kind = ffi.typeof(structure)
+    return [name for name, _ in (kind.item if kind.kind == "pointer" else kind).fields]
+
+
+def _set(structure: Any, key: str, value: int | str, where: str) -> None:
+    if key not in _fields(structure):
+        raise StateError(f"{where}: unknown key '{key}'")
+    try:
+        setattr(structure, key, value.encode() if isinstance(value, str) else value)
+    except (TypeError, OverflowError, IndexError) as error:
+        raise StateError(f"{where}: {key} cannot be {value!r}: {error}") from None

@@ -1,0 +1,230 @@
+"""The words of the house as frozen values: devices, slices, heaps, links, readings, processes.
+
+Base units everywhere: bytes, seconds, watts, degrees Celsius, hertz, ratios from 0 to 1. A value that
+the hardware did not give is ``None`` with a status that says why; zero is always a measurement.
+This module knows nothing else of hal.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+from msgspec import Struct, field
+
+__all__ = [
+    "Device",
+    "DeviceKind",
+    "Enforcement",
+    "Exposure",
+    "Heap",
+    "Inventory",
+    "Link",
+    "Memory",
+    "MemoryMode",
+    "Pci",
+    "Probe",
+    "ProbeState",
+    "Process",
+    "Reading",
+    "Rung",
+    "Scope",
+    "Slice",
+    "SliceKind",
+    "Status",
+]
+
+
+class Status(StrEnum):
+    """Why a value is there, or why it is not."""
+
+    OK = "ok"
+    UNSUPPORTED = "unsupported"  # this device or driver has no such figure
+    DENIED = "denied"  # it has, but not for this user
+    STALE = "stale"  # an earlier value; the source did not answer in time
+    ERROR = "error"  # the source failed, or said something absurd
+    SATURATED = "saturated"  # the counter is at its end
+    ESTIMATED = "estimated"  # derived, not measured
+
+
+class Scope(StrEnum):
+    """What a reading is about."""
+
+    PACKAGE = "package"  # the physical package, all partitions together
+    DEVICE = "device"
+    SLICE = "slice"
+    PARENT = "parent"  # only the parent has it; it is not this slice's own
+
+
+class DeviceKind(StrEnum):
+    GPU = "gpu"
+    NPU = "npu"
+    TPU = "tpu"
+    CPU = "cpu"
+
+
+class Heap(Struct, frozen=True):
+    """A kind of memory that a device has."""
+
+    name: str  # vram, gtt, sysmem
+    total_bytes: int | None  # None: the driver did not say
+
+
+class Pci(Struct, frozen=True):
+    """Where a device sits on the PCI bus, and what it says it is."""
+
+    bdf: str  # the physical function, "0000:41:00.0", lower case
+    vendor_id: int | None = None
+    device_id: int | None = None
+
+
+class Device(Struct, frozen=True):
+    """A physical package."""
+
+    id: str  # "vendor:uuid" or "vendor:pci-<physical bdf>"; never an index
+    vendor: str
+    kind: DeviceKind
+    model: str  # as the vendor's library prints it
+    heaps: tuple[Heap, ...] = ()
+    pci: Pci | None = None
+    uuid: str | None = None
+    serial: str | None = None
+    architecture: str | None = None  # "9.0" (CUDA capability), "gfx942", "x86_64"
+    compute_units: int | None = None  # SM, CU or logical CPUs
+    numa_node: int | None = None
+    driver: str | None = None
+    indices: dict[str, int] = field(default_factory=dict)  # how other tools number it
+    attributes: dict[str, str] = field(default_factory=dict)  # vendor words, "vendor.name"
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """Size of the first heap: the memory that slices are cut from."""
+        return self.heaps[0].total_bytes if self.heaps else None
+
+
+class SliceKind(StrEnum):
+    WHOLE = "whole"
+    PARTITION = "partition"  # made by the hardware
+    SOFT = "soft"  # a share that something has to hold to its limit
+
+
+class MemoryMode(StrEnum):
+    EXCLUSIVE = "exclusive"
+    POOL = "pool"  # drawn from a pool shared with sibling slices
+
+
+class Memory(Struct, frozen=True):
+    bytes: int | None
+    mode: MemoryMode = MemoryMode.EXCLUSIVE
+    pool: str | None = None
+
+
+class Rung(StrEnum):
+    """Who holds a slice to its limit, the strongest first."""
+
+    HARDWARE = "hardware"
+    DRIVER = "driver"
+    KERNEL = "kernel"
+    RUNTIME = "runtime"
+    GUARD = "guard"
+    NONE = "none"
+
+
+class Enforcement(Struct, frozen=True):
+    memory: Rung
+    compute: Rung
+
+
+class Slice(Struct, frozen=True):
+    """What is handed to a workload: a device, a partition, or a share of either."""
+
+    id: str
+    device: str
+    kind: SliceKind
+    memory: Memory
+    enforcement: Enforcement
+    parent: str | None = None  # None: a root of the tree; every device has one root, `whole`
+    compute_ratio: float | None = None  # None: no limit
+
+
+class Link(Struct, frozen=True):
+    """A connection between two devices."""
+
+    a: str
+    b: str
+    kind: str  # nvlink, xgmi, pcie
+    bandwidth_bytes_per_second: int | None = None
+    status: Status = Status.UNSUPPORTED
+
+
+class Reading(Struct, frozen=True):
+    """One measured value, or the reason why there is none."""
+
+    subject: str  # id of a device or slice
+    name: str  # in hal.telemetry.catalogue
+    value: float | int | None
+    unit: str
+    status: Status = Status.OK
+    scope: Scope = Scope.DEVICE
+    labels: dict[str, str] = field(default_factory=dict)  # heap, sensor
+    window_seconds: float | None = None  # None: instantaneous, or the source does not say
+    time: float | None = None  # seconds since 1970
+    source: str = ""  # the call or the file
+    detail: str = ""  # the vendor's own word when the status is not ok
+
+
+class Process(Struct, frozen=True):
+    """A process that uses a device."""
+
+    device: str
+    pid: int
+    name: str | None  # None: its /proc entry cannot be read
+    memory_bytes: int | None
+    status: Status = Status.OK  # of memory_bytes
+
+
+class ProbeState(StrEnum):
+    READY = "ready"
+    ABSENT = "absent"  # this machine has no such hardware, or no driver for it
+    BLOCKED = "blocked"  # it is there, but something that the user can fix is in the way
+    BROKEN = "broken"  # a library or driver that fails
+
+
+class Probe(Struct, frozen=True):
+    """What a backend found when it looked, before it opened anything."""
+
+    state: ProbeState
+    reason: str = ""
+    fix: str = ""  # what to tell the user; empty when there is nothing to do
+
+
+class Exposure(Struct, frozen=True):
+    """What a program needs in order to see some devices and no other of the same vendor."""
+
+    env: dict[str, str] = field(default_factory=dict)
+
+
+class Inventory(Struct, frozen=True):
+    """What is here."""
+
+    devices: tuple[Device, ...] = ()
+    slices: tuple[Slice, ...] = ()
+    links: tuple[Link, ...] = ()
+
+
+def whole(device: Device) -> Slice:
+    """The root slice of a device, which every device has."""
+    return Slice(
+        id=f"{device.id}/whole",
+        device=device.id,
+        kind=SliceKind.WHOLE,
+        memory=Memory(device.memory_bytes),
+        enforcement=Enforcement(Rung.HARDWARE, Rung.HARDWARE),
+    )
+
+
+def jsonable(value: Any) -> Any:
+    """A model value as plain dictionaries, lists and strings."""
+    import msgspec
+
+    return msgspec.to_builtins(value)

@@ -1,0 +1,77 @@
+"""Finds backends by the entry-point group ``hal.backends`` and puts a wall around each.
+
+Whatever one backend does wrong stays behind its wall: the others' devices are shown all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from importlib.metadata import entry_points
+from typing import TypeVar
+
+from hal.backend import Backend, HalError
+from hal.model import Probe, ProbeState
+
+__all__ = ["GROUP", "Source", "discover"]
+
+GROUP = "hal.backends"
+
+T = TypeVar("T")
+
+
+class Source:
+    """One backend behind its wall.
+
+    ``probe`` is what it found when it was first looked at; a call that fails later turns it into
+    ``broken`` with the reason, and gives the caller the value it said to give then.
+    """
+
+    def __init__(self, name: str, load: Callable[[], Backend]) -> None:
+        self.name = name
+        self.backend: Backend | None = None
+        try:
+            self.backend = load()
+            self.probe = self.backend.probe()
+        except Exception as error:  # a stranger's code: anything may come out of it
+            self.probe = _broken(name, error)
+
+    @property
+    def ready(self) -> bool:
+        return self.probe.state is ProbeState.READY
+
+    def call(self, function: Callable[[Backend], T], otherwise: T) -> T:
+        """``function(backend)``, or ``otherwise`` when the backend is not ready or raises."""
+        if not self.ready or self.backend is None:
+            return otherwise
+        try:
+            return function(self.backend)
+        except Exception as error:
+            self.probe = _broken(self.name, error)
+            return otherwise
+
+    def close(self) -> None:
+        if self.backend is not None:
+            try:
+                self.backend.close()
+            except Exception as error:
+                self.probe = _broken(self.name, error)
+
+
+def _broken(name: str, error: Exception) -> Probe:
+    reason = str(error) if isinstance(error, HalError) else f"{type(error).__name__}: {error}"
+    return Probe(
+        ProbeState.BROKEN,
+        reason=reason,
+        fix=f"the {name} backend failed; its library or driver may be damaged or of another version",
+    )
+
+
+def discover(names: Iterable[str] | None = None) -> list[Source]:
+    """Every installed backend (or those named), probed, in the order of their names."""
+    wanted = None if names is None else set(names)
+    points = sorted(entry_points(group=GROUP), key=lambda point: point.name)
+    return [
+        Source(point.name, lambda point=point: point.load()())
+        for point in points
+        if wanted is None or point.name in wanted
+    ]

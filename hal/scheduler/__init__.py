@@ -1,0 +1,1 @@
+"""Leases of devices and slices: a pure core, and the daemon, store, wire and client around it."""

@@ -1,0 +1,79 @@
+"""Where a user's daemon keeps its socket, its store and its slices."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from hal.backend import StateError
+
+__all__ = ["Places"]
+
+# A Unix socket's path has 107 bytes (unix(7), sun_path); ZeroMQ cuts a longer one without a word.
+_LONGEST_SOCKET_PATH = 107
+
+
+class Places:
+    """The files below one runtime directory, which is the user's own (mode 0700).
+
+    ``HAL_RUNTIME_DIR`` names it; else it is ``$XDG_RUNTIME_DIR/hal``, ``/run/hal`` for root, or
+    ``/tmp/hal-UID``. An emulated machine has one of its own.
+    """
+
+    def __init__(self, directory: Path | None = None) -> None:
+        self.directory = _chosen() if directory is None else directory
+        self.socket = self.directory / "scheduler.sock"
+        self.lock = self.directory / "scheduler.lock"
+        self.store = self.directory / "leases.db"
+        self.slices = self.directory / "slices"
+        self.log = self.directory / "scheduler.log"
+
+    @property
+    def address(self) -> str:
+        return f"ipc://{self.socket}"
+
+    def environment(self) -> dict[str, str]:
+        """The caller's environment, naming this directory to a process of hal's own."""
+        own = {name: value for name, value in os.environ.items() if name not in ("LD_PRELOAD", "HAL_SLICE")}
+        return own | {"HAL_RUNTIME_DIR": str(self.directory)}
+
+    def slice_file(self, lease_id: str) -> Path:
+        return self.slices / f"{lease_id}.ledger"
+
+    def make(self) -> None:
+        """Create what is missing. Raises StateError when the directory is somebody else's or open to others."""
+        if len(os.fsencode(self.socket)) > _LONGEST_SOCKET_PATH:
+            raise StateError(
+                f"the path {self.socket} is too long for a socket; set HAL_RUNTIME_DIR to a shorter one"
+            )
+        try:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            status = self.directory.stat()
+            if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
+                raise StateError(
+                    f"{self.directory} has to belong to you alone (mode 0700); "
+                    "repair it, or set HAL_RUNTIME_DIR to another directory"
+                )
+            self.slices.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise StateError(
+                f"cannot use the runtime directory {self.directory}: {error.strerror}"
+            ) from error
+
+    def remove_empty(self) -> None:
+        """Remove the directories if nothing is in them."""
+        for directory in (self.slices, self.directory):
+            try:
+                directory.rmdir()
+            except OSError:
+                return
+
+
+def _chosen() -> Path:
+    if named := os.environ.get("HAL_RUNTIME_DIR"):
+        return Path(named).absolute()
+    if session := os.environ.get("XDG_RUNTIME_DIR"):
+        return Path(session) / "hal"
+    user = os.geteuid()
+    return Path("/run/hal") if user == 0 and os.access("/run", os.W_OK) else Path(f"/tmp/hal-{user}")  # noqa: S108

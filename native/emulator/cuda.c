@@ -1,0 +1,420 @@
+/* libcuda.so.1 over the emulated machine: the devices whose vendor is "nvidia", as far as
+ * CUDA_VISIBLE_DEVICES leaves them. What each call answers is as NVIDIA's "CUDA Driver API" says.
+ *
+ * Apart from the real one: destroying a context does not free the memory that was allocated in it,
+ * which stays until it is freed or the process ends. */
+#define _GNU_SOURCE
+#include "cuda.h"
+
+#include <ctype.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "emulator.h"
+
+#define CUDA EMULATOR_EXPORT CUresult
+
+/* Gives an older name to a newer function. For forms older than CUDA 3.2 that is a liberty: their
+ * sizes and addresses had 32 bits, which are of no use to a 64-bit program. */
+#define ALSO(older, newer) EMULATOR_EXPORT __typeof__(newer) older __attribute__((alias(#newer)))
+
+#define TRY(expression)                                                                            \
+    do {                                                                                           \
+        CUresult failed = (expression);                                                            \
+        if (failed != CUDA_SUCCESS) return failed;                                                 \
+    } while (0)
+
+/* ---- life ------------------------------------------------------------------------------------ */
+
+struct CUctx_st {
+    _Atomic unsigned users; /* 0: destroyed, or not made yet */
+    CUdevice device;
+};
+
+enum { CONTEXTS = 1024, DEPTH = 64 };
+
+static struct CUctx_st primary[HAL_LEDGER_DEVICES], made[CONTEXTS];
+static _Thread_local CUcontext stack[DEPTH]; /* the last one is current */
+static _Thread_local unsigned depth;
+
+static unsigned visible[HAL_LEDGER_DEVICES]; /* CUDA's ordinal -> index in the machine */
+static int devices;
+
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+static _Atomic CUresult state = CUDA_ERROR_NOT_INITIALIZED;
+static CUresult started;
+
+/* A child that was forked after cuInit cannot use the driver, nor start it again. */
+static void forked(void) {
+    if (atomic_load(&state) == CUDA_SUCCESS) started = CUDA_ERROR_NOT_INITIALIZED;
+    atomic_store(&state, CUDA_ERROR_NOT_INITIALIZED);
+}
+
+static void start(void) {
+    unsigned index[HAL_LEDGER_DEVICES];
+    unsigned count = emulator_devices("nvidia", index);
+    devices = (int)emulator_visible(getenv("CUDA_VISIBLE_DEVICES"), index, count, visible);
+    for (int i = 0; i < devices; i++) primary[i].device = i;
+    started = devices > 0 ? CUDA_SUCCESS : CUDA_ERROR_NO_DEVICE;
+    pthread_atfork(NULL, NULL, forked);
+}
+
+CUDA cuInit(unsigned flags) {
+    if (flags != 0) return CUDA_ERROR_INVALID_VALUE;
+    pthread_once(&once, start);
+    if (started == CUDA_SUCCESS) atomic_store_explicit(&state, started, memory_order_release);
+    return started;
+}
+
+static inline CUresult ready(void) { return atomic_load_explicit(&state, memory_order_acquire); }
+
+CUDA cuDriverGetVersion(int *version) {
+    if (version == NULL) return CUDA_ERROR_INVALID_VALUE;
+    *version = emulator_machine() == NULL ? 0 : (int)emulator_machine()->cuda_version;
+    return CUDA_SUCCESS;
+}
+
+CUDA cuGetErrorName(CUresult error, const char **out) {
+    if (out == NULL) return CUDA_ERROR_INVALID_VALUE;
+    *out = NULL;
+    switch (error) {
+#define NAME_OF(name, number, text)                                                                \
+    case name: *out = #name; break;
+        CUDA_RESULTS(NAME_OF)
+    }
+    return *out == NULL ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
+}
+
+CUDA cuGetErrorString(CUresult error, const char **out) {
+    if (out == NULL) return CUDA_ERROR_INVALID_VALUE;
+    *out = NULL;
+    switch (error) {
+#define TEXT_OF(name, number, text)                                                                \
+    case name: *out = text; break;
+        CUDA_RESULTS(TEXT_OF)
+    }
+    return *out == NULL ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
+}
+
+/* ---- devices --------------------------------------------------------------------------------- */
+
+static CUresult check(CUdevice device, const void *out) {
+    TRY(ready());
+    if (out == NULL) return CUDA_ERROR_INVALID_VALUE;
+    return device >= 0 && device < devices ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE;
+}
+
+static const struct hal_machine_device *of(CUdevice device) {
+    return emulator_device(visible[device]);
+}
+
+static uint64_t total(CUdevice device) {
+    return of(device)->memory_bytes - of(device)->memory_reserved_bytes;
+}
+
+CUDA cuDeviceGetCount(int *count) {
+    TRY(ready());
+    if (count == NULL) return CUDA_ERROR_INVALID_VALUE;
+    *count = devices;
+    return CUDA_SUCCESS;
+}
+
+CUDA cuDeviceGet(CUdevice *device, int ordinal) {
+    TRY(check(ordinal, device));
+    *device = ordinal;
+    return CUDA_SUCCESS;
+}
+
+CUDA cuDeviceGetName(char *name, int length, CUdevice device) {
+    TRY(check(device, name));
+    if (length < 1) return CUDA_ERROR_INVALID_VALUE;
+    snprintf(name, (size_t)length, "%s", of(device)->model);
+    return CUDA_SUCCESS;
+}
+
+/* The 16 bytes that the UUID's text, "GPU-" and hexadecimal digits in groups, stands for. */
+CUDA cuDeviceGetUuid_v2(CUuuid *uuid, CUdevice device) {
+    TRY(check(device, uuid));
+    CUuuid now = {{0}};
+    const char *text = strchr(of(device)->uuid, '-');
+    for (unsigned digit = 0; text != NULL && *text != 0 && digit < 32; text++) {
+        const char *digits = "0123456789abcdef", *at = strchr(digits, tolower((unsigned char)*text));
+        if (at == NULL) continue;
+        now.bytes[digit / 2] = (char)(now.bytes[digit / 2] << 4 | (at - digits));
+        digit++;
+    }
+    *uuid = now;
+    return CUDA_SUCCESS;
+}
+ALSO(cuDeviceGetUuid, cuDeviceGetUuid_v2);
+
+CUDA cuDeviceTotalMem_v2(size_t *bytes, CUdevice device) {
+    TRY(check(device, bytes));
+    *bytes = total(device);
+    return CUDA_SUCCESS;
+}
+ALSO(cuDeviceTotalMem, cuDeviceTotalMem_v2);
+
+CUDA cuDeviceGetAttribute(int *out, CUdevice_attribute attribute, CUdevice device) {
+    TRY(check(device, out));
+    const struct hal_machine_device *d = of(device);
+    uint32_t value;
+    switch (attribute) {
+    case CU_DEVICE_ATTRIBUTE_WARP_SIZE: value = 32; break; /* of every capability so far */
+    case CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT: value = d->compute_units; break;
+    case CU_DEVICE_ATTRIBUTE_COMPUTE_MODE: value = 0; break; /* default: shared */
+    case CU_DEVICE_ATTRIBUTE_PCI_BUS_ID: value = d->pci_bus; break;
+    case CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID: value = d->pci_device; break;
+    case CU_DEVICE_ATTRIBUTE_UNIFIED_ADDRESSING: value = 1; break; /* of every 64-bit process */
+    case CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID: value = d->pci_domain; break;
+    case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR: value = d->arch_major; break;
+    case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR: value = d->arch_minor; break;
+    case CU_DEVICE_ATTRIBUTE_HOST_NUMA_ID: value = (uint32_t)d->numa_node; break; /* or -1 */
+    case CU_DEVICE_ATTRIBUTE_GPU_PCI_DEVICE_ID:
+        value = d->pci_device_id << 16 | d->pci_vendor_id;
+        break;
+    case CU_DEVICE_ATTRIBUTE_GPU_PCI_SUBSYSTEM_ID:
+        value = d->pci_subsystem_id << 16 | d->pci_subsystem_vendor_id;
+        break;
+    default: return CUDA_ERROR_INVALID_VALUE;
+    }
+    *out = (int)value;
+    return CUDA_SUCCESS;
+}
+
+CUDA cuDeviceGetPCIBusId(char *out, int length, CUdevice device) {
+    TRY(check(device, out));
+    const struct hal_machine_device *d = of(device);
+    char text[48];
+    int written = snprintf(text, sizeof text, "%04X:%02X:%02X.%X", d->pci_domain, d->pci_bus,
+                           d->pci_device, d->pci_function);
+    if (length <= written) return CUDA_ERROR_INVALID_VALUE;
+    strcpy(out, text);
+    return CUDA_SUCCESS;
+}
+
+/* ---- contexts -------------------------------------------------------------------------------- */
+
+/* Contexts come from two arrays, so that any handle can be checked. */
+static bool within(CUcontext context, struct CUctx_st *array, size_t bytes) {
+    uintptr_t from = (uintptr_t)context - (uintptr_t)array; /* huge when it lies before */
+    return from < bytes && from % sizeof *array == 0;
+}
+
+static inline bool alive(CUcontext context) {
+    return atomic_load_explicit(&context->users, memory_order_acquire) > 0;
+}
+
+static CUresult usable(CUcontext context) {
+    if (!within(context, made, sizeof made) && !within(context, primary, sizeof primary))
+        return CUDA_ERROR_INVALID_CONTEXT;
+    return alive(context) ? CUDA_SUCCESS : CUDA_ERROR_CONTEXT_IS_DESTROYED;
+}
+
+static inline CUresult current(CUcontext *out) {
+    TRY(ready());
+    if (depth == 0) return CUDA_ERROR_INVALID_CONTEXT;
+    *out = stack[depth - 1];
+    return alive(*out) ? CUDA_SUCCESS : CUDA_ERROR_CONTEXT_IS_DESTROYED;
+}
+
+CUDA cuCtxPushCurrent_v2(CUcontext context) {
+    TRY(ready());
+    TRY(usable(context));
+    if (depth == DEPTH) return CUDA_ERROR_OUT_OF_MEMORY;
+    stack[depth++] = context;
+    return CUDA_SUCCESS;
+}
+ALSO(cuCtxPushCurrent, cuCtxPushCurrent_v2);
+
+CUDA cuCtxPopCurrent_v2(CUcontext *out) {
+    TRY(ready());
+    if (depth == 0) return CUDA_ERROR_INVALID_CONTEXT;
+    depth--;
+    if (out != NULL) *out = stack[depth];
+    return CUDA_SUCCESS;
+}
+ALSO(cuCtxPopCurrent, cuCtxPopCurrent_v2);
+
+CUDA cuCtxSetCurrent(CUcontext context) {
+    TRY(ready());
+    if (context == NULL) { /* the same as popping, and no error when there is nothing to pop */
+        if (depth > 0) depth--;
+        return CUDA_SUCCESS;
+    }
+    if (depth == 0) return cuCtxPushCurrent_v2(context);
+    TRY(usable(context));
+    stack[depth - 1] = context;
+    return CUDA_SUCCESS;
+}
+
+CUDA cuCtxGetCurrent(CUcontext *out) {
+    TRY(ready());
+    if (out == NULL) return CUDA_ERROR_INVALID_VALUE;
+    *out = depth > 0 ? stack[depth - 1] : NULL;
+    return CUDA_SUCCESS;
+}
+
+CUDA cuCtxCreate_v2(CUcontext *out, unsigned flags, CUdevice device) {
+    (void)flags; /* how the processor waits, and the like: nothing here waits */
+    TRY(check(device, out));
+    if (depth == DEPTH) return CUDA_ERROR_OUT_OF_MEMORY;
+    for (CUcontext c = made; c < made + CONTEXTS; c++) {
+        unsigned unused = 0;
+        if (!atomic_compare_exchange_strong(&c->users, &unused, 1)) continue;
+        c->device = device;
+        *out = stack[depth++] = c;
+        return CUDA_SUCCESS;
+    }
+    return CUDA_ERROR_OUT_OF_MEMORY;
+}
+ALSO(cuCtxCreate, cuCtxCreate_v2);
+
+CUDA cuCtxCreate_v3(CUcontext *out, void *affinities, int count, unsigned flags, CUdevice device) {
+    (void)affinities;
+    return count == 0 ? cuCtxCreate_v2(out, flags, device) : CUDA_ERROR_NOT_SUPPORTED;
+}
+
+CUDA cuCtxCreate_v4(CUcontext *out, void *parameters, unsigned flags, CUdevice device) {
+    return parameters == NULL ? cuCtxCreate_v2(out, flags, device) : CUDA_ERROR_NOT_SUPPORTED;
+}
+
+CUDA cuCtxDestroy_v2(CUcontext context) {
+    TRY(ready());
+    if (!within(context, made, sizeof made)) return CUDA_ERROR_INVALID_CONTEXT;
+    if (atomic_exchange(&context->users, 0) == 0) return CUDA_ERROR_CONTEXT_IS_DESTROYED;
+    if (depth > 0 && stack[depth - 1] == context) depth--;
+    return CUDA_SUCCESS;
+}
+ALSO(cuCtxDestroy, cuCtxDestroy_v2);
+
+CUDA cuCtxGetDevice(CUdevice *device) {
+    CUcontext context;
+    TRY(current(&context));
+    if (device == NULL) return CUDA_ERROR_INVALID_VALUE;
+    *device = context->device;
+    return CUDA_SUCCESS;
+}
+
+CUDA cuCtxGetDevice_v2(CUdevice *device, CUcontext context) {
+    if (context == NULL) return cuCtxGetDevice(device);
+    TRY(ready());
+    TRY(usable(context));
+    if (device == NULL) return CUDA_ERROR_INVALID_VALUE;
+    *device = context->device;
+    return CUDA_SUCCESS;
+}
+
+CUDA cuCtxSynchronize(void) {
+    CUcontext context;
+    return current(&context);
+}
+
+CUDA cuCtxSynchronize_v2(CUcontext context) {
+    if (context == NULL) return cuCtxSynchronize();
+    TRY(ready());
+    return usable(context);
+}
+
+CUDA cuDevicePrimaryCtxRetain(CUcontext *out, CUdevice device) {
+    TRY(check(device, out));
+    atomic_fetch_add(&primary[device].users, 1);
+    *out = &primary[device];
+    return CUDA_SUCCESS;
+}
+
+CUDA cuDevicePrimaryCtxRelease_v2(CUdevice device) {
+    TRY(check(device, &device));
+    unsigned users = atomic_load(&primary[device].users);
+    do {
+        if (users == 0) return CUDA_ERROR_INVALID_CONTEXT;
+    } while (!atomic_compare_exchange_weak(&primary[device].users, &users, users - 1));
+    return CUDA_SUCCESS;
+}
+ALSO(cuDevicePrimaryCtxRelease, cuDevicePrimaryCtxRelease_v2);
+
+CUDA cuDevicePrimaryCtxGetState(CUdevice device, unsigned *flags, int *active) {
+    TRY(check(device, flags));
+    if (active == NULL) return CUDA_ERROR_INVALID_VALUE;
+    *flags = 0;
+    *active = alive(&primary[device]);
+    return CUDA_SUCCESS;
+}
+
+/* ---- memory ---------------------------------------------------------------------------------- */
+
+CUDA cuMemAlloc_v2(CUdeviceptr *out, size_t bytes) {
+    CUcontext context;
+    uint64_t address;
+    TRY(current(&context));
+    if (out == NULL || bytes == 0) return CUDA_ERROR_INVALID_VALUE;
+    if (emulator_allocate(visible[context->device], bytes, &address) != EMULATOR_OK)
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    *out = address;
+    return CUDA_SUCCESS;
+}
+ALSO(cuMemAlloc, cuMemAlloc_v2);
+
+CUDA cuMemFree_v2(CUdeviceptr address) {
+    CUcontext context;
+    TRY(current(&context));
+    if (address == 0) return CUDA_SUCCESS;
+    return emulator_free(address) == EMULATOR_OK ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+ALSO(cuMemFree, cuMemFree_v2);
+
+CUDA cuMemGetInfo_v2(size_t *available, size_t *all) {
+    CUcontext context;
+    TRY(current(&context));
+    if (available == NULL || all == NULL) return CUDA_ERROR_INVALID_VALUE;
+    *all = total(context->device);
+    *available = *all - emulator_used(visible[context->device]);
+    return CUDA_SUCCESS;
+}
+ALSO(cuMemGetInfo, cuMemGetInfo_v2);
+
+/* ---- entry points by name -------------------------------------------------------------------- */
+
+CUDA cuGetProcAddress_v2(const char *symbol, void **out, int version, uint64_t flags,
+                         CUdriverProcAddressQueryResult *status);
+CUDA cuGetProcAddress(const char *symbol, void **out, int version, uint64_t flags);
+
+static const struct {
+    const char *name;
+    int since;
+    void *function;
+} entry_points[] = {
+#define ENTRY(name, since, function) {#name, since, (void *)function},
+    CUDA_ENTRY_POINTS(ENTRY)
+};
+
+/* The newest form of the name that the version knows. Nothing here takes a stream, so the flags,
+ * which choose a stream's default, are only checked. That no form is found is no failure of the
+ * call: it succeeds with NULL, and the status says why. */
+CUresult cuGetProcAddress_v2(const char *symbol, void **out, int version, uint64_t flags,
+                             CUdriverProcAddressQueryResult *status) {
+    if (symbol == NULL || out == NULL || flags > CU_GET_PROC_ADDRESS_PER_THREAD_DEFAULT_STREAM)
+        return CUDA_ERROR_INVALID_VALUE;
+    const struct hal_machine *m = emulator_machine();
+    if (m != NULL && m->cuda_version >= 13000 && version > (int)m->cuda_version)
+        return CUDA_ERROR_INVALID_VALUE; /* cuda.h says this from 13.0 on */
+    CUdriverProcAddressQueryResult found = CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND;
+    *out = NULL;
+    for (size_t i = 0; i < sizeof entry_points / sizeof *entry_points; i++) {
+        if (strcmp(entry_points[i].name, symbol) != 0) continue;
+        if (version >= entry_points[i].since) *out = entry_points[i].function;
+        found = *out != NULL ? CU_GET_PROC_ADDRESS_SUCCESS
+                             : CU_GET_PROC_ADDRESS_VERSION_NOT_SUFFICIENT;
+    }
+    if (status != NULL) *status = found;
+    return CUDA_SUCCESS;
+}
+
+/* The form of CUDA 11 has no status, and fails instead. */
+CUresult cuGetProcAddress(const char *symbol, void **out, int version, uint64_t flags) {
+    TRY(cuGetProcAddress_v2(symbol, out, version, flags, NULL));
+    return *out == NULL ? CUDA_ERROR_NOT_FOUND : CUDA_SUCCESS;
+}

@@ -1,0 +1,229 @@
+/* libamdhip64.so over the emulated machine: devices and memory of the HIP runtime. Nothing needs
+ * initialising: any call may come first. */
+#define _GNU_SOURCE
+#include "hip.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "emulator.h"
+
+#define DECLARE(result, name, parameters) EMULATOR_EXPORT result name parameters;
+HIP_FUNCTIONS(DECLARE)
+
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+static unsigned visible[HAL_LEDGER_DEVICES], visible_count;
+
+static _Thread_local int current;
+static _Thread_local hipError_t last;
+
+/* An empty variable hides everything from ROCr, but is as good as none to HIP (ROCr: flag.h; clr:
+ * rocdevice.cpp). CUDA's is read where HIP's is none. */
+static void look(void) {
+    unsigned cards[HAL_LEDGER_DEVICES], left[HAL_LEDGER_DEVICES];
+    unsigned count = emulator_devices("amd", cards);
+    count = emulator_visible(getenv("ROCR_VISIBLE_DEVICES"), cards, count, left);
+    const char *text = getenv("HIP_VISIBLE_DEVICES");
+    if (text == NULL || *text == 0) text = getenv("CUDA_VISIBLE_DEVICES");
+    if (text != NULL && *text == 0) text = NULL;
+    visible_count = emulator_visible(text, left, count, visible);
+}
+
+static unsigned devices(void) {
+    pthread_once(&once, look);
+    return visible_count;
+}
+
+/* Every answer passes here: an error stays the thread's last one until it is asked for. */
+static hipError_t answer(hipError_t error) {
+    if (error != hipSuccess) last = error;
+    return error;
+}
+
+/* What is wrong with a question about a device: `out` is where the answer goes. */
+static hipError_t check(const void *out, int ordinal) {
+    unsigned count = devices();
+    if (count == 0) return hipErrorNoDevice;
+    if (out == NULL) return hipErrorInvalidValue;
+    return ordinal >= 0 && (unsigned)ordinal < count ? hipSuccess : hipErrorInvalidDevice;
+}
+
+#define ASKED(out, ordinal) \
+    do { \
+        hipError_t wrong = check(out, ordinal); \
+        if (wrong != hipSuccess) return answer(wrong); \
+    } while (0)
+
+static const struct hal_machine_device *device_of(int ordinal) {
+    return emulator_device(visible[ordinal]);
+}
+
+/* ---- the library ---------------------------------------------------------------------------- */
+
+hipError_t hipInit(unsigned flags) {
+    if (devices() == 0) return answer(hipErrorNoDevice);
+    return answer(flags == 0 ? hipSuccess : hipErrorInvalidValue);
+}
+
+hipError_t hipDriverGetVersion(int *version) {
+    ASKED(version, 0);
+    *version = (int)emulator_machine()->hip_version;
+    return answer(hipSuccess);
+}
+
+hipError_t hipRuntimeGetVersion(int *version) { return hipDriverGetVersion(version); }
+
+const char *hipGetErrorName(hipError_t error) {
+    switch (error) {
+#define NAME(name, value, text) case name: return #name;
+        HIP_ERRORS(NAME)
+    }
+    return "hipErrorUnknown";
+}
+
+const char *hipGetErrorString(hipError_t error) {
+    switch (error) {
+#define TEXT(name, value, text) case name: return text;
+        HIP_ERRORS(TEXT)
+    }
+    return "unknown error";
+}
+
+hipError_t hipPeekAtLastError(void) { return last; }
+
+hipError_t hipGetLastError(void) {
+    hipError_t error = last;
+    last = hipSuccess;
+    return error;
+}
+
+hipError_t hipGetProcAddress(const char *name, void **function, int version, uint64_t flags,
+                             hipDriverProcAddressQueryResult *found) {
+#define ROW(result, symbol, parameters) {#symbol, (void *)symbol},
+    static const struct {
+        const char *name;
+        void *function;
+    } rows[] = {HIP_FUNCTIONS(ROW)};
+    (void)version, (void)flags; /* no function has a second form here */
+    if (name == NULL || function == NULL) return answer(hipErrorInvalidValue);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        if (strcmp(rows[i].name, name) != 0) continue;
+        *function = rows[i].function;
+        if (found != NULL) *found = HIP_GET_PROC_ADDRESS_SUCCESS;
+        return answer(hipSuccess);
+    }
+    *function = NULL;
+    if (found != NULL) *found = HIP_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND;
+    return answer(hipErrorInvalidValue);
+}
+
+/* ---- devices -------------------------------------------------------------------------------- */
+
+hipError_t hipGetDeviceCount(int *number) {
+    if (number == NULL) return answer(hipErrorInvalidValue);
+    *number = (int)devices();
+    return answer(*number > 0 ? hipSuccess : hipErrorNoDevice);
+}
+
+hipError_t hipSetDevice(int ordinal) {
+    ASKED(&ordinal, ordinal);
+    current = ordinal;
+    return answer(hipSuccess);
+}
+
+hipError_t hipGetDevice(int *ordinal) {
+    ASKED(ordinal, current);
+    *ordinal = current;
+    return answer(hipSuccess);
+}
+
+hipError_t hipDeviceGet(hipDevice_t *device, int ordinal) {
+    ASKED(device, ordinal);
+    *device = ordinal;
+    return answer(hipSuccess);
+}
+
+hipError_t hipDeviceGetName(char *name, int length, hipDevice_t device) {
+    ASKED(name, device);
+    if (length <= 0) return answer(hipErrorInvalidValue);
+    snprintf(name, (size_t)length, "%s", device_of(device)->model);
+    return answer(hipSuccess);
+}
+
+hipError_t hipDeviceGetUuid(hipUUID *uuid, hipDevice_t device) {
+    ASKED(uuid, device);
+    const char *serial = device_of(device)->serial;
+    char text[sizeof uuid->bytes + 1] = {0};
+    snprintf(text, sizeof text, "%s", serial + (strncmp(serial, "0x", 2) == 0 ? 2 : 0));
+    memcpy(uuid->bytes, text, sizeof uuid->bytes);
+    return answer(hipSuccess);
+}
+
+hipError_t hipDeviceGetPCIBusId(char *id, int length, int ordinal) {
+    ASKED(id, ordinal);
+    const struct hal_machine_device *d = device_of(ordinal);
+    char text[32];
+    int needed = snprintf(text, sizeof text, "%04x:%02x:%02x.%x", d->pci_domain, d->pci_bus,
+                          d->pci_device, d->pci_function);
+    if (length <= needed) return answer(hipErrorInvalidValue);
+    memcpy(id, text, (size_t)needed + 1);
+    return answer(hipSuccess);
+}
+
+hipError_t hipDeviceTotalMem(size_t *bytes, hipDevice_t device) {
+    ASKED(bytes, device);
+    *bytes = device_of(device)->memory_bytes;
+    return answer(hipSuccess);
+}
+
+hipError_t hipDeviceGetAttribute(int *value, hipDeviceAttribute_t which, int ordinal) {
+    ASKED(value, ordinal);
+    const struct hal_machine_device *d = device_of(ordinal);
+    switch (which) {
+    case hipDeviceAttributeIntegrated: *value = 0; break;
+    case hipDeviceAttributeComputeCapabilityMajor: *value = (int)d->arch_major; break;
+    case hipDeviceAttributeComputeCapabilityMinor: *value = (int)d->arch_minor; break;
+    case hipDeviceAttributeMultiprocessorCount: *value = (int)d->compute_units; break;
+    case hipDeviceAttributePciBusId: *value = (int)d->pci_bus; break;
+    case hipDeviceAttributePciDeviceId: *value = (int)d->pci_device; break;
+    case hipDeviceAttributePciDomainID: *value = (int)d->pci_domain; break;
+    case hipDeviceAttributeWarpSize: *value = d->arch_major < 10 ? 64 : 32; break;
+    default: return answer(hipErrorInvalidValue);
+    }
+    return answer(hipSuccess);
+}
+
+hipError_t hipDeviceSynchronize(void) {
+    ASKED(&current, current);
+    return answer(hipSuccess);
+}
+
+/* ---- memory --------------------------------------------------------------------------------- */
+
+hipError_t hipMalloc(void **address, size_t bytes) {
+    ASKED(address, current);
+    uint64_t at = 0;
+    if (bytes > 0 && emulator_allocate(visible[current], bytes, &at) != EMULATOR_OK)
+        return answer(hipErrorOutOfMemory);
+    *address = (void *)(uintptr_t)at; /* nothing, asked for nothing */
+    return answer(hipSuccess);
+}
+
+hipError_t hipFree(void *address) {
+    ASKED(&address, current);
+    if (address == NULL || emulator_free((uint64_t)(uintptr_t)address) == EMULATOR_OK)
+        return answer(hipSuccess);
+    return answer(hipErrorInvalidValue);
+}
+
+hipError_t hipMemGetInfo(size_t *available, size_t *total) {
+    ASKED(available, current);
+    if (total == NULL) return answer(hipErrorInvalidValue);
+    const struct hal_machine_device *d = device_of(current);
+    uint64_t taken = d->memory_reserved_bytes + emulator_used(visible[current]);
+    *available = taken < d->memory_bytes ? d->memory_bytes - taken : 0;
+    *total = d->memory_bytes;
+    return answer(hipSuccess);
+}

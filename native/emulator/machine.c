@@ -1,0 +1,48 @@
+#define _GNU_SOURCE
+#include "hal_machine.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static const char MAGIC[8] = {'H', 'A', 'L', 'M', 'A', 'C', 'H', 'N'};
+
+static struct hal_machine *map(int fd) {
+    struct hal_machine *m = mmap(NULL, sizeof *m, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    return m == MAP_FAILED ? NULL : m;
+}
+
+int hal_machine_create(const char *path, const char *name) {
+    int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (fd < 0) return -1;
+    struct hal_machine *m = ftruncate(fd, sizeof *m) == 0 ? map(fd) : NULL;
+    close(fd);
+    if (m == NULL) return -1;
+    memcpy(m->magic, MAGIC, sizeof MAGIC);
+    m->version = HAL_MACHINE_VERSION;
+    m->size = (uint32_t)sizeof *m;
+    snprintf(m->name, sizeof m->name, "%s", name);
+    hal_ledger_format(&m->ledger, name, HAL_LEDGER_DEVICES);
+    hal_machine_close(m);
+    return 0;
+}
+
+struct hal_machine *hal_machine_open(const char *path) {
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    if (fd < 0) return NULL;
+    struct stat st;
+    struct hal_machine *m = NULL;
+    if (fstat(fd, &st) == 0 && st.st_size == (off_t)sizeof *m) m = map(fd);
+    close(fd);
+    if (m == NULL) return NULL;
+    if (memcmp(m->magic, MAGIC, sizeof MAGIC) == 0 && m->version == HAL_MACHINE_VERSION &&
+        m->size == sizeof *m && m->devices <= HAL_LEDGER_DEVICES)
+        return m;
+    hal_machine_close(m);
+    return NULL;
+}
+
+void hal_machine_close(struct hal_machine *m) { munmap(m, sizeof *m); }
