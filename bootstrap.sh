@@ -132,7 +132,7 @@ if command -v flock >/dev/null; then # two terminals, one .venv
     if make -q "$stamp"; then exit; fi
   fi
 fi
-mkdir -p "$TMPDIR"
+rm -rf "$TMPDIR" && mkdir "$TMPDIR"
 : >"$log"
 : >build/stamp # as old as the start, so that what is edited meanwhile is newer than it
 

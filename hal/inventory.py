@@ -78,7 +78,11 @@ class Machine:
         deadline = time.monotonic() + timeout
         readings: list[Reading] = []
         for source, own in self._by_source(ids):
-            readings += source.call(lambda backend, own=own: backend.sample(wanted, own, deadline), [])
+
+            def read(backend: Backend, own: list[str] = own) -> list[Reading]:
+                return backend.sample(wanted, own, deadline)
+
+            readings += source.call(read, [])
         return readings
 
     def processes(self, ids: Iterable[str] | None = None, *, timeout: float = 5.0) -> list[Process]:

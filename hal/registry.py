@@ -6,7 +6,8 @@ Whatever one backend does wrong stays behind its wall: the others' devices are s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from importlib.metadata import entry_points
+from functools import partial
+from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar
 
 from hal.backend import Backend, HalError
@@ -70,8 +71,9 @@ def discover(names: Iterable[str] | None = None) -> list[Source]:
     """Every installed backend (or those named), probed, in the order of their names."""
     wanted = None if names is None else set(names)
     points = sorted(entry_points(group=GROUP), key=lambda point: point.name)
-    return [
-        Source(point.name, lambda point=point: point.load()())
-        for point in points
-        if wanted is None or point.name in wanted
-    ]
+    return [Source(p.name, partial(_load, p)) for p in points if wanted is None or p.name in wanted]
+
+
+def _load(point: EntryPoint) -> Backend:
+    backend: Backend = point.load()()
+    return backend

@@ -28,12 +28,13 @@ _LIBRARY_MAJOR = {"7.0": 26}  # the library that a wrapper was written for
 _log = logging.getLogger(__name__)
 
 
-class _UnusableError(StateError):
-    """AMD SMI cannot be used, and `probe` says why."""
+class _UnusableError(Exception):
+    """AMD SMI cannot be used, and `probe` says why. Stays in this file."""
 
     def __init__(self, state: ProbeState, reason: str, fix: str = "", code: int | None = None) -> None:
-        super().__init__(f"{reason}; {fix}" if fix else reason, vendor_code=code)
+        super().__init__(f"{reason}; {fix}" if fix else reason)
         self.probe = Probe(state, reason, fix)
+        self.code = code
 
 
 class Driver:
@@ -47,7 +48,10 @@ class Driver:
     def open(self) -> Any:
         """The amdsmi module, initialised. Raises StateError with what to do."""
         if self._smi is None:
-            self._smi = self._start()
+            try:
+                self._smi = self._start()
+            except _UnusableError as unusable:
+                raise StateError(str(unusable), vendor_code=unusable.code) from unusable
         return self._smi
 
     def close(self) -> None:
@@ -63,9 +67,10 @@ class Driver:
     def probe(self) -> Probe:
         was_open = self._smi is not None
         try:
-            smi = self.open()
-            count = len(smi.amdsmi_get_processor_handles())
-            note = _mismatch(smi)
+            if not was_open:
+                self._smi = self._start()
+            count = len(self._smi.amdsmi_get_processor_handles())
+            note = _mismatch(self._smi)
         except _UnusableError as unusable:
             return unusable.probe
         except Exception as failure:  # probe never raises

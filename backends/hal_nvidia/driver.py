@@ -19,12 +19,13 @@ _LIBRARY = "libnvidia-ml.so.1"
 _log = logging.getLogger(__name__)
 
 
-class _UnusableError(StateError):
-    """NVML cannot be used, and `probe` says why."""
+class _UnusableError(Exception):
+    """NVML cannot be used, and `probe` says why. Stays in this file."""
 
     def __init__(self, state: ProbeState, reason: str, fix: str = "", code: int | None = None) -> None:
-        super().__init__(f"{reason}; {fix}" if fix else reason, vendor_code=code)
+        super().__init__(f"{reason}; {fix}" if fix else reason)
         self.probe = Probe(state, reason, fix)
+        self.code = code
 
 
 class Driver:
@@ -38,7 +39,10 @@ class Driver:
     def open(self) -> Any:
         """The pynvml module with NVML initialised. Raises StateError with what to do."""
         if self._nvml is None:
-            self._nvml = self._start()
+            try:
+                self._nvml = self._start()
+            except _UnusableError as unusable:
+                raise StateError(str(unusable), vendor_code=unusable.code) from unusable
         return self._nvml
 
     def close(self) -> None:
@@ -53,7 +57,9 @@ class Driver:
     def probe(self) -> Probe:
         was_open = self._nvml is not None
         try:
-            count = self.open().nvmlDeviceGetCount()
+            if not was_open:
+                self._nvml = self._start()
+            count = self._nvml.nvmlDeviceGetCount()
         except _UnusableError as unusable:
             return unusable.probe
         except Exception as failure:  # probe never raises

@@ -55,7 +55,7 @@ def supervise(
 
     try:
         try:
-            child = subprocess.Popen(command, env=dict(env), preexec_fn=in_child)  # noqa: PLW1509
+            child = subprocess.Popen(command, env=dict(env), preexec_fn=in_child)
         except FileNotFoundError:
             raise CommandNotFound(f"there is no command '{command[0]}'") from None
         except PermissionError:

@@ -36,7 +36,7 @@ def _emulate(options: argparse.Namespace) -> int:
     command = options.program[1:] if options.program[:1] == ["--"] else options.program
     if not command:
         raise UsageError(
-            f"there is nothing to run; write a command after --, as in: hal emulate {options.machine} -- hal list"
+            f"there is nothing to run; write it after --: hal emulate {options.machine} -- hal list"
         )
     description = load(options.machine)
     adopt_orphans()

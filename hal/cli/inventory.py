@@ -156,7 +156,7 @@ def _sample(options: argparse.Namespace) -> int:
 
 
 # column: the reading's name and the labels that it has to carry
-_COLUMNS = (
+_COLUMNS: tuple[tuple[str, str, dict[str, str]], ...] = (
     (">USED", "memory_used_bytes", {}),
     (">MEMORY", "memory_total_bytes", {}),
     (">COMPUTE", "compute_busy_ratio", {}),

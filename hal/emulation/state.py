@@ -14,7 +14,7 @@ __all__ = ["write_state"]
 
 
 def write_state(description: Description, path: Path) -> None:
-    """Make the file. Raises StateError for a field that the drivers do not know or a value out of its range."""
+    """Make the file. Raises StateError for a field that the drivers do not know or a value out of range."""
     most = lib.HAL_LEDGER_DEVICES
     if len(description.devices) > most:
         raise StateError(

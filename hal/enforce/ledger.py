@@ -51,7 +51,7 @@ class Ledger:
 
     @classmethod
     def open(cls, path: Path) -> Ledger:
-        """Map an existing file. Raises StateError when it is missing, cut short, foreign or of another version."""
+        """Map an existing file. Raises StateError when it is missing, foreign or of another version."""
         error = ffi.new("enum hal_ledger_error *")
         mapped = lib.hal_ledger_open(os.fsencode(path), error)
         if mapped == ffi.NULL:

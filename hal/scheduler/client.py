@@ -67,7 +67,7 @@ class Client:
             self._socket.connect(self._places.address)
         deadline = time.monotonic() + timeout
         self._socket.send(wire.pack(request))
-        while (left := deadline - time.monotonic()) > 0 and self._socket.poll(left * 1000):
+        while (left := deadline - time.monotonic()) > 0 and self._socket.poll(int(left * 1000) + 1):
             try:
                 reply = wire.unpack_reply(self._socket.recv())
             except wire.Malformed as error:

@@ -296,13 +296,16 @@ def _describes(request: Request, device: DeviceFacts) -> bool:
 
 
 def _nothing_fits(request: Request, devices: list[DeviceFacts]) -> str:
-    if request.device is not None and any(device.id == request.device for device in devices):
+    if any(device.id == request.device for device in devices):
         return f"nothing can hold a part of {request.device} to its limit: ask for the whole device"
-    what = f"no device '{request.device}'" if request.device else "no accelerator that can be shared"
-    if request.vendor is not None and request.device is None:
-        what = f"no device of vendor '{request.vendor}' that can be shared"
+    if request.device is not None:
+        return f"there is no device '{request.device}'"
     vendors = sorted({device.vendor for device in devices if device.holds_slices})
-    return f"{what} is here; " + (f"the vendors are: {', '.join(vendors)}" if vendors else "there is none")
+    if not vendors:
+        return "this machine has no accelerator that can be shared; 'hal doctor' says what was looked for"
+    return (
+        f"no device of vendor '{request.vendor}' can be shared here; of these some can: {', '.join(vendors)}"
+    )
 
 
 def _gib(size: int) -> str:

@@ -77,7 +77,7 @@ class Daemon:
             stack.callback(router.close, linger=200)
             router.set(zmq.MAXMSGSIZE, wire.MAX_FRAME_BYTES)
             router.bind(self._places.address)
-            os.chmod(self._places.socket, 0o600)
+            self._places.socket.chmod(0o600)
             self._poller.register(router, zmq.POLLIN)
             ready()
             while not self._stopping:
@@ -90,7 +90,7 @@ class Daemon:
     # ---- the loop ---------------------------------------------------------------------------
 
     def _turn(self, router: zmq.Socket[bytes], wakeup: socket.socket) -> None:
-        events = dict(self._poller.poll(self._patience() * 1000))
+        events = dict(self._poller.poll(int(self._patience() * 1000) + 1))
         now = time.monotonic()
         if wakeup.fileno() in events:
             wakeup.recv(64)
@@ -374,7 +374,7 @@ def _peer(frame: zmq.Frame) -> tuple[int, int]:
 def _locked(places: Places) -> Any:
     """One daemon a directory: without this, a second one would take over the first one's socket."""
     while True:
-        handle: IO[bytes] = open(places.lock, "ab")  # noqa: SIM115 - held until the daemon ends
+        handle: IO[bytes] = places.lock.open("ab")
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

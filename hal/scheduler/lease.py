@@ -102,11 +102,11 @@ def lease(
     """Lease a slice of ``memory_bytes``, or with ``None`` a whole device.
 
     Uses the daemon of the runtime directory, or starts a private one. Raises TemporaryError when there is
-    no room now, UnsupportedError when no device here can ever serve it, StateError when there is no scheduler.
+    no room now, UnsupportedError when no device here can ever serve it, StateError without a scheduler.
     """
     where = Places() if places is None else places
     key = secrets.token_hex(16)
-    asked = {
+    asked: dict[str, Any] = {
         "key": key,
         "memory_bytes": memory_bytes,
         "vendor": vendor,

@@ -42,7 +42,7 @@ class Places:
         return self.slices / f"{lease_id}.ledger"
 
     def make(self) -> None:
-        """Create what is missing. Raises StateError when the directory is somebody else's or open to others."""
+        """Create what is missing. Raises StateError when the directory is not the user's alone."""
         if len(os.fsencode(self.socket)) > _LONGEST_SOCKET_PATH:
             raise StateError(
                 f"the path {self.socket} is too long for a socket; set HAL_RUNTIME_DIR to a shorter one"

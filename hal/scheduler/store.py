@@ -6,6 +6,7 @@ that were answered together (SQLite in WAL mode with full synchronisation).
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from pathlib import Path
 
@@ -63,7 +64,9 @@ class Store:
             self._db.execute("COMMIT")
 
     def close(self) -> None:
-        self.commit()
+        """Commit and close; again is no error."""
+        with contextlib.suppress(sqlite3.ProgrammingError):
+            self.commit()
         self._db.close()
 
     def unlink(self) -> None:

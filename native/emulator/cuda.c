@@ -141,7 +141,8 @@ CUDA cuDeviceGetUuid_v2(CUuuid *uuid, CUdevice device) {
     CUuuid now = {{0}};
     const char *text = strchr(of(device)->uuid, '-');
     for (unsigned digit = 0; text != NULL && *text != 0 && digit < 32; text++) {
-        const char *digits = "0123456789abcdef", *at = strchr(digits, tolower((unsigned char)*text));
+        const char *digits = "0123456789abcdef";
+        const char *at = strchr(digits, tolower((unsigned char)*text));
         if (at == NULL) continue;
         now.bytes[digit / 2] = (char)(now.bytes[digit / 2] << 4 | (at - digits));
         digit++;
