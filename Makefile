@@ -11,7 +11,7 @@ BUILT_FROM := pyproject.toml bootstrap.sh native/ffi_build.py \
 	$(shell find native -name '*.[ch]' -o -name CMakeLists.txt)
 
 # A .venv that was not finished, or that was moved or copied here, is made anew.
-ifneq ($(shell cat .venv/.hal-sound 2>/dev/null),$(realpath $(CURDIR)))
+ifneq ($(shell cat .venv/.hal-sound 2>/dev/null),$(shell pwd -P))
 $(READY) $(CHECKERS): anew
 endif
 

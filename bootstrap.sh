@@ -109,7 +109,7 @@ pip_install() { # .venv is not whole until pip has come to its end, be it good o
 
 make_venv() {
   say "making .venv"
-  rm -rf .venv
+  rm -rf .venv build/asan # what CMake made knows where it was made
   "$python" -m venv .venv >>"$log" 2>&1 || fail
   pip_install 'pip>=25.1' # the first that knows dependency groups
 }
@@ -136,10 +136,12 @@ rm -rf "$TMPDIR" && mkdir "$TMPDIR"
 : >"$log"
 : >build/stamp # as old as the start, so that what is edited meanwhile is newer than it
 
-if find_missing; then
-  if [ "$(id -u)" = 0 ] && [ "${install%% *}" = apt-get ]; then install_missing; fi
-  if find_missing; then stop_for_missing; fi
-fi
+tries=2 # the distribution's Python may turn out, once it is there, to be too old
+while find_missing; do
+  if [ $tries = 0 ] || [ "$(id -u)" != 0 ] || [ "${install%% *}" != apt-get ]; then stop_for_missing; fi
+  tries=$((tries - 1))
+  install_missing
+done
 whole || make_venv
 if [ "$stamp" = .venv/.hal-stamp ]; then
   if [ -e "$stamp" ]; then say "building"; else say "building (about half a minute the first time)"; fi

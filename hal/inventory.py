@@ -46,6 +46,8 @@ class Machine:
             merged = Inventory()
             self._owner = {}
             for source in self._sources:
+                if refresh:
+                    source.look_again()
                 part = source.call(lambda backend: backend.enumerate(), Inventory())
                 self._owner |= {device.id: source for device in part.devices}
                 merged = Inventory(

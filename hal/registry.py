@@ -10,7 +10,7 @@ from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar
 
-from hal.backend import Backend, HalError
+from hal.backend import Backend, GoneError, HalError, TemporaryError
 from hal.model import Probe, ProbeState
 
 __all__ = ["GROUP", "Source", "discover"]
@@ -36,16 +36,29 @@ class Source:
         except Exception as error:  # a stranger's code: anything may come out of it
             self.probe = _broken(name, error)
 
+    def look_again(self) -> None:
+        """Probe once more if it was not ready: drivers get loaded, and libraries recover."""
+        if self.backend is not None and not self.ready:
+            try:
+                self.probe = self.backend.probe()
+            except Exception as error:
+                self.probe = _broken(self.name, error)
+
     @property
     def ready(self) -> bool:
         return self.probe.state is ProbeState.READY
 
     def call(self, function: Callable[[Backend], T], otherwise: T) -> T:
-        """``function(backend)``, or ``otherwise`` when the backend is not ready or raises."""
+        """``function(backend)``, or ``otherwise`` when the backend is not ready or raises.
+
+        What may pass by itself, and one lost device, do not make the whole backend broken.
+        """
         if not self.ready or self.backend is None:
             return otherwise
         try:
             return function(self.backend)
+        except (TemporaryError, GoneError):
+            return otherwise
         except Exception as error:
             self.probe = _broken(self.name, error)
             return otherwise

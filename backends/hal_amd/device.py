@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from hal.backend import GoneError, StateError
@@ -53,17 +54,21 @@ def _cards(smi: Any) -> Iterator[tuple[int, Any, str]]:
         raw = ask(smi, "amdsmi_get_gpu_device_bdf", gpu)
         bdf = conv.bdf(raw)
         if bdf is None:
-            _log.warning("left out AMD SMI device %d: %r is no PCI address (is /dev/dri there?)", index, raw)
+            _left_out(index, str(raw))
             continue
         kfd = ask(smi, "amdsmi_get_gpu_kfd_info", gpu) or {}
-        if (
-            conv.number(kfd.get("current_partition_id")) or bdf in seen
-        ):  # the second and later parts of a card that is listed
-            continue
+        if conv.number(kfd.get("current_partition_id")) or bdf in seen:
+            continue  # a later partition of a card that is listed
         seen.add(bdf)
         yield index, gpu, bdf
     if processors and not seen:
         raise StateError("AMD SMI gives no PCI address for any GPU; in a container, add --device /dev/dri")
+
+
+@cache
+def _left_out(index: int, raw: str) -> None:
+    """Says it once: the cards are looked up for every sample."""
+    _log.warning("left out AMD SMI device %d: %r is no PCI address (is /dev/dri there?)", index, raw)
 
 
 def _device(smi: Any, index: int, gpu: Any, bdf: str) -> Device:

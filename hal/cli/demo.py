@@ -171,9 +171,13 @@ class _Talk:
 @contextmanager
 def _program(held: HeldLease) -> Iterator[_Talk]:
     command = [str(program("hal-allocate")), "auto"]
-    env = {**os.environ, **held.environment}
     with subprocess.Popen(
-        command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        command,
+        env=held.environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     ) as process:
         yield _Talk(process)
         # Leaving the with closes its input, and it ends.

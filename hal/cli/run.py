@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import subprocess
 import threading
@@ -71,12 +70,4 @@ def _run(options: argparse.Namespace) -> int:
     with lease(
         memory_bytes=memory, vendor=options.vendor, device=device, name=options.name, on_lost=stop
     ) as held:
-        return supervise(command, _environment(held.environment), started=child.append)
-
-
-def _environment(slice_environment: dict[str, str]) -> dict[str, str]:
-    env = {**os.environ, **slice_environment}
-    preloads = [slice_environment.get("LD_PRELOAD", ""), os.environ.get("LD_PRELOAD", "")]
-    if any(preloads):
-        env["LD_PRELOAD"] = ":".join(path for path in preloads if path)
-    return env
+        return supervise(command, held.environment(), started=child.append)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hal.backend import GoneError, HalError, StateError
@@ -38,7 +39,7 @@ class HeldLease:
         self.whole: bool = granted["whole"]
         self.epoch: int = granted["epoch"]
         self.enforcement = Enforcement(**{k: Rung(v) for k, v in granted["enforcement"].items()})
-        self.environment: dict[str, str] = body["environment"]
+        self.variables: dict[str, str] = body["environment"]
         self.lost: str | None = None
         self._ttl: float = granted["ttl_seconds"]
         self._done = threading.Event()
@@ -50,6 +51,14 @@ class HeldLease:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+    def environment(self, inherited: Mapping[str, str] = os.environ) -> dict[str, str]:
+        """What to start a program with, so that it runs in this slice and sees nothing else."""
+        env = {**inherited, **self.variables}
+        preloads = [source.get("LD_PRELOAD", "") for source in (self.variables, inherited)]
+        if any(preloads):
+            env["LD_PRELOAD"] = ":".join(path for path in preloads if path)
+        return env
 
     def release(self) -> None:
         """Give it back. A lease that has ended already, or whose scheduler is gone, is no error."""

@@ -101,12 +101,13 @@ class Slices:
         for ledger in self._open.values():
             for use in ledger.devices():
                 inside[use.device] = inside.get(use.device, 0) + use.used_bytes
+        devices = self._machine.inventory(refresh=True).devices
         figures: dict[str, dict[str, int]] = {}
         for reading in self._machine.sample([Group.MEMORY]):
             if reading.value is not None:
                 figures.setdefault(reading.subject, {}).setdefault(reading.name, int(reading.value))
         found = []
-        for device in self._machine.inventory(refresh=True).devices:
+        for device in devices:
             figure = figures.get(device.id, {})
             total = device.memory_bytes or figure.get("memory_total_bytes")
             if total is None:

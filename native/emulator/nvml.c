@@ -285,6 +285,14 @@ NVML nvmlDeviceGetCudaComputeCapability(nvmlDevice_t handle, int *major, int *mi
     return NVML_SUCCESS;
 }
 
+NVML nvmlDeviceGetNumGpuCores(nvmlDevice_t handle, unsigned int *cores) {
+    DEVICE(handle);
+    if (cores == NULL) return NVML_ERROR_INVALID_ARGUMENT;
+    if (d->cores == 0) return NVML_ERROR_NOT_SUPPORTED;
+    *cores = d->cores;
+    return NVML_SUCCESS;
+}
+
 /* ---- how it is doing ------------------------------------------------------------------------- */
 
 NVML nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t handle, nvmlMemory_v2_t *out) {
@@ -456,6 +464,5 @@ NOT_SUPPORTED(nvmlDeviceGetEccMode)
 NOT_SUPPORTED(nvmlDeviceGetFanSpeed)
 NOT_SUPPORTED(nvmlDeviceGetMaxClockInfo)
 NOT_SUPPORTED(nvmlDeviceGetNumaNodeId) /* asks for a GPU that is a NUMA node, as in Grace Hopper */
-NOT_SUPPORTED(nvmlDeviceGetNumGpuCores)
 NOT_SUPPORTED(nvmlDeviceGetTotalEnergyConsumption)
 NOT_SUPPORTED(nvmlDeviceGetVbiosVersion)

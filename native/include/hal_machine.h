@@ -29,6 +29,7 @@ struct hal_machine_device {
     uint64_t memory_bytes;          /* all of it */
     uint64_t memory_reserved_bytes; /* of which the driver and the firmware keep */
     uint32_t compute_units;         /* SM or CU */
+    uint32_t cores;                 /* arithmetic units in all of them; 0 where nobody counts them */
     uint32_t arch_major, arch_minor, arch_stepping; /* CUDA capability, or gfx target */
     int64_t power_milliwatts, power_limit_milliwatts; /* HAL_UNKNOWN: no such sensor */
     int64_t power_min_milliwatts, power_max_milliwatts;
