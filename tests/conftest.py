@@ -26,7 +26,7 @@ ALLOCATE = str(program("hal-allocate"))
 def own_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Path]:
-    """No test sees the user's scheduler, slices or devices by their variables; paths are short enough for sockets."""
+    """No test sees the user's scheduler, slices or devices; paths are short enough for sockets."""
     for name in list(os.environ):
         if name.startswith(("HAL_", "CUDA_", "HIP_", "ROCR_", "ROCM_")) or name == "LD_PRELOAD":
             monkeypatch.delenv(name)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
+from hal.backend import Value
 from hal.model import Status
 
 __all__ = [
@@ -25,14 +25,6 @@ __all__ = [
 
 _SENTINELS = {0xFFFF, 0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF}  # the maximum of the C field: no such figure
 _BDF = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
-
-
-class Value(NamedTuple):
-    """One figure, or why there is none."""
-
-    value: float | int | None
-    status: Status = Status.OK
-    detail: str = ""
 
 
 def number(raw: object) -> int | float | None:

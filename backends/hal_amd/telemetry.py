@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from hal.backend import Group
+from hal.backend import Call, Figure, Group, Value, read_table
 from hal.model import Reading, Scope, Status
 from hal_amd import conv, errors
-from hal_amd.conv import Value
 from hal_amd.device import ask, handles
 
 __all__ = ["sample"]
-
-
-class _Figure(NamedTuple):
-    name: str
-    unit: str
-    labels: dict[str, str]
-
-
-class _Call(NamedTuple):
-    group: Group
-    source: str
-    scope: Scope
-    figures: tuple[_Figure, ...]
-    read: Callable[[Any, Any], tuple[Value, ...]]  # (amdsmi, handle) -> one value per figure
 
 
 def sample(smi: Any, groups: Sequence[Group], ids: Sequence[str], deadline: float) -> list[Reading]:
@@ -37,37 +21,12 @@ def sample(smi: Any, groups: Sequence[Group], ids: Sequence[str], deadline: floa
     return [
         reading
         for subject, gpu in gpus
-        for call in calls
-        for reading in _readings(subject, call, _read(smi, call, gpu, deadline))
+        for reading in read_table(calls, smi, gpu, subject, deadline, _failed)
     ]
 
 
-def _read(smi: Any, call: _Call, gpu: Any, deadline: float) -> tuple[Value, ...]:
-    if time.monotonic() >= deadline:
-        nothing = Value(None, Status.STALE, "not reached before the deadline")
-    else:
-        try:
-            return call.read(smi, gpu)
-        except Exception as failure:  # amdsmi raises KeyError and ValueError on odd answers, too
-            nothing = Value(None, *errors.status(failure))
-    return (nothing,) * len(call.figures)
-
-
-def _readings(subject: str, call: _Call, values: Sequence[Value]) -> Iterator[Reading]:
-    now = time.time()
-    for figure, (value, status, detail) in zip(call.figures, values, strict=True):
-        yield Reading(
-            subject=subject,
-            name=figure.name,
-            value=value,
-            unit=figure.unit,
-            status=status,
-            scope=call.scope,
-            labels=figure.labels,
-            time=now,
-            source=call.source,
-            detail=detail,
-        )
+def _failed(failure: Exception) -> Value:
+    return Value(None, *errors.status(failure))
 
 
 def _memory(smi: Any, gpu: Any) -> tuple[Value, ...]:
@@ -109,28 +68,28 @@ def _temperature(sensor: str) -> Callable[[Any, Any], tuple[Value, ...]]:
     return read
 
 
-def _vram(name: str) -> _Figure:
-    return _Figure(f"memory_{name}_bytes", "bytes", {"heap": "vram"})
+def _vram(name: str) -> Figure:
+    return Figure(f"memory_{name}_bytes", "bytes", {"heap": "vram"})
 
 
-def _sensor(name: str) -> _Figure:
-    return _Figure("temperature_celsius", "celsius", {"sensor": name})
+def _sensor(name: str) -> Figure:
+    return Figure("temperature_celsius", "celsius", {"sensor": name})
 
 
 _CALLS = (
-    _Call(Group.MEMORY, "amdsmi_get_gpu_memory_usage", Scope.DEVICE,
+    Call(Group.MEMORY, "amdsmi_get_gpu_memory_usage", Scope.DEVICE,
           (_vram("total"), _vram("used"), _vram("free"), _vram("reserved")), _memory),
-    _Call(Group.ACTIVITY, "amdsmi_get_gpu_activity", Scope.DEVICE,
-          (_Figure("compute_busy_ratio", "ratio", {}), _Figure("memory_bandwidth_busy_ratio", "ratio", {})),
+    Call(Group.ACTIVITY, "amdsmi_get_gpu_activity", Scope.DEVICE,
+          (Figure("compute_busy_ratio", "ratio"), Figure("memory_bandwidth_busy_ratio", "ratio")),
           _busy),
-    _Call(Group.POWER, "amdsmi_get_power_info", Scope.PACKAGE,
-          (_Figure("power_watts", "watts", {}),), _power),
-    _Call(Group.POWER, "amdsmi_get_power_cap_info", Scope.PACKAGE,
-          (_Figure("power_limit_watts", "watts", {}),), _power_limit),
-    _Call(Group.TEMPERATURE, "amdsmi_get_temp_metric", Scope.PACKAGE, (_sensor("core"),),
+    Call(Group.POWER, "amdsmi_get_power_info", Scope.PACKAGE,
+          (Figure("power_watts", "watts"),), _power),
+    Call(Group.POWER, "amdsmi_get_power_cap_info", Scope.PACKAGE,
+          (Figure("power_limit_watts", "watts"),), _power_limit),
+    Call(Group.TEMPERATURE, "amdsmi_get_temp_metric", Scope.PACKAGE, (_sensor("core"),),
           _temperature("EDGE")),
-    _Call(Group.TEMPERATURE, "amdsmi_get_temp_metric", Scope.PACKAGE, (_sensor("hotspot"),),
+    Call(Group.TEMPERATURE, "amdsmi_get_temp_metric", Scope.PACKAGE, (_sensor("hotspot"),),
           _temperature("HOTSPOT")),
-    _Call(Group.TEMPERATURE, "amdsmi_get_temp_metric", Scope.PACKAGE, (_sensor("memory"),),
+    Call(Group.TEMPERATURE, "amdsmi_get_temp_metric", Scope.PACKAGE, (_sensor("memory"),),
           _temperature("VRAM")),
 )  # fmt: skip

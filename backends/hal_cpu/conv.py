@@ -4,17 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from hal.model import Status
-
-__all__ = ["Jiffies", "Value", "cpu_list", "energy_joules", "jiffies", "meminfo", "model_name"]
-
-
-class Value(NamedTuple):
-    """One figure, or why there is none."""
-
-    value: float | int | None
-    status: Status = Status.OK
-    detail: str = ""
+__all__ = ["Jiffies", "cpu_list", "energy_joules", "jiffies", "meminfo", "model_name"]
 
 
 class Jiffies(NamedTuple):

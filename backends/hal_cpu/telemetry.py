@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from hal.backend import Group
+from hal.backend import Group, Value
+from hal.backend.table import LATE
 from hal.model import Reading, Scope, Status
 from hal_cpu import conv, device, driver, errors
-from hal_cpu.conv import Value
 
 __all__ = ["Sampler"]
 
@@ -59,7 +59,7 @@ class Sampler:
         except (OSError, KeyError) as failure:
             total = used = free = _failed(failure)
         if time.monotonic() >= deadline:
-            total = used = free = _LATE
+            total = used = free = LATE
         reserved = Value(None, Status.UNSUPPORTED, "MemTotal is without what the kernel keeps")
         rows = (
             ("total", total, "MemTotal"),
@@ -109,7 +109,7 @@ class Sampler:
         except (OSError, ValueError) as failure:
             value = _failed(failure)
         if time.monotonic() >= deadline:
-            value = _LATE
+            value = LATE
         source = "intel-rapl constraint_0_power_limit_uw"
         return _reading("power_limit_watts", "watts", value, source, Scope.PACKAGE)
 
@@ -123,18 +123,15 @@ class Sampler:
         except (OSError, ValueError) as failure:
             value = _failed(failure)
         if time.monotonic() >= deadline:
-            value = _LATE
+            value = LATE
         return _reading(
             "temperature_celsius", "celsius", value, "hwmon temp1_input", Scope.PACKAGE, sensor="core"
         )
 
 
-_LATE = Value(None, Status.STALE, "not reached before the deadline")
-
-
 def _activity(window: tuple[_Look, _Look] | None) -> list[Reading]:
     source, seconds = "/proc/stat", None
-    value = _LATE
+    value = LATE
     if window is not None:
         before, after = window
         seconds = after.time - before.time
@@ -160,7 +157,7 @@ def _ratio(before: conv.Jiffies | Exception, after: conv.Jiffies | Exception) ->
 def _power(window: tuple[_Look, _Look] | None) -> Reading:
     source = "intel-rapl energy_uj"
     if window is None:
-        return _reading("power_watts", "watts", _LATE, source, Scope.PACKAGE)
+        return _reading("power_watts", "watts", LATE, source, Scope.PACKAGE)
     before, after = window
     seconds = after.time - before.time
     value = _watts(before.microjoules, after.microjoules, seconds)

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
+from hal.backend import Value
 from hal.model import Status
 
-__all__ = ["Value", "celsius", "kibibytes", "ratio", "watts"]
+__all__ = ["celsius", "kibibytes", "ratio", "watts"]
 
 _NOT_AVAILABLE = 0xFFFF
-
-
-class Value(NamedTuple):
-    """One figure, or why there is none."""
-
-    value: float | int | None
-    status: Status = Status.OK
-    detail: str = ""
 
 
 def kibibytes(raw: int) -> Value:

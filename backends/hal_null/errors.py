@@ -9,7 +9,7 @@ from hal_null.driver import LibraryError
 __all__ = ["error", "status"]
 
 _UNKNOWN = (HalError, Status.ERROR)
-_TABLE: dict[int, tuple[type[HalError], Status]] = {
+_TABLE: dict[int | None, tuple[type[HalError], Status]] = {
     2: (UnsupportedError, Status.UNSUPPORTED),  # no such figure on this device
     4: (StateError, Status.DENIED),  # no permission
     6: (GoneError, Status.ERROR),  # no such device
@@ -22,6 +22,7 @@ def error(failure: LibraryError, what: str) -> HalError:
     return kind(f"{what}: {failure}", vendor_code=failure.code)
 
 
-def status(failure: LibraryError) -> Status:
+def status(failure: Exception) -> Status:
     """What the library raised as the status of one figure."""
-    return _TABLE.get(failure.code, _UNKNOWN)[1]
+    code = failure.code if isinstance(failure, LibraryError) else None
+    return _TABLE.get(code, _UNKNOWN)[1]

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
+from hal.backend import Value
 from hal.model import Status
 
-__all__ = ["Value", "bdf", "celsius", "count", "multiprocessors", "pci_ids", "ratio", "text", "watts"]
+__all__ = ["bdf", "celsius", "count", "multiprocessors", "pci_ids", "ratio", "text", "watts"]
 
 _NOT_AVAILABLE = {0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF}  # NVML_VALUE_NOT_AVAILABLE_uint, _ulonglong
 # CUDA cores in a multiprocessor by compute capability: NVML counts the cores only.
 _CORES = {(7, 0): 64, (7, 2): 64, (7, 5): 64, (8, 0): 64, (8, 6): 128, (8, 7): 128, (8, 9): 128, (9, 0): 128,
           (10, 0): 128, (10, 3): 128, (11, 0): 128, (12, 0): 128, (12, 1): 128}  # fmt: skip
-
-
-class Value(NamedTuple):
-    """One figure, or why there is none."""
-
-    value: float | int | None
-    status: Status = Status.OK
-    detail: str = ""
 
 
 def count(raw: object, detail: str = "") -> Value:

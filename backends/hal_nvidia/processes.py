@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hal.backend import TemporaryError
+from hal.backend import TemporaryError, Value
 from hal.model import Process, Status
 from hal_nvidia import conv, device, errors
 
@@ -19,7 +19,7 @@ def processes(nvml: Any, root: Path, ids: Sequence[str], deadline: float) -> lis
     found: list[Process] = []
     for subject in ids:
         gpu = device.handle(nvml, subject)
-        memory: dict[int, conv.Value] = {}
+        memory: dict[int, Value] = {}
         for kind in ("Compute", "Graphics"):
             if time.monotonic() >= deadline:
                 raise TemporaryError(f"processes of {subject}: not reached before the deadline")
@@ -45,7 +45,7 @@ def _running(nvml: Any, kind: str, gpu: Any, subject: str) -> list[Any]:
     return []
 
 
-def _process(root: Path, subject: str, pid: int, used: conv.Value) -> Process:
+def _process(root: Path, subject: str, pid: int, used: Value) -> Process:
     try:
         name = (root / "proc" / str(pid) / "comm").read_text(errors="replace").strip() or None
     except OSError:  # ended, or in a pid namespace that is not ours

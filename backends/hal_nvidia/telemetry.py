@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
-from hal.backend import GoneError, Group
+from hal.backend import Call, Figure, GoneError, Group, Value, read_table
 from hal.model import Reading, Scope, Status
 from hal_nvidia import conv, device, errors
-from hal_nvidia.conv import Value
 
 __all__ = ["sample"]
-
-
-class _Figure(NamedTuple):
-    name: str
-    unit: str
-    labels: dict[str, str]
-
-
-class _Call(NamedTuple):
-    group: Group
-    source: str
-    scope: Scope
-    figures: tuple[_Figure, ...]
-    read: Callable[[Any, Any], tuple[Value, ...]]  # (pynvml, handle) -> one value per figure
 
 
 def sample(nvml: Any, groups: Sequence[Group], ids: Sequence[str], deadline: float) -> list[Reading]:
@@ -33,46 +17,18 @@ def sample(nvml: Any, groups: Sequence[Group], ids: Sequence[str], deadline: flo
     calls = [call for call in _CALLS if call.group in groups]
     readings: list[Reading] = []
     for subject in ids:
-        lost: Value | None = None
-        gpu: Any = None
         try:
             gpu = device.handle(nvml, subject)
         except GoneError as gone:
             if gone.vendor_code != errors.GPU_IS_LOST:
                 raise
-            lost = Value(None, Status.ERROR, str(gone))  # its neighbours still have to be read
-        for call in calls:
-            values = (lost,) * len(call.figures) if lost else _read(nvml, call, gpu, deadline)
-            readings.extend(_readings(subject, call, values))
+            gpu = gone  # its neighbours still have to be read
+        readings.extend(read_table(calls, nvml, gpu, subject, deadline, _failed))
     return readings
 
 
-def _read(nvml: Any, call: _Call, gpu: Any, deadline: float) -> tuple[Value, ...]:
-    if time.monotonic() >= deadline:
-        nothing = Value(None, Status.STALE, "not reached before the deadline")
-    else:
-        try:
-            return call.read(nvml, gpu)
-        except (nvml.NVMLError, AttributeError) as failure:
-            nothing = Value(None, errors.status(failure), str(failure))
-    return (nothing,) * len(call.figures)
-
-
-def _readings(subject: str, call: _Call, values: Sequence[Value]) -> Iterator[Reading]:
-    now = time.time()
-    for figure, (value, status, detail) in zip(call.figures, values, strict=True):
-        yield Reading(
-            subject=subject,
-            name=figure.name,
-            value=value,
-            unit=figure.unit,
-            status=status,
-            scope=call.scope,
-            labels=figure.labels,
-            time=now,
-            source=call.source,
-            detail=detail,
-        )
+def _failed(failure: Exception) -> Value:
+    return Value(None, errors.status(failure), str(failure))
 
 
 def _memory(nvml: Any, gpu: Any) -> tuple[Value, ...]:
@@ -119,25 +75,25 @@ def _memory_temperature(nvml: Any, gpu: Any) -> tuple[Value, ...]:
     return (conv.celsius(field.value.uiVal),)
 
 
-def _vram(name: str) -> _Figure:
-    return _Figure(f"memory_{name}_bytes", "bytes", {"heap": "vram"})
+def _vram(name: str) -> Figure:
+    return Figure(f"memory_{name}_bytes", "bytes", {"heap": "vram"})
 
 
-def _sensor(name: str) -> _Figure:
-    return _Figure("temperature_celsius", "celsius", {"sensor": name})
+def _sensor(name: str) -> Figure:
+    return Figure("temperature_celsius", "celsius", {"sensor": name})
 
 
 _CALLS = (
-    _Call(Group.MEMORY, "nvmlDeviceGetMemoryInfo", Scope.DEVICE,
+    Call(Group.MEMORY, "nvmlDeviceGetMemoryInfo", Scope.DEVICE,
           (_vram("total"), _vram("used"), _vram("free"), _vram("reserved")), _memory),
-    _Call(Group.ACTIVITY, "nvmlDeviceGetUtilizationRates", Scope.DEVICE,
-          (_Figure("compute_busy_ratio", "ratio", {}), _Figure("memory_bandwidth_busy_ratio", "ratio", {})),
+    Call(Group.ACTIVITY, "nvmlDeviceGetUtilizationRates", Scope.DEVICE,
+          (Figure("compute_busy_ratio", "ratio"), Figure("memory_bandwidth_busy_ratio", "ratio")),
           _busy),
-    _Call(Group.POWER, "nvmlDeviceGetPowerUsage", Scope.PACKAGE,
-          (_Figure("power_watts", "watts", {}),), _power),
-    _Call(Group.POWER, "nvmlDeviceGetEnforcedPowerLimit", Scope.PACKAGE,
-          (_Figure("power_limit_watts", "watts", {}),), _power_limit),
-    _Call(Group.TEMPERATURE, "nvmlDeviceGetTemperature", Scope.PACKAGE, (_sensor("core"),), _temperature),
-    _Call(Group.TEMPERATURE, "nvmlDeviceGetFieldValues", Scope.PACKAGE, (_sensor("memory"),),
+    Call(Group.POWER, "nvmlDeviceGetPowerUsage", Scope.PACKAGE,
+          (Figure("power_watts", "watts"),), _power),
+    Call(Group.POWER, "nvmlDeviceGetEnforcedPowerLimit", Scope.PACKAGE,
+          (Figure("power_limit_watts", "watts"),), _power_limit),
+    Call(Group.TEMPERATURE, "nvmlDeviceGetTemperature", Scope.PACKAGE, (_sensor("core"),), _temperature),
+    Call(Group.TEMPERATURE, "nvmlDeviceGetFieldValues", Scope.PACKAGE, (_sensor("memory"),),
           _memory_temperature),
 )  # fmt: skip

@@ -8,17 +8,10 @@ found by whether the backend has the method (the protocols below). The rules:
 * What the hardware did not say is ``None`` with a status. A sentinel (0xFFFF, 'N/A') never leaves a backend.
 * ``sample`` collects the groups it is asked for and nothing else; one failing figure is one reading
   with a status, not an exception.
+* Errors are those of ``hal.backend.errors``, which say what the caller should do.
 * Arguments are checked above this layer; a backend may trust them.
 * A backend imports ``hal.model``, ``hal.backend`` and its vendor's library, nothing else of hal.
 * Every path is below ``root`` and every library can be named, so that tests can point it elsewhere.
-
-Errors say what the caller should do; the vendor's own code stays on them::
-
-    HalError
-    ├── TemporaryError     try again later: busy, timed out
-    ├── StateError         fix something first: no driver, no permission, wrong mode
-    ├── UnsupportedError   it will never work here
-    └── GoneError          the device is lost
 """
 
 from __future__ import annotations
@@ -29,45 +22,7 @@ from typing import Protocol, runtime_checkable
 
 from hal.model import Enforcement, Exposure, Inventory, Probe, Process, Reading
 
-__all__ = [
-    "Backend",
-    "Exposes",
-    "GoneError",
-    "Group",
-    "HalError",
-    "Limits",
-    "ListsProcesses",
-    "StateError",
-    "TemporaryError",
-    "UnsupportedError",
-]
-
-
-class HalError(Exception):
-    """Something hal could not do; ``str()`` is one sentence for the user.
-
-    ``vendor_code`` is the vendor library's own status, where one was behind it.
-    """
-
-    def __init__(self, message: str, *, vendor_code: int | None = None) -> None:
-        super().__init__(message)
-        self.vendor_code = vendor_code
-
-
-class TemporaryError(HalError):
-    """Trying again later can help."""
-
-
-class StateError(HalError):
-    """Something has to be put right first; the message says what."""
-
-
-class UnsupportedError(HalError):
-    """This device or driver cannot do it."""
-
-
-class GoneError(HalError):
-    """The device is no longer there."""
+__all__ = ["Backend", "Exposes", "Group", "Limits", "ListsProcesses"]
 
 
 class Group(StrEnum):
