@@ -16,6 +16,8 @@ __all__ = [
     "Device",
     "DeviceKind",
     "Enforcement",
+    "Event",
+    "EventKind",
     "Exposure",
     "Heap",
     "Inventory",
@@ -145,6 +147,10 @@ class Slice(Struct, frozen=True):
     enforcement: Enforcement
     parent: str | None = None  # None: a root of the tree; every device has one root, `whole`
     compute_ratio: float | None = None  # None: no limit
+    profile: str | None = None  # the vendor's name of the partition's shape: "1g.10gb", "CPX"
+    uuid: str | None = None  # what a visibility variable or another tool calls it
+    compute_units: int | None = None
+    attributes: dict[str, str] = field(default_factory=dict)  # vendor words, "vendor.name"
 
 
 class Link(Struct, frozen=True):
@@ -171,6 +177,27 @@ class Reading(Struct, frozen=True):
     time: float | None = None  # seconds since 1970
     source: str = ""  # the call or the file
     detail: str = ""  # the vendor's own word when the status is not ok
+
+
+class EventKind(StrEnum):
+    ERROR = "error"  # the device reported a fault; `code_space` and `code` say which
+    LOST = "lost"  # it no longer answers
+    RESET = "reset"
+    THERMAL = "thermal"
+    PARTITION_CHANGED = "partition_changed"
+    HOTPLUG = "hotplug"
+
+
+class Event(Struct, frozen=True):
+    """Something that happened to a device or slice."""
+
+    subject: str
+    kind: EventKind
+    time: float  # seconds since 1970, when it was noticed
+    code_space: str = ""  # whose numbers `code` is one of: xid, ras, afid
+    code: int | None = None
+    message: str = ""
+    source: str = ""
 
 
 class Process(Struct, frozen=True):

@@ -1,12 +1,23 @@
 """The contract a vendor implements, its errors, and the table from which most of a backend is made."""
 
-from hal.backend.contract import Backend, Exposes, Group, Limits, ListsProcesses
+from hal.backend.contract import (
+    EVERY_COST,
+    Backend,
+    Cost,
+    Exposes,
+    Group,
+    Limits,
+    ListsProcesses,
+    Watches,
+)
 from hal.backend.errors import GoneError, HalError, StateError, TemporaryError, UnsupportedError
 from hal.backend.table import Call, Figure, Value, read_table
 
 __all__ = [
+    "EVERY_COST",
     "Backend",
     "Call",
+    "Cost",
     "Exposes",
     "Figure",
     "GoneError",
@@ -18,5 +29,6 @@ __all__ = [
     "TemporaryError",
     "UnsupportedError",
     "Value",
+    "Watches",
     "read_table",
 ]

@@ -20,9 +20,9 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
-from hal.model import Enforcement, Exposure, Inventory, Probe, Process, Reading
+from hal.model import Enforcement, Event, Exposure, Inventory, Probe, Process, Reading
 
-__all__ = ["Backend", "Exposes", "Group", "Limits", "ListsProcesses"]
+__all__ = ["EVERY_COST", "Backend", "Cost", "Exposes", "Group", "Limits", "ListsProcesses", "Watches"]
 
 
 class Group(StrEnum):
@@ -32,6 +32,23 @@ class Group(StrEnum):
     ACTIVITY = "activity"
     POWER = "power"
     TEMPERATURE = "temperature"
+    CLOCKS = "clocks"
+    THROTTLE = "throttle"
+    PCIE = "pcie"
+    LINKS = "links"
+    ERRORS = "errors"
+    STATE = "state"
+
+
+class Cost(StrEnum):
+    """What a figure costs to read, and so how often it is worth asking for."""
+
+    STATIC = "static"  # does not change while the driver is loaded: once
+    FAST = "fast"  # every tick
+    SLOW = "slow"  # blocks, or takes a lock for milliseconds: one tick in some
+
+
+EVERY_COST = frozenset(Cost)
 
 
 class Backend(Protocol):
@@ -47,8 +64,16 @@ class Backend(Protocol):
         """List devices, slices and links. Raises HalError when the library fails as a whole."""
         ...
 
-    def sample(self, groups: Sequence[Group], ids: Sequence[str], deadline: float) -> list[Reading]:
-        """Read the groups of the devices named, by ``time.monotonic()`` deadline.
+    def sample(
+        self,
+        groups: Sequence[Group],
+        ids: Sequence[str],
+        deadline: float,
+        costs: frozenset[Cost] = EVERY_COST,
+    ) -> list[Reading]:
+        """Read the groups of the devices and slices named, by ``time.monotonic()`` deadline.
+
+        Only figures of the cost classes asked for are read.
 
         Figures not reached by then come as ``stale`` readings without a value. Raises HalError when the
         library fails as a whole.
@@ -65,6 +90,15 @@ class ListsProcesses(Protocol):
     """Optional: who uses the devices."""
 
     def processes(self, ids: Sequence[str], deadline: float) -> list[Process]: ...
+
+
+@runtime_checkable
+class Watches(Protocol):
+    """Optional: what happens to the devices."""
+
+    def events(self) -> list[Event]:
+        """What has happened since the last call, the oldest first; never waits. The first call begins."""
+        ...
 
 
 @runtime_checkable

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from hal.backend.contract import Group
+from hal.backend.contract import Cost, Group
 from hal.model import Reading, Scope, Status
 
 __all__ = ["LATE", "Call", "Figure", "Value", "read_table"]
@@ -43,6 +43,7 @@ class Call(NamedTuple):
     scope: Scope
     figures: tuple[Figure, ...]
     read: Callable[[Any, Any], tuple[Value, ...]]
+    cost: Cost = Cost.FAST
 
 
 def read_table(

@@ -1,4 +1,9 @@
-"""The metric catalogue: every name that a reading may carry, as data."""
+"""The metric catalogue: every name that a reading may carry, as data.
+
+Names are Prometheus-shaped in base units. The same name means the same thing whoever the vendor is;
+what only one vendor has would keep a vendor namespace. ``hal metrics`` prints this table and
+docs/metrics.md is made from it.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +11,16 @@ from enum import StrEnum
 
 from msgspec import Struct
 
-from hal.backend import Group
+from hal.backend import Cost, Group
+from hal.model import Scope
 
-__all__ = ["CATALOGUE", "Cost", "Metric", "MetricKind"]
+__all__ = ["CATALOGUE", "Metric", "MetricKind"]
 
 
 class MetricKind(StrEnum):
     GAUGE = "gauge"
-    COUNTER = "counter"
-
-
-class Cost(StrEnum):
-    """How often a metric is worth asking for."""
-
-    STATIC = "static"  # once
-    FAST = "fast"  # every tick
-    SLOW = "slow"  # one tick in some
+    COUNTER = "counter"  # since the driver was loaded; only grows
+    STATE = "state"  # 1 or 0
 
 
 class Metric(Struct, frozen=True):
@@ -29,30 +28,137 @@ class Metric(Struct, frozen=True):
     group: Group
     unit: str
     kind: MetricKind
+    scope: Scope  # what it is about where the hardware can tell; a reading's own scope may be wider
     cost: Cost
     labels: tuple[str, ...]
     meaning: str
 
 
-_ROWS = (
-    Metric("memory_total_bytes", Group.MEMORY, "bytes", MetricKind.GAUGE, Cost.FAST, ("heap",),
-           "Size of a heap, what the driver keeps for itself included."),
-    Metric("memory_used_bytes", Group.MEMORY, "bytes", MetricKind.GAUGE, Cost.FAST, ("heap",),
-           "Bytes of a heap in use by programs, as the vendor's library counts them."),
-    Metric("memory_free_bytes", Group.MEMORY, "bytes", MetricKind.GAUGE, Cost.FAST, ("heap",),
-           "Bytes of a heap that can still be allocated."),
-    Metric("memory_reserved_bytes", Group.MEMORY, "bytes", MetricKind.GAUGE, Cost.FAST, ("heap",),
-           "Bytes of a heap that the driver or firmware keeps."),
-    Metric("compute_busy_ratio", Group.ACTIVITY, "ratio", MetricKind.GAUGE, Cost.FAST, (),
-           "Share of the window in which the device ran at least one program's work."),
-    Metric("memory_bandwidth_busy_ratio", Group.ACTIVITY, "ratio", MetricKind.GAUGE, Cost.FAST, (),
-           "Share of the window in which device memory was read or written."),
-    Metric("power_watts", Group.POWER, "watts", MetricKind.GAUGE, Cost.FAST, (),
-           "Power that the package draws."),
-    Metric("power_limit_watts", Group.POWER, "watts", MetricKind.GAUGE, Cost.FAST, (),
-           "Power that the package is held to."),
-    Metric("temperature_celsius", Group.TEMPERATURE, "celsius", MetricKind.GAUGE, Cost.FAST, ("sensor",),
-           "Temperature at a sensor: core, hotspot, memory."),
-)  # fmt: skip
+def _rows() -> list[Metric]:
+    gauge, counter, state = MetricKind.GAUGE, MetricKind.COUNTER, MetricKind.STATE
+    static, fast, slow = Cost.STATIC, Cost.FAST, Cost.SLOW
+    package, device, slice_ = Scope.PACKAGE, Scope.DEVICE, Scope.SLICE
+    rows: list[Metric] = []
 
-CATALOGUE: dict[str, Metric] = {metric.name: metric for metric in _ROWS}
+    def group(of: Group, *table: tuple[str, str, MetricKind, Scope, Cost, tuple[str, ...], str]) -> None:
+        for name, unit, kind, scope, cost, labels, meaning in table:
+            rows.append(Metric(name, of, unit, kind, scope, cost, labels, meaning))
+
+    group(
+        Group.MEMORY,
+        ("memory_total_bytes", "bytes", gauge, slice_, fast, ("heap",),
+         "Size of a heap, what the driver keeps for itself included."),
+        ("memory_used_bytes", "bytes", gauge, slice_, fast, ("heap",),
+         "Bytes of a heap in use by programs, as the vendor's library counts them."),
+        ("memory_free_bytes", "bytes", gauge, slice_, fast, ("heap",),
+         "Bytes of a heap that can still be allocated."),
+        ("memory_reserved_bytes", "bytes", gauge, slice_, fast, ("heap",),
+         "Bytes of a heap that the driver or firmware keeps."),
+    )  # fmt: skip
+    group(
+        Group.ACTIVITY,
+        ("compute_busy_ratio", "ratio", gauge, slice_, fast, (),
+         "Share of the window in which at least one program's work ran."),
+        ("memory_bandwidth_busy_ratio", "ratio", gauge, slice_, fast, (),
+         "Share of the window in which device memory was read or written."),
+        ("encoder_busy_ratio", "ratio", gauge, device, fast, (),
+         "Share of the window in which the video encoder worked."),
+        ("decoder_busy_ratio", "ratio", gauge, device, fast, (),
+         "Share of the window in which the video decoder worked."),
+        ("jpeg_busy_ratio", "ratio", gauge, device, fast, (),
+         "Share of the window in which the JPEG engine worked."),
+        ("engine_active_ratio", "ratio", gauge, slice_, slow, (),
+         "Mean share of the compute units that had work."),
+        ("engine_occupancy_ratio", "ratio", gauge, slice_, slow, (),
+         "Mean share of the wave or warp slots in use on the compute units."),
+        ("tensor_active_ratio", "ratio", gauge, slice_, slow, (),
+         "Mean share of the cycles in which the matrix engines worked."),
+    )  # fmt: skip
+    group(
+        Group.POWER,
+        ("power_watts", "watts", gauge, package, fast, ("window",),
+         "Power that the package draws: over the sensor's own window (average) or now (instant)."),
+        ("power_limit_watts", "watts", gauge, package, fast, (),
+         "Power that the package is held to."),
+        ("power_limit_min_watts", "watts", gauge, package, static, (),
+         "The lowest limit that can be set."),
+        ("power_limit_max_watts", "watts", gauge, package, static, (),
+         "The highest limit that can be set."),
+        ("power_limit_default_watts", "watts", gauge, package, static, (),
+         "The limit after a reset."),
+        ("energy_joules_total", "joules", counter, package, fast, (),
+         "Energy that the package has used."),
+    )  # fmt: skip
+    group(
+        Group.TEMPERATURE,
+        ("temperature_celsius", "celsius", gauge, package, fast, ("sensor",),
+         "Temperature at a sensor: core, hotspot, memory, hbm0 and so on."),
+        ("temperature_limit_celsius", "celsius", gauge, package, static, ("limit",),
+         "Where the package slows itself down, or shuts itself off: slowdown, shutdown, memory_max."),
+        ("fan_ratio", "ratio", gauge, package, fast, ("fan",),
+         "Fan speed as a share of its greatest."),
+    )  # fmt: skip
+    group(
+        Group.CLOCKS,
+        ("clock_hertz", "hertz", gauge, device, fast, ("domain",),
+         "Clock of a domain now: compute (or compute0 and so on, one for each die), memory, video, soc."),
+        ("clock_max_hertz", "hertz", gauge, device, static, ("domain",),
+         "The highest clock of a domain."),
+    )  # fmt: skip
+    group(
+        Group.THROTTLE,
+        ("throttle_active", "bool", state, package, fast, ("reason",),
+         "1 while clocks are held down for this reason: power, thermal, hardware_brake, sync, idle, other."),
+        ("throttle_seconds_total", "seconds", counter, package, slow, ("reason",),
+         "Time for which clocks were held down for this reason."),
+    )  # fmt: skip
+    group(
+        Group.PCIE,
+        ("pcie_generation", "count", gauge, device, fast, (), "PCIe generation of the link now."),
+        ("pcie_generation_max", "count", gauge, device, static, (), "The highest that is possible here."),
+        ("pcie_width", "count", gauge, device, fast, (), "PCIe lanes in use."),
+        ("pcie_width_max", "count", gauge, device, static, (), "The most lanes possible here."),
+        ("pcie_rx_bytes_per_second", "bytes_per_second", gauge, device, slow, (),
+         "Bytes received over PCIe, over the driver's own window."),
+        ("pcie_tx_bytes_per_second", "bytes_per_second", gauge, device, slow, (),
+         "Bytes sent over PCIe, over the driver's own window."),
+        ("pcie_replays_total", "count", counter, device, slow, (),
+         "PCIe packets that had to be sent again."),
+    )  # fmt: skip
+    group(
+        Group.LINKS,
+        ("link_up", "bool", state, device, fast, ("link",),
+         "1 while a link to another device is up."),
+        ("link_speed_bytes_per_second", "bytes_per_second", gauge, device, static, ("link",),
+         "What a link can carry in one direction."),
+        ("link_rx_bytes_total", "bytes", counter, device, slow, ("link",), "Bytes received over a link."),
+        ("link_tx_bytes_total", "bytes", counter, device, slow, ("link",), "Bytes sent over a link."),
+        ("link_errors_total", "count", counter, device, slow, ("link", "kind"),
+         "Errors on a link: crc, replay, recovery."),
+    )  # fmt: skip
+    group(
+        Group.ERRORS,
+        ("ecc_errors_total", "count", counter, device, slow, ("severity", "lifetime", "block"),
+         "Memory errors: corrected, uncorrected or deferred; since the driver was loaded (volatile) or ever "
+         "(aggregate); by block of the device where it tells, else all."),
+        ("pages_retired", "count", gauge, device, slow, ("cause",),
+         "Memory pages taken out of use: single_bit, double_bit, all."),
+        ("pages_retirement_pending", "bool", state, device, slow, (),
+         "1 when pages wait for a reset."),
+        ("rows_remapped", "count", gauge, device, slow, ("cause",),
+         "Memory rows replaced by spare ones: corrected, uncorrected."),
+        ("rows_remap_pending", "bool", state, device, slow, (), "1 when rows wait for a reset."),
+        ("rows_remap_failed", "bool", state, device, slow, (), "1 when a row could not be replaced."),
+    )  # fmt: skip
+    group(
+        Group.STATE,
+        ("performance_state", "count", gauge, device, fast, (),
+         "The vendor's performance level: 0 is the highest."),
+        ("ecc_enabled", "bool", state, device, static, (), "1 when error correction of the memory is on."),
+        ("persistence_enabled", "bool", state, device, static, (),
+         "1 when the driver stays loaded without programs."),
+    )  # fmt: skip
+    return rows
+
+
+CATALOGUE: dict[str, Metric] = {metric.name: metric for metric in _rows()}
