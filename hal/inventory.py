@@ -4,10 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from typing import Any
 
-from hal.backend import Backend, Exposes, GoneError, Group, Limits, ListsProcesses
-from hal.model import Device, Enforcement, Exposure, Inventory, Probe, Process, Reading, Rung
-from hal.registry import Source, discover
+from msgspec.structs import replace
+
+from hal.backend import EVERY_COST, Cost, GoneError, Group
+from hal.model import (
+    Device,
+    Enforcement,
+    Event,
+    Exposure,
+    Inventory,
+    Probe,
+    Process,
+    Reading,
+    Rung,
+    Status,
+)
+from hal.registry import FAILED, Source, discover
 
 __all__ = ["Machine"]
 
@@ -25,6 +39,9 @@ class Machine:
         self._sources = list(discover() if sources is None else sources)
         self._inventory: Inventory | None = None
         self._owner: dict[str, Source] = {}
+        self._parts: dict[str, Inventory] = {}  # by source: what it last showed
+        self._last: dict[str, dict[tuple[Any, ...], Reading]] = {}  # by source: what it last said
+        self._limits: dict[str, Enforcement] = {}
 
     def __enter__(self) -> Machine:
         return self
@@ -41,15 +58,23 @@ class Machine:
         return {source.name: source.probe for source in self._sources}
 
     def inventory(self, *, refresh: bool = False) -> Inventory:
-        """All devices, slices and links; ids are the same on every call. Never raises for a vendor."""
+        """All devices, slices and links; ids are the same on every call. Never raises for a vendor.
+
+        A vendor whose library is lost keeps the devices that it last showed; their readings are stale.
+        """
         if self._inventory is None or refresh:
+            if refresh:
+                for source in self._sources:
+                    source.look_again()
+            for source, part in self._ask_all(self._sources, "enumerate"):
+                if part is not FAILED:
+                    self._parts[source.name] = part
             merged = Inventory()
             self._owner = {}
             for source in self._sources:
-                if refresh:
-                    source.look_again()
-                part = source.call(lambda backend: backend.enumerate(), Inventory())
+                part = self._parts.get(source.name, Inventory())
                 self._owner |= {device.id: source for device in part.devices}
+                self._owner |= {one.id: source for one in part.slices if one.parent is not None}
                 merged = Inventory(
                     merged.devices + part.devices, merged.slices + part.slices, merged.links + part.links
                 )
@@ -73,55 +98,78 @@ class Machine:
         raise GoneError(f"'{text}' fits {len(found)} devices: {', '.join(d.id for d in found)}")
 
     def sample(
-        self, groups: Iterable[Group] | None = None, ids: Iterable[str] | None = None, *, timeout: float = 5.0
+        self,
+        groups: Iterable[Group] | None = None,
+        ids: Iterable[str] | None = None,
+        *,
+        timeout: float = 5.0,
+        costs: frozenset[Cost] = EVERY_COST,
     ) -> list[Reading]:
-        """Read groups (all) of devices (all) now; ``timeout`` in seconds for the whole call."""
+        """Read groups (all) of devices and partitions (all) now; ``timeout`` in seconds for all of it.
+
+        All vendors are asked at the same time. One that is lost gives what it last said, marked stale.
+        """
         wanted = tuple(Group) if groups is None else tuple(groups)
         deadline = time.monotonic() + timeout
+        owned = self._by_source(ids)
+        begun = [(s, own, s.begin("sample", list(wanted), own, deadline, costs)) for s, own in owned]
         readings: list[Reading] = []
-        for source, own in self._by_source(ids):
-
-            def read(backend: Backend, own: list[str] = own) -> list[Reading]:
-                return backend.sample(wanted, own, deadline)
-
-            readings += source.call(read, [])
+        for source, own, finish in begun:
+            found = finish()
+            if found is FAILED:
+                readings += self._stale(source, own)
+            else:
+                self._remember(source, found)
+                readings += found
         return readings
 
     def processes(self, ids: Iterable[str] | None = None, *, timeout: float = 5.0) -> list[Process]:
         """Who uses the devices (all), as far as their backends can tell."""
         deadline = time.monotonic() + timeout
-        found: list[Process] = []
-        for source, own in self._by_source(ids):
+        begun = [source.begin("processes", own, deadline) for source, own in self._by_source(ids)]
+        answers = [finish() for finish in begun]
+        return [process for found in answers if found is not FAILED for process in found]
 
-            def read(backend: Backend, own: list[str] = own) -> list[Process]:
-                return backend.processes(own, deadline) if isinstance(backend, ListsProcesses) else []
-
-            found += source.call(read, [])
-        return found
+    def events(self) -> list[Event]:
+        """What has happened to the devices since the last call; the first call begins to watch."""
+        answers = [found for _, found in self._ask_all(self._sources, "events") if found is not FAILED]
+        return sorted((event for found in answers for event in found), key=lambda event: event.time)
 
     def expose(self, ids: Iterable[str]) -> Exposure:
         """What a program needs to see these devices, in this order, and none of any vendor besides."""
         self.inventory()
         wanted = list(ids)
-        env: dict[str, str] = {}
-        for source in self._sources:
-            own = [device for device in wanted if self._owner.get(device) is source]
-
-            def show(backend: Backend, own: list[str] = own) -> Exposure:
-                return backend.expose(own) if isinstance(backend, Exposes) else Exposure()
-
-            env |= source.call(show, Exposure()).env
-        return Exposure(env)
+        own = {s.name: [device for device in wanted if self._owner.get(device) is s] for s in self._sources}
+        begun = [source.begin("expose", own[source.name]) for source in self._sources]
+        answers = [finish() for finish in begun]
+        return Exposure({k: v for found in answers if found is not FAILED for k, v in found.env.items()})
 
     def limits(self, device: str) -> Enforcement:
         """Who can hold a soft slice of this device to its limit."""
-
-        def ask(backend: Backend) -> Enforcement:
-            return backend.limits() if isinstance(backend, Limits) else UNENFORCED
-
         self.inventory()
         source = self._owner.get(device)
-        return UNENFORCED if source is None else source.call(ask, UNENFORCED)
+        if source is None:
+            return UNENFORCED
+        if source.name not in self._limits:
+            found = source.begin("limits")()
+            if found is FAILED:
+                return UNENFORCED
+            self._limits[source.name] = found
+        return self._limits[source.name]
+
+    def _ask_all(self, sources: Iterable[Source], method: str) -> list[tuple[Source, Any]]:
+        begun = [(source, source.begin(method)) for source in sources]
+        return [(source, finish()) for source, finish in begun]
+
+    def _remember(self, source: Source, readings: list[Reading]) -> None:
+        last = self._last.setdefault(source.name, {})
+        for reading in readings:
+            last[reading.subject, reading.name, tuple(reading.labels.items())] = reading
+
+    def _stale(self, source: Source, own: list[str]) -> list[Reading]:
+        detail = source.probe.reason
+        last = self._last.get(source.name, {}).values()
+        return [replace(r, status=Status.STALE, detail=detail) for r in last if r.subject in own]
 
     def _by_source(self, ids: Iterable[str] | None) -> list[tuple[Source, list[str]]]:
         self.inventory()

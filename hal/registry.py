@@ -1,74 +1,108 @@
 """Finds backends by the entry-point group ``hal.backends`` and puts a wall around each.
 
-Whatever one backend does wrong stays behind its wall: the others' devices are shown all the same.
+Whatever one backend does wrong stays behind its wall: the others' devices are shown all the same. The
+wall of an installed backend is a process of its own (hal.isolation); its ``glance`` is asked first, in
+this one, whether there is anything to start a process for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from importlib.metadata import EntryPoint, entry_points
-from typing import TypeVar
+from typing import Any
 
 from hal.backend import Backend, GoneError, HalError, TemporaryError
+from hal.entries import installed, load
+from hal.isolation.vendor import Vendor, VendorLost
 from hal.model import Probe, ProbeState
 
-__all__ = ["GROUP", "Source", "discover"]
+__all__ = ["FAILED", "GROUP", "Source", "discover"]
 
 GROUP = "hal.backends"
 
-T = TypeVar("T")
+FAILED: Any = object()  # what a call gives that did not get an answer
 
 
 class Source:
-    """One backend behind its wall.
+    """One backend behind its wall."""
 
-    ``probe`` is what it found when it was first looked at; a call that fails later turns it into
-    ``broken`` with the reason, and gives the caller the value it said to give then.
-    """
-
-    def __init__(self, name: str, load: Callable[[], Backend]) -> None:
+    def __init__(self, name: str, load: Callable[[], Backend | Probe]) -> None:
+        """``load`` gives the backend, or a Probe when there is nothing to load."""
         self.name = name
-        self.backend: Backend | None = None
+        self._backend: Backend | None = None
+        self._probe: Probe | None = None
+        self._faults: dict[str, Probe] = {}  # by call: why its last try failed
         try:
-            self.backend = load()
-            self.probe = self.backend.probe()
+            loaded = load()
         except Exception as error:  # a stranger's code: anything may come out of it
-            self.probe = _broken(name, error)
+            self._faults["load"] = _broken(name, error)
+            return
+        if isinstance(loaded, Probe):
+            self._probe = loaded
+        else:
+            self._backend = loaded
 
-    def look_again(self) -> None:
-        """Probe once more if it was not ready: drivers get loaded, and libraries recover."""
-        if self.backend is not None and not self.ready:
-            try:
-                self.probe = self.backend.probe()
-            except Exception as error:
-                self.probe = _broken(self.name, error)
+    @property
+    def probe(self) -> Probe:
+        """What was found at the first look; while calls fail, why."""
+        if self._faults:
+            return next(iter(self._faults.values()))
+        if self._probe is None:
+            self._probe = self._look()
+        return self._probe
 
     @property
     def ready(self) -> bool:
         return self.probe.state is ProbeState.READY
 
-    def call(self, function: Callable[[Backend], T], otherwise: T) -> T:
-        """``function(backend)``, or ``otherwise`` when the backend is not ready or raises.
+    def look_again(self) -> None:
+        """Probe once more if it was not ready: drivers get loaded, and libraries recover."""
+        if self._backend is not None and not self.ready:
+            self._faults.clear()
+            self._probe = self._look()
 
-        What may pass by itself, and one lost device, do not make the whole backend broken.
+    def begin(self, method: str, *arguments: Any) -> Callable[[], Any]:
+        """Start a call of the contract; what is returned waits for its result, or gives FAILED.
+
+        A lost device and what may pass by itself do not make the whole backend broken.
         """
-        if not self.ready or self.backend is None:
-            return otherwise
+        backend = self._backend
+        if backend is None or (self._probe or self.probe).state is not ProbeState.READY:
+            return lambda: FAILED
+        if isinstance(backend, Vendor):
+            return partial(self._settle, method, backend.begin(method, *arguments))
+        if not hasattr(backend, method):
+            return lambda: FAILED
+        return partial(self._settle, method, partial(getattr(backend, method), *arguments))
+
+    def _settle(self, method: str, finish: Callable[[], Any]) -> Any:
         try:
-            return function(self.backend)
+            result = finish()
+        except VendorLost as error:
+            self._faults[method] = _broken(self.name, error)
         except (TemporaryError, GoneError):
-            return otherwise
+            pass
         except Exception as error:
-            self.probe = _broken(self.name, error)
-            return otherwise
+            self._faults[method] = _broken(self.name, error)
+        else:
+            self._faults.pop(method, None)
+            return result
+        return FAILED
 
     def close(self) -> None:
-        if self.backend is not None:
+        if self._backend is not None:
             try:
-                self.backend.close()
+                self._backend.close()
             except Exception as error:
-                self.probe = _broken(self.name, error)
+                self._faults["close"] = _broken(self.name, error)
+
+    def _look(self) -> Probe:
+        if self._backend is None:
+            return Probe(ProbeState.ABSENT)
+        try:
+            return self._backend.probe()
+        except Exception as error:
+            return _broken(self.name, error)
 
 
 def _broken(name: str, error: Exception) -> Probe:
@@ -81,12 +115,21 @@ def _broken(name: str, error: Exception) -> Probe:
 
 
 def discover(names: Iterable[str] | None = None) -> list[Source]:
-    """Every installed backend (or those named), probed, in the order of their names."""
+    """Every installed backend (or those named), in the order of their names, each started but not awaited."""
     wanted = None if names is None else set(names)
-    points = sorted(entry_points(group=GROUP), key=lambda point: point.name)
-    return [Source(p.name, partial(_load, p)) for p in points if wanted is None or p.name in wanted]
+    found = sorted(installed(GROUP).items())
+    return [
+        Source(name, partial(_behind_a_wall, name, place))
+        for name, place in found
+        if wanted is None or name in wanted
+    ]
 
 
-def _load(point: EntryPoint) -> Backend:
-    backend: Backend = point.load()()
+def _behind_a_wall(name: str, place: str) -> Backend | Probe:
+    kind = load(place)
+    nothing: Probe | None = kind.glance() if hasattr(kind, "glance") else None
+    if nothing is not None:
+        return nothing
+    # A backend that loads no library says so, and needs no wall but the one for exceptions.
+    backend: Backend = kind() if not getattr(kind, "isolated", True) else Vendor(name, kind)
     return backend

@@ -21,7 +21,9 @@ __all__ = ["main"]
 _COMMANDS = {
     "list": ("hal.cli.inventory", "what is in this machine"),
     "show": ("hal.cli.inventory", "all about one device"),
-    "sample": ("hal.cli.inventory", "how the devices are doing now"),
+    "sample": ("hal.cli.sample", "how the devices are doing"),
+    "metrics": ("hal.cli.metrics", "every figure that can be read, and what it means"),
+    "topo": ("hal.cli.topo", "how the devices are connected"),
     "doctor": ("hal.cli.doctor", "what works, what does not, and how to mend it"),
     "run": ("hal.cli.run", "run a program in a slice of a device"),
     "lease": ("hal.cli.lease", "list and end leases"),

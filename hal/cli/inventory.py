@@ -1,15 +1,13 @@
-"""``hal list``, ``hal show``, ``hal sample``."""
+"""``hal list`` and ``hal show``."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable
 
-from hal.backend import Group
-from hal.cli.exits import UsageError
-from hal.cli.output import cell, note, print_facts, print_json, print_table
+from hal.cli.output import note, print_facts, print_json, print_table
 from hal.inventory import Machine
-from hal.model import Device, DeviceKind, ProbeState, Process, Reading
+from hal.model import Device, DeviceKind, ProbeState, Process
 from hal.units import format_bytes
 
 Run = Callable[[argparse.Namespace], int]
@@ -28,17 +26,6 @@ def configure_show(parser: argparse.ArgumentParser) -> Run:
     parser.add_argument("device", metavar="ID", help="its id, or a part of it that fits no other")
     parser.add_argument("--json", action="store_true", help="print JSON (schema hal.device/1)")
     return _show
-
-
-def configure_sample(parser: argparse.ArgumentParser) -> Run:
-    parser.description = "Read memory, activity, power and temperature once, and list the processes."
-    parser.epilog = "example:\n  hal sample --groups memory,power --json"
-    parser.add_argument("devices", metavar="ID", nargs="*", help="these devices only")
-    parser.add_argument(
-        "--groups", metavar="NAMES", help=f"only these, with commas between: {', '.join(Group)}"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON (schema hal.samples/1)")
-    return _sample
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -130,60 +117,15 @@ def _show(options: argparse.Namespace) -> int:
         ],
     )
     print()
-    print_table(
-        ("READING", ">VALUE", "STATUS", "SCOPE", "SOURCE"),
-        [(_name(r), cell(r), r.status.value, r.scope.value, r.source) for r in readings],
-    )
-    _print_processes(processes)
+    from hal.cli.sample import print_readings
+
+    print_readings(readings)
+    print_processes(processes)
     return 0
 
 
-def _sample(options: argparse.Namespace) -> int:
-    groups = _groups(options.groups)
-    with Machine() as machine:
-        ids = [machine.find(text).id for text in options.devices] or None
-        readings = machine.sample(groups, ids)
-        processes = machine.processes(ids)
-        devices = [d for d in machine.inventory().devices if ids is None or d.id in ids]
-        if options.json:
-            print_json("hal.samples/1", readings=readings, processes=processes)
-        else:
-            _print_readings(devices, readings)
-            accelerated = [d.id for d in devices if d.kind is not DeviceKind.CPU]
-            _print_processes([p for p in processes if ids is not None or p.device in accelerated])
-        say_what_is_missing(machine)
-    return 0
-
-
-# column: the reading's name and the labels that it has to carry
-_COLUMNS: tuple[tuple[str, str, dict[str, str]], ...] = (
-    (">USED", "memory_used_bytes", {}),
-    (">MEMORY", "memory_total_bytes", {}),
-    (">COMPUTE", "compute_busy_ratio", {}),
-    (">BANDWIDTH", "memory_bandwidth_busy_ratio", {}),
-    (">POWER", "power_watts", {}),
-    (">LIMIT", "power_limit_watts", {}),
-    (">CORE", "temperature_celsius", {"sensor": "core"}),
-    (">HOTSPOT", "temperature_celsius", {"sensor": "hotspot"}),
-    (">HBM", "temperature_celsius", {"sensor": "memory"}),
-)
-
-
-def _print_readings(devices: list[Device], readings: list[Reading]) -> None:
-    asked = {reading.name for reading in readings}
-    columns = [column for column in _COLUMNS if column[1] in asked]
-
-    def find(device: Device, name: str, labels: dict[str, str]) -> Reading | None:
-        matching = (r for r in readings if r.subject == device.id and r.name == name)
-        return next((r for r in matching if labels.items() <= r.labels.items()), None)
-
-    print_table(
-        ("ID", *(title for title, _, _ in columns)),
-        [(d.id, *(cell(find(d, name, labels)) for _, name, labels in columns)) for d in devices],
-    )
-
-
-def _print_processes(processes: list[Process]) -> None:
+def print_processes(processes: list[Process]) -> None:
+    """Who uses the devices; nothing when nobody does."""
     if not processes:
         return
     print()
@@ -191,21 +133,6 @@ def _print_processes(processes: list[Process]) -> None:
         (">PID", "PROCESS", ">MEMORY", "DEVICE"),
         [(str(p.pid), p.name or "–", format_bytes(p.memory_bytes), p.device) for p in processes],
     )
-
-
-def _groups(text: str | None) -> list[Group] | None:
-    if text is None:
-        return None
-    try:
-        return [Group(word.strip()) for word in text.split(",")]
-    except ValueError:
-        unknown = next(word for word in text.split(",") if word.strip() not in set(Group))
-        raise UsageError(f"no group '{unknown}'; the groups are: {', '.join(Group)}") from None
-
-
-def _name(reading: Reading) -> str:
-    labels = ",".join(f"{key}={value}" for key, value in reading.labels.items())
-    return f"{reading.name}{{{labels}}}" if labels else reading.name
 
 
 def _or_dash(value: int | None) -> str:

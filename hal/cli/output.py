@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,38 +11,34 @@ from hal.units import format_bytes
 
 __all__ = ["cell", "note", "print_facts", "print_json", "print_table"]
 
-# Without a terminal there is no width to fit into, and a cut id would be of no use.
-_UNBOUNDED = 1000
-
 
 def print_json(schema: str, **content: Any) -> None:
     """One object with its schema's name and version first: keys are added, never changed, within one."""
+    import json
+
     json.dump(
         {"schema": schema} | {key: jsonable(value) for key, value in content.items()}, sys.stdout, indent=2
     )
     print()
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "") -> None:
-    """An aligned table; a column whose name starts with ">" is aligned to the right."""
-    from rich.console import Console
-    from rich.table import Table
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """An aligned table; a column whose name starts with ">" is aligned to the right.
 
-    terminal = sys.stdout.isatty()
-    console = Console(width=None if terminal else _UNBOUNDED, highlight=False)
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    if title:
-        console.print(title, style="bold", markup=False)
-    for name in columns:
-        right = name.startswith(">")
-        table.add_column(name.removeprefix(">"), justify="right" if right else "left", overflow="fold")
-    from rich.text import Text
-
-    for row in rows:
-        table.add_row(*(Text(text) for text in row))
-    with console.capture() as captured:
-        console.print(table)
-    sys.stdout.write("\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n")
+    Two spaces between columns and nothing cut: an id that is not whole is of no use. A table library
+    would take longer to import than `hal list` takes to run.
+    """
+    names = [name.removeprefix(">") for name in columns]
+    lines = [names, *([str(text) for text in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    bold, plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() else ("", "")
+    for number, line in enumerate(lines):
+        cells = [
+            text.rjust(width) if name.startswith(">") else text.ljust(width)
+            for text, width, name in zip(line, widths, columns, strict=True)
+        ]
+        text = "  ".join(cells).rstrip()
+        print(f"{bold}{text}{plain}" if number == 0 else text)
 
 
 def print_facts(facts: Iterable[tuple[str, str]]) -> None:
@@ -74,4 +69,12 @@ def cell(reading: Reading | None) -> str:
             return f"{reading.value:.0f} W"
         case "celsius":
             return f"{reading.value:.0f} °C"
+        case "hertz":
+            return f"{reading.value / 1e6:.0f} MHz"
+        case "bytes_per_second":
+            return f"{format_bytes(int(reading.value))}/s"
+        case "bool":
+            return "yes" if reading.value else "no"
+        case "count":
+            return f"{reading.value:.0f}"
     return f"{reading.value} {reading.unit}"

@@ -1,0 +1,1 @@
+"""Vendor libraries in processes of their own: what one does to itself, the others do not notice."""
