@@ -23,6 +23,7 @@ _COMMANDS = {
     "show": ("hal.cli.inventory", "all about one device"),
     "sample": ("hal.cli.sample", "how the devices are doing"),
     "metrics": ("hal.cli.metrics", "every figure that can be read, and what it means"),
+    "backend": ("hal.cli.backend", "the installed backends, and whether they hold to the rules"),
     "health": ("hal.cli.health", "which devices are well, and which are not"),
     "topo": ("hal.cli.topo", "how the devices are connected"),
     "doctor": ("hal.cli.doctor", "what works, what does not, and how to mend it"),

@@ -29,8 +29,8 @@ def write_state(description: Description, path: Path) -> None:
         for index, figures in enumerate(description.devices):
             where = f"{description.name}: devices[{index}]"
             device = machine.device[index]
-            for key in _fields(device):
-                if key.endswith(("_milliwatts", "_celsius", "_percent", "numa_node")):
+            for key, field in ffi.typeof("struct hal_machine_device").fields:
+                if field.type is ffi.typeof("int64_t"):  # a figure, which this part may not have
                     setattr(device, key, lib.HAL_UNKNOWN)
             for key, value in figures.items():
                 _set(device, key, value, where)
