@@ -31,11 +31,12 @@ class Source:
         self.name = name
         self._backend: Backend | None = None
         self._probe: Probe | None = None
+        self._lost: Probe | None = None  # the whole library, until it answers again
         self._faults: dict[str, Probe] = {}  # by call: why its last try failed
         try:
             loaded = load()
         except Exception as error:  # a stranger's code: anything may come out of it
-            self._faults["load"] = _broken(name, error)
+            self._probe = _broken(name, error)
             return
         if isinstance(loaded, Probe):
             self._probe = loaded
@@ -45,29 +46,24 @@ class Source:
     @property
     def probe(self) -> Probe:
         """What was found at the first look; while calls fail, why."""
-        if self._faults:
-            return next(iter(self._faults.values()))
         if self._probe is None:
-            self._probe = self._look()
-        return self._probe
-
-    @property
-    def ready(self) -> bool:
-        return self.probe.state is ProbeState.READY
+            self._look()
+        return next(iter(self._faults.values()), self._lost or self._probe or Probe(ProbeState.BROKEN))
 
     def look_again(self) -> None:
         """Probe once more if it was not ready: drivers get loaded, and libraries recover."""
-        if self._backend is not None and not self.ready:
-            self._faults.clear()
-            self._probe = self._look()
+        if self._backend is not None and self.probe.state is not ProbeState.READY:
+            self._look()
 
     def begin(self, method: str, *arguments: Any) -> Callable[[], Any]:
         """Start a call of the contract; what is returned waits for its result, or gives FAILED.
 
         A lost device and what may pass by itself do not make the whole backend broken.
         """
+        if self._probe is None:
+            self._look()
         backend = self._backend
-        if backend is None or (self._probe or self.probe).state is not ProbeState.READY:
+        if backend is None or self._probe is None or self._probe.state is not ProbeState.READY:
             return lambda: FAILED
         if isinstance(backend, Vendor):
             return partial(self._settle, method, backend.begin(method, *arguments))
@@ -75,34 +71,31 @@ class Source:
             return lambda: FAILED
         return partial(self._settle, method, partial(getattr(backend, method), *arguments))
 
+    def close(self) -> None:
+        if self._backend is not None:
+            self._settle("close", self._backend.close)
+
+    def _look(self) -> None:
+        if self._backend is not None:
+            found = self._settle("probe", self._backend.probe)
+            if found is not FAILED:
+                self._probe = found
+                self._faults.clear()
+
     def _settle(self, method: str, finish: Callable[[], Any]) -> Any:
         try:
             result = finish()
         except VendorLost as error:
-            self._faults[method] = _broken(self.name, error)
+            self._lost = _broken(self.name, error)
         except (TemporaryError, GoneError):
             pass
         except Exception as error:
             self._faults[method] = _broken(self.name, error)
         else:
+            self._lost = None
             self._faults.pop(method, None)
             return result
         return FAILED
-
-    def close(self) -> None:
-        if self._backend is not None:
-            try:
-                self._backend.close()
-            except Exception as error:
-                self._faults["close"] = _broken(self.name, error)
-
-    def _look(self) -> Probe:
-        if self._backend is None:
-            return Probe(ProbeState.ABSENT)
-        try:
-            return self._backend.probe()
-        except Exception as error:
-            return _broken(self.name, error)
 
 
 def _broken(name: str, error: Exception) -> Probe:

@@ -29,6 +29,8 @@ __all__ = ["Vendor", "VendorLost"]
 
 _PATIENCE = 10.0  # seconds for a call without a deadline of its own: drivers can take long to start
 _GRACE = 0.25  # seconds past a call's own deadline, in which a live worker says what it did reach
+_EXIT = 0.2  # seconds in which a worker whose socket is closed is seen to end
+_DIED = "it died"
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0  # seconds before a worker is started again
 
 
@@ -92,7 +94,7 @@ class Vendor:
         if self._end is not None:
             self._end.close()
             self._end = None
-            self._reap(kill=False)
+            self._reap(_EXIT)
 
     # ---- one call ---------------------------------------------------------------------------
 
@@ -109,7 +111,7 @@ class Vendor:
             call = self._calls
             send(end, Request(call, method, msgspec.Raw(msgspec.msgpack.encode(arguments))))
         except (OSError, VendorLost) as error:
-            lost = error if isinstance(error, VendorLost) else self._lose("it died")
+            lost = error if isinstance(error, VendorLost) else self._lose(_DIED)
 
             def failed() -> Any:
                 raise lost
@@ -130,7 +132,7 @@ class Vendor:
         except Hung:
             raise self._lose("it did not answer in time") from None
         except (EOFError, OSError):
-            raise self._lose("it died") from None
+            raise self._lose(_DIED) from None
         except (ValueError, msgspec.DecodeError):
             raise self._lose("it gave an answer that makes no sense") from None
         if reply.failure is not None:
@@ -154,25 +156,26 @@ class Vendor:
         assert self._end is not None
         self._end.close()
         self._end = None
-        ended = self._reap(kill=True)
+        ended = self._reap(_EXIT if how == _DIED else 0)
         self._reason = how if ended is None else f"{how} ({ended})"
         self._not_before = time.monotonic() + self._pause
         self._pause = min(self._pause * 2, _LONGEST_PAUSE)
         return VendorLost(f"the {self.name} library was lost: {self._reason}")
 
-    def _reap(self, *, kill: bool) -> str | None:
-        """End the worker; says which signal had ended it, if one other than ours had."""
-        done, status = 0, 0
+    def _reap(self, patience: float) -> str | None:
+        """End the worker, by force after ``patience`` seconds; says which signal had ended it before."""
+        deadline = time.monotonic() + patience
         with suppress(ChildProcessError, ProcessLookupError):
-            done, status = os.waitpid(self._pid, os.WNOHANG)
-            if done == 0 and not kill:
-                time.sleep(0.001)  # it is reading, and sees at once that we hung up
+            while True:
                 done, status = os.waitpid(self._pid, os.WNOHANG)
-            if done == 0:
-                os.kill(self._pid, signal.SIGKILL)
-                os.waitpid(self._pid, 0)
-                return None
-        return signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else None
+                if done != 0:
+                    return signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else None
+                if time.monotonic() >= deadline:
+                    os.kill(self._pid, signal.SIGKILL)
+                    os.waitpid(self._pid, 0)
+                    return None
+                time.sleep(0.001)
+        return None
 
     def _start(self) -> socket.socket:
         ours, theirs = socket.socketpair()
