@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from hal.backend import Group
+from hal.backend import EVERY_COST, Cost, Group
 from hal.model import Enforcement, Exposure, Inventory, Probe, Process, Reading, Rung
 from hal_amd import device, expose, processes, telemetry
 from hal_amd.driver import Driver
+from hal_amd.sysfs import Sysfs
 
 __all__ = ["Backend"]
 
@@ -30,16 +31,32 @@ class Backend:
         return self._driver.probe()
 
     def enumerate(self) -> Inventory:
-        return device.enumerate_devices(self._driver.open())
+        source = self._driver.open()
+        return source.enumerate() if isinstance(source, Sysfs) else device.enumerate_devices(source)
 
-    def sample(self, groups: Sequence[Group], ids: Sequence[str], deadline: float) -> list[Reading]:
-        return telemetry.sample(self._driver.open(), groups, ids, deadline)
+    def sample(
+        self,
+        groups: Sequence[Group],
+        ids: Sequence[str],
+        deadline: float,
+        costs: frozenset[Cost] = EVERY_COST,
+    ) -> list[Reading]:
+        source = self._driver.open()
+        if isinstance(source, Sysfs):
+            return source.sample(groups, ids, deadline, costs)
+        readings = telemetry.sample(source, groups, ids, deadline, costs)
+        if source.lost:
+            self._driver.lost()
+        return readings
 
     def processes(self, ids: Sequence[str], deadline: float) -> list[Process]:
-        return processes.processes(self._driver.open(), self._root, ids, deadline)
+        source = self._driver.open()
+        if isinstance(source, Sysfs):
+            return source.processes(ids, deadline)
+        return processes.processes(source, self._root, ids, deadline)
 
     def expose(self, ids: Sequence[str]) -> Exposure:
-        return expose.expose(self._driver, ids)
+        return expose.expose(self.enumerate() if ids else Inventory(), ids)
 
     def limits(self) -> Enforcement:
         """The preloaded guard can hold a soft slice to its memory; nothing here holds its compute."""

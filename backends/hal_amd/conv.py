@@ -12,13 +12,22 @@ __all__ = [
     "bdf",
     "celsius",
     "count",
+    "counted",
     "first_watts",
+    "generation",
     "gfx",
+    "gigabits",
     "hexadecimal",
+    "joules",
+    "kibibytes",
+    "mean_ratio",
     "mebibytes",
+    "megahertz",
     "microwatts",
     "number",
+    "physical",
     "ratio",
+    "state",
     "text",
     "unique_id",
 ]
@@ -39,6 +48,17 @@ def count(raw: object) -> Value:
     return Value(None, Status.UNSUPPORTED, f"amdsmi said {raw}") if value is None else Value(value)
 
 
+def counted(raw: object) -> Value:
+    """A counter; without its last possible values, which stand for a counter that is not there."""
+    value = number(raw)
+    return count(raw) if value is None else Value(int(value))
+
+
+def kibibytes(raw: object) -> Value:
+    value = number(raw)
+    return count(raw) if value is None else Value(int(value) << 10)
+
+
 def mebibytes(raw: object) -> Value:
     value = number(raw)
     return count(raw) if value is None else Value(int(value) << 20)
@@ -56,6 +76,52 @@ def microwatts(raw: object) -> Value:
     if not value:
         return Value(None, Status.UNSUPPORTED, f"amdsmi said {raw}")
     return Value(value / 1_000_000)
+
+
+def joules(accumulator: object, microjoules: object) -> Value:
+    """An energy counter, and what one count of it is."""
+    value, unit = number(accumulator), number(microjoules)
+    if value is None or not unit:
+        return Value(None, Status.UNSUPPORTED, f"amdsmi said {accumulator} times {microjoules}")
+    return Value(value * unit / 1_000_000)
+
+
+def megahertz(raw: object) -> Value:
+    """A clock. 65535 MHz is no clock either, whatever the width of the field."""
+    value = number(raw)
+    return count(raw) if value is None else Value(int(value) * 1_000_000)
+
+
+def gigabits(raw: object) -> Value:
+    """What a link can carry, in bytes per second; 0 is what an unset field says."""
+    value = number(raw)
+    if not value:
+        return Value(None, Status.UNSUPPORTED, f"amdsmi said {raw}")
+    return Value(int(value) * 1_000_000_000 // 8)
+
+
+_GENERATIONS = {2500: 1, 5000: 2, 8000: 3, 16000: 4, 32000: 5, 64000: 6}  # MT/s of a lane
+
+
+def generation(raw: object) -> Value:
+    """Of PCIe, from the speed of a lane."""
+    found = _GENERATIONS.get(int(number(raw) or 0))
+    return Value(None, Status.UNSUPPORTED, f"amdsmi said {raw}") if found is None else Value(found)
+
+
+def state(raw: object) -> Value:
+    """1 or 0. amdsmi has booleans here, and numbers in some versions."""
+    if isinstance(raw, bool):
+        return Value(int(raw))
+    value = number(raw)
+    return Value(int(value)) if value in (0, 1) else count(raw)
+
+
+def mean_ratio(percents: object) -> Value:
+    """Of the engines that answer; those that are not there say 'N/A'."""
+    numbers = map(number, percents) if isinstance(percents, list) else ()
+    known = [value for value in numbers if value is not None]
+    return ratio(sum(known) / len(known)) if known else count("N/A")
 
 
 def ratio(percent: object) -> Value:
@@ -87,6 +153,12 @@ def bdf(raw: object) -> str | None:
     """A PCI address; None for what is none (without /dev/dri the library gives uninitialised memory)."""
     address = raw.lower() if isinstance(raw, str) else ""
     return address if _BDF.fullmatch(address) else None
+
+
+def physical(address: str, partition: int) -> str:
+    """The card's own address: the number of a partition sits in the function, where there is no such one."""
+    function = int(address[-1])
+    return address if function < partition else f"{address[:-1]}{function - partition}"
 
 
 def hexadecimal(raw: object) -> int | None:

@@ -19,22 +19,32 @@ from typing import Any
 from hal.backend import StateError
 from hal.model import Probe, ProbeState
 from hal_amd import errors
-from hal_amd.device import ask
+from hal_amd.device import Cards
+from hal_amd.sysfs import Sysfs
+from hal_amd.version import versions
 
 __all__ = ["Driver"]
 
 _LIBRARY = "libamd_smi.so"
-_LIBRARY_MAJOR = {"7.0": 26}  # the library that a wrapper was written for
 _log = logging.getLogger(__name__)
 
 
 class _UnusableError(Exception):
     """AMD SMI cannot be used, and `probe` says why. Stays in this file."""
 
-    def __init__(self, state: ProbeState, reason: str, fix: str = "", code: int | None = None) -> None:
+    def __init__(
+        self,
+        state: ProbeState,
+        reason: str,
+        fix: str = "",
+        *,
+        code: int | None = None,
+        missing: bool = False,
+    ) -> None:
         super().__init__(f"{reason}; {fix}" if fix else reason)
         self.probe = Probe(state, reason, fix)
         self.code = code
+        self.missing = missing  # AMD SMI is: the kernel may be well
 
 
 class Driver:
@@ -43,44 +53,57 @@ class Driver:
     def __init__(self, root: Path, library: str | None) -> None:
         self._root = root
         self._library = library
-        self._smi: Any = None
+        self._sysfs = Sysfs(root)
+        self._without = False  # AMD SMI is missing, and the kernel's files are used until `close`
+        self._cards: Cards | None = None
 
-    def open(self) -> Any:
-        """The amdsmi module, initialised. Raises StateError with what to do."""
-        if self._smi is None:
+    def open(self) -> Cards | Sysfs:
+        """AMD SMI, initialised, and its cards; the kernel's files where AMD SMI is missing and they show
+        any. Raises StateError with what to do."""
+        if self._without:
+            return self._sysfs
+        if self._cards is None:
             try:
-                self._smi = self._start()
+                self._cards = Cards(self._start())
             except _UnusableError as unusable:
+                self._without = unusable.missing and self._sysfs.present()
+                if self._without:
+                    return self._sysfs
                 raise StateError(str(unusable), vendor_code=unusable.code) from unusable
-        return self._smi
+        return self._cards
 
     def close(self) -> None:
-        smi, self._smi = self._smi, None
-        if smi is None:
-            return
-        try:
-            with _quiet():
-                smi.amdsmi_shut_down()
-        except Exception as failure:  # the driver may be gone by now; there is nothing to give back
-            _log.debug("amdsmi_shut_down: %s", failure)
+        cards, self._cards, self._without = self._cards, None, False
+        if cards is not None:
+            _shut_down(cards.smi)
+
+    def lost(self) -> None:
+        """Somebody else in this process has shut AMD SMI down: the next `open` starts it again."""
+        self._cards = None
 
     def probe(self) -> Probe:
-        was_open = self._smi is not None
+        smi = None
         try:
-            if not was_open:
-                self._smi = self._start()
-            count = len(self._smi.amdsmi_get_processor_handles())
-            note = _mismatch(self._smi)
+            smi = self._start() if self._cards is None else self._cards.smi
+            count = len(smi.amdsmi_get_processor_handles())
+            note = versions(smi).mismatch
         except _UnusableError as unusable:
-            return unusable.probe
+            return self._reduced(unusable) if unusable.missing else unusable.probe
         except Exception as failure:  # probe never raises
             return Probe(ProbeState.BROKEN, f"amdsmi_get_processor_handles: {failure}")
         finally:
-            if not was_open:
-                self.close()
+            if smi is not None and self._cards is None:
+                _shut_down(smi)
         if count == 0:
             return Probe(ProbeState.ABSENT, "the AMD driver is loaded and shows no GPU")
         return Probe(ProbeState.READY, note, "install the amdsmi that came with ROCm" if note else "")
+
+    def _reduced(self, unusable: _UnusableError) -> Probe:
+        """Less than AMD SMI would say is more than nothing."""
+        if not self._sysfs.present():
+            return unusable.probe
+        reason = f"reduced to what the kernel's files say: {unusable.probe.reason}"
+        return Probe(ProbeState.READY, reason, unusable.probe.fix or "install amd-smi-lib (ROCm)")
 
     def _start(self) -> Any:
         library = self._find()
@@ -109,9 +132,9 @@ class Driver:
                     raise _UnusableError(ProbeState.BROKEN, f"{name} does not load: {failure}") from failure
         if self._on_bus():
             reason = f"an AMD GPU is on the PCI bus but {names[0]} cannot be loaded"
-            raise _UnusableError(ProbeState.BLOCKED, reason, "install amd-smi-lib (ROCm)")
+            raise _UnusableError(ProbeState.BLOCKED, reason, "install amd-smi-lib (ROCm)", missing=True)
         fix = "install amd-smi-lib (ROCm) if this machine has an AMD GPU"
-        raise _UnusableError(ProbeState.ABSENT, f"no AMD SMI library ({names[0]})", fix)
+        raise _UnusableError(ProbeState.ABSENT, f"no AMD SMI library ({names[0]})", fix, missing=True)
 
     def _init_failed(self, failure: Exception) -> _UnusableError:
         code = errors.code_of(failure)
@@ -122,7 +145,7 @@ class Driver:
             state, fix = ProbeState.BLOCKED, "load the kernel driver: modprobe amdgpu"
         elif code == errors.NO_PERMISSION:
             state, fix = ProbeState.BLOCKED, "add this user to the groups render and video"
-        return _UnusableError(state, reason, fix, code)
+        return _UnusableError(state, reason, fix, code=code)
 
     def _on_bus(self) -> bool:
         """Whether the PCI bus has an AMD display controller (0x03...) or accelerator (0x12...)."""
@@ -152,9 +175,11 @@ def _wrapper(library: str) -> Any:
             failure = raised
     fix = "pip install 'gpu-hal[amd]'"
     if isinstance(failure, ModuleNotFoundError):
-        raise _UnusableError(ProbeState.BLOCKED, "the Python module amdsmi is missing", fix) from failure
+        reason = "the Python module amdsmi is missing"
+        raise _UnusableError(ProbeState.BLOCKED, reason, fix, missing=True) from failure
     reason = f"the Python module amdsmi does not fit {library}: {type(failure).__name__}: {failure}"
-    raise _UnusableError(ProbeState.BLOCKED, reason, "install the amdsmi that came with ROCm") from failure
+    fix = "install the amdsmi that came with ROCm"
+    raise _UnusableError(ProbeState.BLOCKED, reason, fix, missing=True) from failure
 
 
 def _beside() -> str | None:
@@ -171,14 +196,12 @@ def _beside() -> str | None:
     return None
 
 
-def _mismatch(smi: Any) -> str:
-    """What to say when wrapper and library were not made for one another; empty when they were."""
-    version = str(getattr(smi, "__version__", ""))
-    wants = _LIBRARY_MAJOR.get(".".join(version.split(".")[:2]))
-    has = (ask(smi, "amdsmi_get_lib_version") or {}).get("major")
-    if wants is None or has is None or wants == has:
-        return ""
-    return f"amdsmi {version} is for major version {wants} of the library; this one is {has}"
+def _shut_down(smi: Any) -> None:
+    try:
+        with _quiet():
+            smi.amdsmi_shut_down()
+    except Exception as failure:  # the driver may be gone by now; there is nothing to give back
+        _log.debug("amdsmi_shut_down: %s", failure)
 
 
 @contextmanager

@@ -5,14 +5,29 @@ from __future__ import annotations
 from hal.backend import GoneError, HalError, StateError, TemporaryError, UnsupportedError
 from hal.model import Status
 
-__all__ = ["DRIVER_NOT_LOADED", "NO_PERMISSION", "code_of", "error", "status"]
+__all__ = [
+    "DRIVER_NOT_LOADED",
+    "INVALID_HANDLE",
+    "NOT_INITIALISED",
+    "NOT_SUPPORTED",
+    "NO_PERMISSION",
+    "code_of",
+    "error",
+    "status",
+]
 
+NOT_SUPPORTED = 2
 NO_PERMISSION = 10
+NOT_FOUND = 31
+NOT_INITIALISED = 32
 DRIVER_NOT_LOADED = 34
+
+# What a handle from before a reset, a reload of the driver or a change of partitions gets.
+INVALID_HANDLE = frozenset({NOT_FOUND, NOT_INITIALISED, DRIVER_NOT_LOADED})
 
 _TABLE: dict[int, tuple[type[HalError], Status]] = {
     1: (HalError, Status.ERROR),  # invalid parameters
-    2: (UnsupportedError, Status.UNSUPPORTED),  # not supported
+    NOT_SUPPORTED: (UnsupportedError, Status.UNSUPPORTED),  # not supported
     3: (UnsupportedError, Status.UNSUPPORTED),  # not yet implemented
     4: (StateError, Status.ERROR),  # library not loaded
     5: (UnsupportedError, Status.UNSUPPORTED),  # symbol not in the library
@@ -23,8 +38,8 @@ _TABLE: dict[int, tuple[type[HalError], Status]] = {
     15: (TemporaryError, Status.ERROR),  # out of resources
     18: (StateError, Status.ERROR),  # initialisation
     30: (TemporaryError, Status.ERROR),  # busy
-    31: (GoneError, Status.ERROR),  # device not found
-    32: (StateError, Status.ERROR),  # not initialised
+    NOT_FOUND: (GoneError, Status.ERROR),  # device not found
+    NOT_INITIALISED: (StateError, Status.ERROR),  # not initialised
     33: (TemporaryError, Status.ERROR),  # no free slot
     DRIVER_NOT_LOADED: (StateError, Status.ERROR),
     40: (TemporaryError, Status.ERROR),  # no data

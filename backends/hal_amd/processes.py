@@ -10,22 +10,24 @@ from typing import Any
 from hal.backend import TemporaryError
 from hal.model import Process, Status
 from hal_amd import conv, errors
-from hal_amd.device import handles
+from hal_amd.device import Cards
 
 __all__ = ["processes"]
 
 
-def processes(smi: Any, root: Path, ids: Sequence[str], deadline: float) -> list[Process]:
+def processes(cards: Cards, root: Path, ids: Sequence[str], deadline: float) -> list[Process]:
     """Every process on the devices named. Raises TemporaryError when the deadline passes before the last."""
-    here = handles(smi)
     found: list[Process] = []
     for subject in ids:
-        gpu = here[subject]
+        card, part = cards.find(subject)
+        processor = card.first if part is None else card.processors[part]
         if time.monotonic() >= deadline:
             raise TemporaryError(f"processes of {subject}: not reached before the deadline")
         try:
-            entries = smi.amdsmi_get_gpu_process_list(gpu)
+            entries = cards.smi.amdsmi_get_gpu_process_list(processor)
         except Exception as failure:
+            if errors.code_of(failure) in errors.INVALID_HANDLE:
+                cards.forget()
             if errors.status(failure)[0] is Status.UNSUPPORTED:
                 continue
             raise errors.error(failure, subject) from failure

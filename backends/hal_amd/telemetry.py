@@ -1,95 +1,78 @@
-"""How it is doing: one row of the table per AMD SMI call, one reading per figure."""
+"""How it is doing: the rows that a card has, read by the deadline, no question put twice."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from functools import lru_cache
 
-from hal.backend import Call, Figure, Group, Value, read_table
-from hal.model import Reading, Scope, Status
-from hal_amd import conv, errors
-from hal_amd.device import ask, handles
+from hal.backend import Answer, Call, Cost, Figure, Group, Value, read_table
+from hal.model import Reading, Scope
+from hal_amd import errors, rows
+from hal_amd.ask import Answers
+from hal_amd.device import Card, Cards, Shape
 
 __all__ = ["sample"]
 
 
-def sample(smi: Any, groups: Sequence[Group], ids: Sequence[str], deadline: float) -> list[Reading]:
-    """Readings of each device in turn. Raises GoneError for an id that AMD SMI does not know."""
-    here = handles(smi)
-    calls = [call for call in _CALLS if call.group in groups]
-    gpus = [(subject, here[subject]) for subject in ids]
-    return [
-        reading
-        for subject, gpu in gpus
-        for reading in read_table(calls, smi, gpu, subject, deadline, _failed)
-    ]
+def sample(
+    cards: Cards, groups: Sequence[Group], ids: Sequence[str], deadline: float, costs: frozenset[Cost]
+) -> list[Reading]:
+    """Readings of each device or slice in turn. Raises GoneError for an id that AMD SMI does not know."""
+    subjects = [(subject, *cards.find(subject)) for subject in ids]
+    wanted = frozenset(groups)
+    refused = cards.versions.refused
+    asked: dict[tuple[str, int | None], Answers] = {}
+    readings: list[Reading] = []
+
+    def answers(card: Card, part: int | None) -> Answers:
+        key = (card.id, part)
+        if key not in asked:
+            processor = card.first if part is None else card.processors[part]
+            asked[key] = Answers(cards.smi, processor, refused)
+        return asked[key]
+
+    for subject, card, part in subjects:
+        of = rows.Subject(card, answers(card, None), answers(card, part), part or 0)
+        table = _table(card.shape, part, wanted, costs)
+        readings += read_table(table, cards.versions, of, subject, deadline, _failed)
+    codes = {code for each in asked.values() for code in each.codes}
+    if codes & errors.INVALID_HANDLE:
+        cards.forget()
+    cards.lost = errors.NOT_INITIALISED in codes
+    return readings
+
+
+@lru_cache(maxsize=256)
+def _table(
+    shape: Shape, part: int | None, groups: frozenset[Group], costs: frozenset[Cost]
+) -> tuple[Call, ...]:
+    """Of a partition, what is not its own is its parent's."""
+    table = rows.of_card(shape)
+    if part is not None:
+        own = rows.of_partition(shape, part)
+        kinds = {_kind(figure) for row in own for figure in row.figures}
+        table = (*own, *(_of_parent(row, kinds) for row in table))
+    return tuple(row for row in table if row.figures and row.group in groups and row.cost in costs)
+
+
+_Kind = tuple[str, ...]
+
+
+def _kind(figure: Figure) -> _Kind:
+    """compute0 and compute1 are of one kind."""
+    return (figure.name, *(label.rstrip("0123456789") for label in figure.labels.values()))
+
+
+def _of_parent(row: Call, own: set[_Kind]) -> Call:
+    """The card's row as a partition has it: said to be the card's, without the figures of its own."""
+    kept = [place for place, figure in enumerate(row.figures) if _kind(figure) not in own]
+
+    def read(library: object, subject: rows.Subject) -> tuple[Answer, ...]:
+        values = row.read(library, subject)
+        return tuple(values[place] for place in kept)
+
+    return row._replace(figures=tuple(row.figures[place] for place in kept), scope=Scope.PARENT, read=read)
 
 
 def _failed(failure: Exception) -> Value:
     return Value(None, *errors.status(failure))
-
-
-def _memory(smi: Any, gpu: Any) -> tuple[Value, ...]:
-    """Total, used, free, reserved in bytes; from the call in MiB where the ones in bytes do not answer."""
-    vram = smi.AmdSmiMemoryType.VRAM
-    total = conv.count(ask(smi, "amdsmi_get_gpu_memory_total", gpu, vram))
-    used = conv.count(ask(smi, "amdsmi_get_gpu_memory_usage", gpu, vram))
-    if total.value is None or used.value is None:  # this one says why
-        usage = smi.amdsmi_get_gpu_vram_usage(gpu)
-        total, used = conv.mebibytes(usage.get("vram_total")), conv.mebibytes(usage.get("vram_used"))
-    free = Value(None, Status.UNSUPPORTED, "amdsmi has no such figure")
-    reserved = free
-    if total.value is not None and used.value is not None:
-        free = Value(total.value - used.value, Status.ESTIMATED, "total - used")
-    return total, used, free, reserved
-
-
-def _busy(smi: Any, gpu: Any) -> tuple[Value, ...]:
-    """Ratios over the firmware's own window, whose length AMD SMI does not say."""
-    activity = smi.amdsmi_get_gpu_activity(gpu)
-    return conv.ratio(activity.get("gfx_activity")), conv.ratio(activity.get("umc_activity"))
-
-
-def _power(smi: Any, gpu: Any) -> tuple[Value, ...]:
-    words = ("current_socket_power", "average_socket_power", "socket_power")  # MI300, MI200, a sum of both
-    power = smi.amdsmi_get_power_info(gpu)
-    return (conv.first_watts(*(power.get(word) for word in words)),)
-
-
-def _power_limit(smi: Any, gpu: Any) -> tuple[Value, ...]:
-    return (conv.microwatts(smi.amdsmi_get_power_cap_info(gpu).get("power_cap")),)
-
-
-def _temperature(sensor: str) -> Callable[[Any, Any], tuple[Value, ...]]:
-    def read(smi: Any, gpu: Any) -> tuple[Value, ...]:
-        kind = getattr(smi.AmdSmiTemperatureType, sensor)
-        return (conv.celsius(smi.amdsmi_get_temp_metric(gpu, kind, smi.AmdSmiTemperatureMetric.CURRENT)),)
-
-    return read
-
-
-def _vram(name: str) -> Figure:
-    return Figure(f"memory_{name}_bytes", "bytes", {"heap": "vram"})
-
-
-def _sensor(name: str) -> Figure:
-    return Figure("temperature_celsius", "celsius", {"sensor": name})
-
-
-_CALLS = (
-    Call(Group.MEMORY, "amdsmi_get_gpu_memory_usage", Scope.DEVICE,
-          (_vram("total"), _vram("used"), _vram("free"), _vram("reserved")), _memory),
-    Call(Group.ACTIVITY, "amdsmi_get_gpu_activity", Scope.DEVICE,
-          (Figure("compute_busy_ratio", "ratio"), Figure("memory_bandwidth_busy_ratio", "ratio")),
-          _busy),
-    Call(Group.POWER, "amdsmi_get_power_info", Scope.PACKAGE,
-          (Figure("power_watts", "watts"),), _power),
-    Call(Group.POWER, "amdsmi_get_power_cap_info", Scope.PACKAGE,
-          (Figure("power_limit_watts", "watts"),), _power_limit),
-    Call(Group.TEMPERATURE, "amdsmi_get_temp_metric", Scope.PACKAGE, (_sensor("core"),),
-          _temperature("EDGE")),
-    Call(Group.TEMPERATURE, "amdsmi_get_temp_metric", Scope.PACKAGE, (_sensor("hotspot"),),
-          _temperature("HOTSPOT")),
-    Call(Group.TEMPERATURE, "amdsmi_get_temp_metric", Scope.PACKAGE, (_sensor("memory"),),
-          _temperature("VRAM")),
-)  # fmt: skip

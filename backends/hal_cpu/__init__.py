@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from hal.backend import Group
+from hal.backend import EVERY_COST, Cost, Group
 from hal.model import Enforcement, Exposure, Inventory, Probe, Process, Reading, Rung
 from hal_cpu import device, driver, expose, processes, telemetry
 
@@ -16,6 +16,7 @@ class Backend:
     """The contract of hal.backend over the kernel's files below `root`. There is no library to name."""
 
     name = "cpu"
+    isolated = False  # it loads no library
 
     def __init__(self, *, root: str = "/", library: str | None = None) -> None:
         self._root = Path(root)
@@ -27,8 +28,14 @@ class Backend:
     def enumerate(self) -> Inventory:
         return device.enumerate_devices(self._root)
 
-    def sample(self, groups: Sequence[Group], ids: Sequence[str], deadline: float) -> list[Reading]:
-        return self._sampler.sample(groups, ids, deadline)
+    def sample(
+        self,
+        groups: Sequence[Group],
+        ids: Sequence[str],
+        deadline: float,
+        costs: frozenset[Cost] = EVERY_COST,
+    ) -> list[Reading]:
+        return self._sampler.sample(groups, ids, deadline, costs)
 
     def processes(self, ids: Sequence[str], deadline: float) -> list[Process]:
         return processes.processes(self._root, ids, deadline)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from hal.backend import Group, Value
+from hal.backend import EVERY_COST, Cost, Group, Value
 from hal.backend.table import LATE
 from hal.model import Reading, Scope, Status
 from hal_cpu import conv, device, driver, errors
@@ -16,6 +16,21 @@ __all__ = ["Sampler"]
 
 _SHORTEST = 0.1  # seconds: ten ticks of the kernel's clock
 _LONGEST = 60.0  # seconds after which an earlier look says nothing of now
+
+
+_NO_SENSOR = "the kernel has no such figure of the host"
+_NO_LINK = "the host is the end of others' links, and has none of its own"
+_NO_DRIVER = "the kernel tells no such thing of the host here"
+# What groups that a host has nothing of are answered with.
+_NONE: tuple[tuple[Group, Cost, str, str, dict[str, str], str], ...] = (
+    (Group.CLOCKS, Cost.FAST, "clock_hertz", "hertz", {"domain": "compute"}, "each core has its own"),
+    (Group.THROTTLE, Cost.FAST, "throttle_active", "bool", {"reason": "other"}, _NO_SENSOR),
+    (Group.PCIE, Cost.FAST, "pcie_generation", "count", {}, _NO_LINK),
+    (Group.LINKS, Cost.FAST, "link_up", "bool", {"link": "0"}, _NO_LINK),
+    (Group.ERRORS, Cost.SLOW, "ecc_errors_total", "count",
+     {"severity": "corrected", "lifetime": "volatile", "block": "all"}, _NO_DRIVER),
+    (Group.STATE, Cost.STATIC, "ecc_enabled", "bool", {}, _NO_DRIVER),
+)  # fmt: skip
 
 
 class _Look(NamedTuple):
@@ -33,12 +48,24 @@ class Sampler:
         self._root = root
         self._last: _Look | None = None
 
-    def sample(self, groups: Sequence[Group], ids: Sequence[str], deadline: float) -> list[Reading]:
+    def sample(
+        self,
+        groups: Sequence[Group],
+        ids: Sequence[str],
+        deadline: float,
+        costs: frozenset[Cost] = EVERY_COST,
+    ) -> list[Reading]:
         """Readings of the host. The first call waits 0.1 s for a window. Raises GoneError for another id."""
         device.check(ids)
         if not ids:
             return []
-        readings: list[Reading] = []
+        readings = [
+            _reading(name, unit, Value(None, Status.UNSUPPORTED, why), "/proc", Scope.DEVICE, None, **labels)
+            for group, cost, name, unit, labels, why in _NONE
+            if group in groups and cost in costs
+        ]
+        if Cost.FAST not in costs:
+            return readings
         if Group.MEMORY in groups:
             readings += self._memory(deadline)
         if Group.ACTIVITY in groups or Group.POWER in groups:

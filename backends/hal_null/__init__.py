@@ -22,7 +22,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from hal.backend import Group
+from hal.backend import EVERY_COST, Cost, Group
 from hal.model import Enforcement, Exposure, Inventory, Probe, Process, Reading, Rung
 from hal_null import device, expose, processes, telemetry
 from hal_null.driver import Driver
@@ -50,8 +50,14 @@ class Backend:
     def enumerate(self) -> Inventory:
         return device.enumerate_devices(self._driver.open())
 
-    def sample(self, groups: Sequence[Group], ids: Sequence[str], deadline: float) -> list[Reading]:
-        return telemetry.sample(self._driver.open(), groups, ids, deadline)
+    def sample(
+        self,
+        groups: Sequence[Group],
+        ids: Sequence[str],
+        deadline: float,
+        costs: frozenset[Cost] = EVERY_COST,
+    ) -> list[Reading]:
+        return telemetry.sample(self._driver.open(), groups, ids, deadline, costs)
 
     def processes(self, ids: Sequence[str], deadline: float) -> list[Process]:
         return processes.processes(self._driver.open(), ids, deadline)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hal.backend import Call, Figure, Group, Value, read_table
+from hal.backend import Call, Cost, Figure, Group, Value, read_table
 from hal.model import Reading, Scope, Status
 from hal_null import conv, errors
 from hal_null.device import uuid_of
@@ -17,9 +17,11 @@ from hal_null.driver import Library
 __all__ = ["sample"]
 
 
-def sample(library: Library, groups: Sequence[Group], ids: Sequence[str], deadline: float) -> list[Reading]:
+def sample(
+    library: Library, groups: Sequence[Group], ids: Sequence[str], deadline: float, costs: frozenset[Cost]
+) -> list[Reading]:
     """Readings of each device in turn. Raises GoneError for an id that is not there."""
-    calls = [call for call in _CALLS if call.group in groups]
+    calls = [call for call in _CALLS if call.group in groups and call.cost in costs]
     devices = [(subject, uuid_of(library, subject)) for subject in ids]
     return [
         reading
@@ -61,6 +63,11 @@ def _temperature(library: Library, uuid: str) -> tuple[Value, ...]:
     return (conv.celsius(library.millidegrees(uuid)),)
 
 
+def _none(library: Library, uuid: str) -> tuple[Value, ...]:
+    """For a figure that the library does not have at all."""
+    return (Value(None, Status.UNSUPPORTED, "the library has no such figure"),)
+
+
 def _vram(name: str) -> Figure:
     return Figure(f"memory_{name}_bytes", "bytes", {"heap": "vram"})
 
@@ -76,4 +83,12 @@ _CALLS = (
           (Figure("power_limit_watts", "watts"),), _power_limit),
     Call(Group.TEMPERATURE, "millidegrees", Scope.PACKAGE,
           (Figure("temperature_celsius", "celsius", {"sensor": "core"}),), _temperature),
+    Call(Group.CLOCKS, "none", Scope.DEVICE, (Figure("clock_hertz", "hertz", {"domain": "compute"}),), _none),
+    Call(Group.THROTTLE, "none", Scope.PACKAGE,
+          (Figure("throttle_active", "bool", {"reason": "other"}),), _none),
+    Call(Group.PCIE, "none", Scope.DEVICE, (Figure("pcie_generation", "count"),), _none),
+    Call(Group.LINKS, "none", Scope.DEVICE, (Figure("link_up", "bool", {"link": "0"}),), _none),
+    Call(Group.ERRORS, "none", Scope.DEVICE,
+          (Figure("pages_retired", "count", {"cause": "all"}),), _none, Cost.SLOW),
+    Call(Group.STATE, "none", Scope.DEVICE, (Figure("ecc_enabled", "bool"),), _none, Cost.STATIC),
 )  # fmt: skip

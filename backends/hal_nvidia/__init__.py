@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from hal.backend import Group
-from hal.model import Enforcement, Exposure, Inventory, Probe, Process, Reading, Rung
-from hal_nvidia import device, expose, processes, telemetry
+from hal.backend import EVERY_COST, Cost, Group
+from hal.model import Enforcement, Event, Exposure, Inventory, Probe, Process, Reading, Rung
+from hal_nvidia import device, errors, expose, processes, telemetry
 from hal_nvidia.driver import Driver
+from hal_nvidia.events import Watch
+from hal_nvidia.handles import Handles
 
 __all__ = ["Backend"]
 
@@ -24,25 +26,63 @@ class Backend:
     def __init__(self, *, root: str = "/", library: str | None = None) -> None:
         self._root = Path(root)
         self._driver = Driver(self._root, library)
+        self._session: Handles | None = None
+        self._watch: Watch | None = None
 
     def probe(self) -> Probe:
         return self._driver.probe()
 
     def enumerate(self) -> Inventory:
-        return device.enumerate_devices(self._driver.open(), self._root)
+        handles = self._open()
+        handles.forget()
+        return device.enumerate_devices(handles.nvml, self._root)
 
-    def sample(self, groups: Sequence[Group], ids: Sequence[str], deadline: float) -> list[Reading]:
-        return telemetry.sample(self._driver.open(), groups, ids, deadline)
+    def sample(
+        self,
+        groups: Sequence[Group],
+        ids: Sequence[str],
+        deadline: float,
+        costs: frozenset[Cost] = EVERY_COST,
+    ) -> list[Reading]:
+        return telemetry.sample(self._open(), groups, ids, deadline, costs)
 
     def processes(self, ids: Sequence[str], deadline: float) -> list[Process]:
-        return processes.processes(self._driver.open(), self._root, ids, deadline)
+        return processes.processes(self._open(), self._root, ids, deadline)
+
+    def events(self) -> list[Event]:
+        """XIDs. A driver without events has none to tell."""
+        nvml = self._open().nvml
+        try:
+            if self._watch is None:
+                self._watch = Watch(nvml)
+            return self._watch.poll()
+        except AttributeError:  # a pynvml that is too old to know the calls
+            return []
+        except nvml.NVMLError as failure:
+            self._stop_watching()
+            if errors.is_unsupported(failure):
+                return []
+            raise errors.error(failure, "NVML events") from failure
 
     def expose(self, ids: Sequence[str]) -> Exposure:
-        return expose.expose(self._driver, ids)
+        return expose.expose(self._open, ids)
 
     def limits(self) -> Enforcement:
         """The preloaded guard can hold a soft slice to its memory; nothing here holds its compute."""
         return Enforcement(memory=Rung.GUARD, compute=Rung.NONE)
 
     def close(self) -> None:
+        self._stop_watching()
+        self._session = None
         self._driver.close()
+
+    def _open(self) -> Handles:
+        nvml = self._driver.open()
+        if self._session is None:
+            self._session = Handles(nvml)
+        return self._session
+
+    def _stop_watching(self) -> None:
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.close()

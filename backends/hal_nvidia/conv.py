@@ -1,48 +1,136 @@
-"""NVML's words, sentinels and units in the model's. Nothing of NVML's passes this file."""
+"""NVML's words, sentinels and units in the model's. Nothing of NVML's passes this file.
+
+A figure that is there is a plain number; one that is not is a Value that says why.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from hal.backend import Value
+from hal.backend import Answer, Value
 from hal.model import Status
 
-__all__ = ["bdf", "celsius", "count", "multiprocessors", "pci_ids", "ratio", "text", "watts"]
+__all__ = [
+    "CLOCK_REASONS",
+    "bdf",
+    "bytes_of_kibibytes",
+    "celsius",
+    "count",
+    "fan",
+    "flag",
+    "hertz",
+    "joules",
+    "kilobytes",
+    "link_up",
+    "megabytes",
+    "multiprocessors",
+    "pci_ids",
+    "performance",
+    "ratio",
+    "reasons",
+    "seconds",
+    "text",
+    "watts",
+]
 
-_NOT_AVAILABLE = {0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF}  # NVML_VALUE_NOT_AVAILABLE_uint, _ulonglong
+_UNAVAILABLE = {0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF}  # NVML_VALUE_NOT_AVAILABLE_uint, _ulonglong
+_NOT_AVAILABLE = Value(None, Status.UNSUPPORTED, "NVML_VALUE_NOT_AVAILABLE")
+_NO_LEVEL = 32  # NVML_PSTATE_UNKNOWN
+_LINK_STATES = {0: 0, 1: 1, 2: 1, 3: 0}  # NVML_NVLINK_STATE_...: 2 sleeps, 3 carries nothing
 # CUDA cores in a multiprocessor by compute capability: NVML counts the cores only.
 _CORES = {(7, 0): 64, (7, 2): 64, (7, 5): 64, (8, 0): 64, (8, 6): 128, (8, 7): 128, (8, 9): 128, (9, 0): 128,
           (10, 0): 128, (10, 3): 128, (11, 0): 128, (12, 0): 128, (12, 1): 128}  # fmt: skip
 
+# nvmlClocksEventReason... bits by the catalogue's words. HwSlowdown (8) is the same as one of the two
+# hardware reasons where those are told apart.
+_HARDWARE_SLOWDOWN = 0x08
+_REASON_BITS = {"power": 0x04, "thermal": 0x60, "hardware_brake": 0x80, "sync": 0x10, "idle": 0x01}
+_TOLD = sum(_REASON_BITS.values()) | _HARDWARE_SLOWDOWN
+_BITS = tuple(_REASON_BITS.values())
+CLOCK_REASONS = (*_REASON_BITS, "other")
 
-def count(raw: object, detail: str = "") -> Value:
+
+def count(raw: object) -> Answer:
     """A whole number, such as bytes; NVML's NOT_AVAILABLE is unsupported."""
-    if not isinstance(raw, int) or raw in _NOT_AVAILABLE:
-        return Value(None, Status.UNSUPPORTED, "NVML_VALUE_NOT_AVAILABLE")
-    return Value(raw, Status.OK, detail)
+    if type(raw) is not int or raw in _UNAVAILABLE:
+        return _NOT_AVAILABLE
+    return raw if raw >= 0 else _absurd(raw, "")
 
 
-def watts(milliwatts: object) -> Value:
-    raw = count(milliwatts)
-    return raw if raw.value is None else Value(raw.value / 1000)
+def watts(milliwatts: object) -> Answer:
+    return _divided(milliwatts, 1000)
 
 
-def ratio(percent: object) -> Value:
+def joules(millijoules: object) -> Answer:
+    return _divided(millijoules, 1000)
+
+
+def seconds(nanoseconds: object) -> Answer:
+    return _divided(nanoseconds, 1_000_000_000)
+
+
+def hertz(megahertz: object) -> Answer:
+    return _scaled(megahertz, 1_000_000)
+
+
+def kilobytes(raw: object) -> Answer:
+    return _scaled(raw, 1000)
+
+
+def megabytes(raw: object) -> Answer:
+    return _scaled(raw, 1_000_000)
+
+
+def bytes_of_kibibytes(raw: object) -> Answer:
+    return _scaled(raw, 1024)
+
+
+def ratio(percent: object) -> Answer:
+    if type(percent) is int and 0 <= percent <= 100:
+        return percent / 100
     raw = count(percent)
-    if raw.value is None:
+    return raw if isinstance(raw, Value) else _absurd(raw, " %")
+
+
+def fan(percent: object) -> Answer:
+    """A fan may turn faster than what its maker calls its greatest speed."""
+    raw = count(percent)
+    if isinstance(raw, Value):
         return raw
-    if not 0 <= raw.value <= 100:
-        return Value(None, Status.ERROR, f"NVML said {raw.value} %")
-    return Value(raw.value / 100)
+    return raw / 100 if raw <= 200 else _absurd(raw, " %")
 
 
-def celsius(degrees: object) -> Value:
+def celsius(degrees: object) -> Answer:
+    if type(degrees) is int and -100 < degrees < 300:
+        return degrees
     raw = count(degrees)
-    if raw.value is None:
-        return raw
-    if not -100 < raw.value < 300:
-        return Value(None, Status.ERROR, f"NVML said {raw.value} degrees")
-    return Value(raw.value)
+    return raw if isinstance(raw, Value) else _absurd(raw, " degrees")
+
+
+def flag(raw: object) -> Answer:
+    """NVML's 0 and 1."""
+    answer = count(raw)
+    return answer if isinstance(answer, Value) or answer in (0, 1) else _absurd(answer, "")
+
+
+def link_up(raw: Any) -> Answer:
+    state = _LINK_STATES.get(raw)
+    return _absurd(raw, "") if state is None else state
+
+
+def performance(raw: object) -> Answer:
+    if raw == _NO_LEVEL:
+        return Value(None, Status.UNSUPPORTED, "NVML_PSTATE_UNKNOWN")
+    answer = count(raw)
+    return answer if isinstance(answer, Value) or answer < _NO_LEVEL else _absurd(answer, "")
+
+
+def reasons(raw: object) -> tuple[Answer, ...]:
+    """1 or 0 for each of CLOCK_REASONS."""
+    if type(raw) is not int or raw < 0 or raw in _UNAVAILABLE:
+        return (_NOT_AVAILABLE,) * len(CLOCK_REASONS)
+    other = raw & ~_TOLD or (raw & _HARDWARE_SLOWDOWN and not raw & 0xC0)
+    return (*[1 if raw & bits else 0 for bits in _BITS], 1 if other else 0)
 
 
 def text(raw: object) -> str | None:
@@ -68,5 +156,21 @@ def pci_ids(pci: Any) -> tuple[int, int]:
 def multiprocessors(cores: object, capability: object) -> int | None:
     """Multiprocessors (SM) from CUDA cores; None for a capability that is not in the table."""
     per_unit = _CORES.get(capability) if isinstance(capability, tuple) else None
-    total = count(cores).value
-    return None if per_unit is None or not total else int(total) // per_unit
+    total = count(cores)
+    return None if per_unit is None or isinstance(total, Value) or not total else int(total) // per_unit
+
+
+def _scaled(raw: object, factor: int) -> Answer:
+    if type(raw) is int and raw >= 0 and raw not in _UNAVAILABLE:
+        return raw * factor
+    return count(raw)
+
+
+def _divided(raw: object, divisor: int) -> Answer:
+    if type(raw) is int and raw >= 0 and raw not in _UNAVAILABLE:
+        return raw / divisor
+    return count(raw)
+
+
+def _absurd(raw: object, unit: str) -> Value:
+    return Value(None, Status.ERROR, f"NVML said {raw}{unit}")

@@ -1,4 +1,4 @@
-"""What is here: NVML's devices as the model's, and ids back to NVML's handles."""
+"""What is here: NVML's devices as the model's."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from hal.backend import GoneError, HalError
-from hal.model import Device, DeviceKind, Heap, Inventory, Pci, whole
+from hal.backend import HalError, Value
+from hal.model import Device, DeviceKind, Heap, Inventory, Pci, Slice
 from hal_nvidia import conv, errors
+from hal_nvidia.handles import Gpu
+from hal_nvidia.links import Ends, ends, links
+from hal_nvidia.slices import slices
 
-__all__ = ["enumerate_devices", "handle"]
+__all__ = ["enumerate_devices"]
 
 _log = logging.getLogger(__name__)
 
@@ -22,33 +25,25 @@ def enumerate_devices(nvml: Any, root: Path) -> Inventory:
     except nvml.NVMLError as failure:
         raise errors.error(failure, "nvmlDeviceGetCount") from failure
     devices: list[Device] = []
+    parts: list[Slice] = []
+    joined: list[Ends] = []
     silent: list[HalError] = []
     for index in range(count):
         try:
-            devices.append(_device(nvml, root, index))
+            gpu = nvml.nvmlDeviceGetHandleByIndex(index)
+            device = _device(nvml, root, index, gpu)
+            parts.extend(slices(nvml, gpu, device))
+            joined.append(ends(nvml, device.id, device.pci.bdf if device.pci else None, Gpu(gpu, False)))
+            devices.append(device)
         except nvml.NVMLError as failure:
             silent.append(errors.error(failure, f"NVML device {index}"))
             _log.warning("left out: %s", silent[-1])
     if silent and not devices:
         raise silent[0]
-    return Inventory(tuple(devices), tuple(map(whole, devices)))
+    return Inventory(tuple(devices), tuple(parts), tuple(links(nvml, joined)))
 
 
-def handle(nvml: Any, subject: str) -> Any:
-    """NVML's handle of the device with this id. Raises GoneError when there is none."""
-    vendor, _, uuid = subject.partition(":")
-    if vendor != "nvidia" or not uuid:
-        raise GoneError(f"{subject} is not an NVIDIA device")
-    try:
-        return nvml.nvmlDeviceGetHandleByUUID(uuid)
-    except nvml.NVMLError as failure:
-        if errors.code_of(failure) == errors.INVALID_ARGUMENT:  # what NVML says of a malformed uuid
-            raise GoneError(f"{subject}: {failure}", vendor_code=errors.INVALID_ARGUMENT) from failure
-        raise errors.error(failure, subject) from failure
-
-
-def _device(nvml: Any, root: Path, index: int) -> Device:
-    gpu = nvml.nvmlDeviceGetHandleByIndex(index)
+def _device(nvml: Any, root: Path, index: int, gpu: Any) -> Device:
     uuid = conv.text(nvml.nvmlDeviceGetUUID(gpu))
     if uuid is None:
         raise nvml.NVMLError(nvml.NVML_ERROR_UNKNOWN)
@@ -56,14 +51,14 @@ def _device(nvml: Any, root: Path, index: int) -> Device:
     capability = _ask(nvml, "nvmlDeviceGetCudaComputeCapability", gpu)
     memory = _ask(nvml, "nvmlDeviceGetMemoryInfo", gpu)  # `total` is the same in v1 and v2
     minor = _ask(nvml, "nvmlDeviceGetMinorNumber", gpu)
-    total = conv.count(memory.total).value if memory else None
+    total = conv.count(memory.total) if memory else Value(None)
     bdf = conv.bdf(pci) if pci else None
     return Device(
         id=f"nvidia:{uuid}",
         vendor="nvidia",
         kind=DeviceKind.GPU,
         model=conv.text(_ask(nvml, "nvmlDeviceGetName", gpu)) or "NVIDIA GPU",
-        heaps=(Heap("vram", None if total is None else int(total)),),
+        heaps=(Heap("vram", None if isinstance(total, Value) else int(total)),),
         pci=Pci(bdf, *conv.pci_ids(pci)) if bdf else None,
         uuid=uuid,
         serial=conv.text(_ask(nvml, "nvmlDeviceGetSerial", gpu)),

@@ -12,35 +12,46 @@ __all__ = [
     "GPU_IS_LOST",
     "INVALID_ARGUMENT",
     "LIB_RM_VERSION_MISMATCH",
+    "NOT_FOUND",
     "NO_PERMISSION",
+    "RESET_REQUIRED",
+    "TIMEOUT",
+    "UNINITIALIZED",
+    "UNKNOWN",
     "code_of",
     "error",
+    "is_unsupported",
     "status",
 ]
 
+UNINITIALIZED = 1
 INVALID_ARGUMENT = 2
 NO_PERMISSION = 4
+NOT_FOUND = 6
 DRIVER_NOT_LOADED = 9
+TIMEOUT = 10
 FUNCTION_NOT_FOUND = 13
 GPU_IS_LOST = 15
+RESET_REQUIRED = 16
 LIB_RM_VERSION_MISMATCH = 18
 ARGUMENT_VERSION_MISMATCH = 25
+UNKNOWN = 999
 
 _TABLE: dict[int, tuple[type[HalError], Status]] = {
-    1: (StateError, Status.ERROR),  # uninitialized
+    UNINITIALIZED: (StateError, Status.ERROR),
     INVALID_ARGUMENT: (HalError, Status.ERROR),
     3: (UnsupportedError, Status.UNSUPPORTED),  # not supported
     NO_PERMISSION: (StateError, Status.DENIED),
-    6: (GoneError, Status.ERROR),  # not found
+    NOT_FOUND: (GoneError, Status.ERROR),
     7: (TemporaryError, Status.ERROR),  # insufficient size: more processes than a moment ago
     8: (StateError, Status.ERROR),  # insufficient external power
     DRIVER_NOT_LOADED: (StateError, Status.ERROR),
-    10: (TemporaryError, Status.STALE),  # timeout
+    TIMEOUT: (TemporaryError, Status.STALE),
     11: (StateError, Status.ERROR),  # interrupt request issue
     12: (StateError, Status.ERROR),  # library not found
     FUNCTION_NOT_FOUND: (UnsupportedError, Status.UNSUPPORTED),
     GPU_IS_LOST: (GoneError, Status.ERROR),
-    16: (StateError, Status.ERROR),  # reset required
+    RESET_REQUIRED: (StateError, Status.ERROR),
     17: (StateError, Status.DENIED),  # blocked by the operating system: cgroup, virtualisation
     LIB_RM_VERSION_MISMATCH: (StateError, Status.ERROR),
     19: (TemporaryError, Status.ERROR),  # in use
@@ -74,3 +85,8 @@ def status(failure: Exception) -> Status:
         return Status.UNSUPPORTED
     code = code_of(failure)
     return _TABLE.get(-1 if code is None else code, (HalError, Status.ERROR))[1]
+
+
+def is_unsupported(failure: Exception) -> bool:
+    """Whether another call, or an older version of it, may still have the answer."""
+    return status(failure) is Status.UNSUPPORTED

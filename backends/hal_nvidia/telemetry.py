@@ -1,29 +1,57 @@
-"""How it is doing: one row of the table per NVML call, one reading per figure."""
+"""How it is doing: the table's rows for each device, planned once for each way of asking."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from hal.backend import Call, Figure, GoneError, Group, Value, read_table
-from hal.model import Reading, Scope, Status
-from hal_nvidia import conv, device, errors
+from hal.backend import Call, Cost, GoneError, Group, Value, read_table
+from hal.model import Reading
+from hal_nvidia import errors, parts, rows
+from hal_nvidia.fields import reader
+from hal_nvidia.handles import Gpu, Handles
 
 __all__ = ["sample"]
 
+_FIELD_VALUES = "nvmlDeviceGetFieldValues"
 
-def sample(nvml: Any, groups: Sequence[Group], ids: Sequence[str], deadline: float) -> list[Reading]:
+
+class _Plan:
+    """What one way of asking reads of one device."""
+
+    __slots__ = ("calls", "fields", "hopeless")
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self.fields: list[tuple[int, int]] = []  # (field, scope), all in one call
+        self.hopeless: set[int] = set()  # places in `fields` for which no other call helps
+
+
+def sample(
+    handles: Handles, groups: Sequence[Group], ids: Sequence[str], deadline: float, costs: frozenset[Cost]
+) -> list[Reading]:
     """Readings of each device in turn. Raises GoneError for an id that NVML does not know."""
-    calls = [call for call in _CALLS if call.group in groups]
+    asked = (tuple(groups), costs)
     readings: list[Reading] = []
     for subject in ids:
         try:
-            gpu = device.handle(nvml, subject)
+            gpu = handles.find(subject)
         except GoneError as gone:
             if gone.vendor_code != errors.GPU_IS_LOST:
                 raise
-            gpu = gone  # its neighbours still have to be read
-        readings.extend(read_table(calls, nvml, gpu, subject, deadline, _failed))
+            # Its neighbours still have to be read.
+            calls = _plan([*rows.CALLS, *rows.FIELDS], groups, costs).calls
+            readings += read_table(calls, None, gone, subject, deadline, _failed)
+            continue
+        plan = gpu.plans.get(asked)
+        if plan is None:
+            plan = _plan(_rows(handles.nvml, gpu, groups, costs), groups, costs)
+            if not gpu.doubtful:
+                gpu.plans[asked] = plan
+        gpu.plan, gpu.fields = plan, None
+        readings += read_table(plan.calls, handles.nvml, gpu, subject, deadline, gpu.failed)
+        if gpu.doubtful:
+            handles.forget(subject)
     return readings
 
 
@@ -31,69 +59,30 @@ def _failed(failure: Exception) -> Value:
     return Value(None, errors.status(failure), str(failure))
 
 
-def _memory(nvml: Any, gpu: Any) -> tuple[Value, ...]:
-    """Total, used, free, reserved in bytes: v2 where driver and pynvml have it, else v1."""
-    version = getattr(nvml, "nvmlMemory_v2", None)
-    if version is not None:
-        try:
-            info = nvml.nvmlDeviceGetMemoryInfo(gpu, version)
-            return tuple(conv.count(raw) for raw in (info.total, info.used, info.free, info.reserved))
-        except nvml.NVMLError as failure:
-            if errors.code_of(failure) not in (errors.FUNCTION_NOT_FOUND, errors.ARGUMENT_VERSION_MISMATCH):
-                raise
-    info = nvml.nvmlDeviceGetMemoryInfo(gpu)
-    return (
-        conv.count(info.total),
-        conv.count(info.used, "v1: what the driver reserves is counted as used"),
-        conv.count(info.free),
-        Value(None, Status.UNSUPPORTED, "the driver has no nvmlDeviceGetMemoryInfo_v2"),
-    )
+def _rows(nvml: Any, gpu: Gpu, groups: Sequence[Group], costs: frozenset[Cost]) -> list[Call | rows.FieldRow]:
+    """All that this device may answer; it is asked for its parts when they are wanted."""
+    if gpu.partition:
+        return [*rows.PARTITION_CALLS]
+    found: list[Call | rows.FieldRow] = [*rows.CALLS, *rows.FIELDS]
+    if Group.TEMPERATURE in groups and Cost.FAST in costs:
+        found += parts.fan_rows(nvml, gpu)
+    if Group.LINKS in groups:
+        found += parts.link_rows(nvml, gpu)
+    if Group.ERRORS in groups and Cost.SLOW in costs:
+        found += parts.ecc_rows(nvml, gpu)
+    return found
 
 
-def _busy(nvml: Any, gpu: Any) -> tuple[Value, ...]:
-    """Ratios over NVML's own last window, whose length (1/6 s to 1 s) it does not say."""
-    rates = nvml.nvmlDeviceGetUtilizationRates(gpu)
-    return conv.ratio(rates.gpu), conv.ratio(rates.memory)
-
-
-def _power(nvml: Any, gpu: Any) -> tuple[Value, ...]:
-    return (conv.watts(nvml.nvmlDeviceGetPowerUsage(gpu)),)
-
-
-def _power_limit(nvml: Any, gpu: Any) -> tuple[Value, ...]:
-    return (conv.watts(nvml.nvmlDeviceGetEnforcedPowerLimit(gpu)),)
-
-
-def _temperature(nvml: Any, gpu: Any) -> tuple[Value, ...]:
-    return (conv.celsius(nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU)),)
-
-
-def _memory_temperature(nvml: Any, gpu: Any) -> tuple[Value, ...]:
-    field = nvml.nvmlDeviceGetFieldValues(gpu, [nvml.NVML_FI_DEV_MEMORY_TEMP])[0]
-    if field.nvmlReturn != nvml.NVML_SUCCESS:
-        raise nvml.NVMLError(field.nvmlReturn)
-    return (conv.celsius(field.value.uiVal),)
-
-
-def _vram(name: str) -> Figure:
-    return Figure(f"memory_{name}_bytes", "bytes", {"heap": "vram"})
-
-
-def _sensor(name: str) -> Figure:
-    return Figure("temperature_celsius", "celsius", {"sensor": name})
-
-
-_CALLS = (
-    Call(Group.MEMORY, "nvmlDeviceGetMemoryInfo", Scope.DEVICE,
-          (_vram("total"), _vram("used"), _vram("free"), _vram("reserved")), _memory),
-    Call(Group.ACTIVITY, "nvmlDeviceGetUtilizationRates", Scope.DEVICE,
-          (Figure("compute_busy_ratio", "ratio"), Figure("memory_bandwidth_busy_ratio", "ratio")),
-          _busy),
-    Call(Group.POWER, "nvmlDeviceGetPowerUsage", Scope.PACKAGE,
-          (Figure("power_watts", "watts"),), _power),
-    Call(Group.POWER, "nvmlDeviceGetEnforcedPowerLimit", Scope.PACKAGE,
-          (Figure("power_limit_watts", "watts"),), _power_limit),
-    Call(Group.TEMPERATURE, "nvmlDeviceGetTemperature", Scope.PACKAGE, (_sensor("core"),), _temperature),
-    Call(Group.TEMPERATURE, "nvmlDeviceGetFieldValues", Scope.PACKAGE, (_sensor("memory"),),
-          _memory_temperature),
-)  # fmt: skip
+def _plan(found: Sequence[Call | rows.FieldRow], groups: Sequence[Group], costs: frozenset[Cost]) -> _Plan:
+    plan = _Plan()
+    for row in found:
+        if row.group not in groups or row.cost not in costs:
+            continue
+        if isinstance(row, Call):
+            plan.calls.append(row)
+            continue
+        read = reader(row.fields, len(plan.fields))
+        plan.fields += [(field.field, field.scope) for field in row.fields]
+        figures = tuple(field.figure for field in row.fields)
+        plan.calls.append(Call(row.group, _FIELD_VALUES, row.scope, figures, read, row.cost))
+    return plan

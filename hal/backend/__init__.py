@@ -11,10 +11,11 @@ from hal.backend.contract import (
     Watches,
 )
 from hal.backend.errors import GoneError, HalError, StateError, TemporaryError, UnsupportedError
-from hal.backend.table import Call, Figure, Value, read_table
+from hal.backend.table import Answer, Call, Figure, Value, read_table
 
 __all__ = [
     "EVERY_COST",
+    "Answer",
     "Backend",
     "Call",
     "Cost",

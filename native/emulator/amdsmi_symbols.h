@@ -10,7 +10,6 @@
     X(amdsmi_first_online_core_on_cpu_socket) \
     X(amdsmi_get_afids_from_cper) \
     X(amdsmi_get_clk_freq) \
-    X(amdsmi_get_clock_info) \
     X(amdsmi_get_cpu_affinity_with_scope) \
     X(amdsmi_get_cpu_cclk_limit) \
     X(amdsmi_get_cpu_core_boostlimit) \
@@ -44,67 +43,47 @@
     X(amdsmi_get_cpu_socket_power_cap_max) \
     X(amdsmi_get_cpu_socket_temperature) \
     X(amdsmi_get_cpucore_handles) \
-    X(amdsmi_get_energy_count) \
     X(amdsmi_get_esmi_err_msg) \
     X(amdsmi_get_fw_info) \
-    X(amdsmi_get_gpu_accelerator_partition_profile) \
     X(amdsmi_get_gpu_accelerator_partition_profile_config) \
     X(amdsmi_get_gpu_available_counters) \
-    X(amdsmi_get_gpu_bad_page_info) \
     X(amdsmi_get_gpu_bad_page_threshold) \
     X(amdsmi_get_gpu_busy_percent) \
     X(amdsmi_get_gpu_cache_info) \
     X(amdsmi_get_gpu_compute_process_gpus) \
     X(amdsmi_get_gpu_cper_entries) \
-    X(amdsmi_get_gpu_ecc_count) \
-    X(amdsmi_get_gpu_ecc_enabled) \
-    X(amdsmi_get_gpu_ecc_status) \
     X(amdsmi_get_gpu_event_notification) \
     X(amdsmi_get_gpu_fan_rpms) \
     X(amdsmi_get_gpu_fan_speed) \
     X(amdsmi_get_gpu_fan_speed_max) \
     X(amdsmi_get_gpu_mem_overdrive_level) \
-    X(amdsmi_get_gpu_memory_partition_config) \
     X(amdsmi_get_gpu_memory_reserved_pages) \
-    X(amdsmi_get_gpu_metrics_header_info) \
-    X(amdsmi_get_gpu_metrics_info) \
     X(amdsmi_get_gpu_od_volt_curve_regions) \
     X(amdsmi_get_gpu_od_volt_info) \
     X(amdsmi_get_gpu_overdrive_level) \
     X(amdsmi_get_gpu_pci_bandwidth) \
-    X(amdsmi_get_gpu_pci_replay_counter) \
     X(amdsmi_get_gpu_pci_throughput) \
     X(amdsmi_get_gpu_perf_level) \
     X(amdsmi_get_gpu_pm_metrics_info) \
     X(amdsmi_get_gpu_power_profile_presets) \
     X(amdsmi_get_gpu_process_isolation) \
-    X(amdsmi_get_gpu_ras_block_features_enabled) \
     X(amdsmi_get_gpu_ras_feature_info) \
     X(amdsmi_get_gpu_reg_table_info) \
     X(amdsmi_get_gpu_revision) \
     X(amdsmi_get_gpu_subsystem_name) \
-    X(amdsmi_get_gpu_total_ecc_count) \
     X(amdsmi_get_gpu_vbios_info) \
     X(amdsmi_get_gpu_vendor_name) \
     X(amdsmi_get_gpu_virtualization_mode) \
     X(amdsmi_get_gpu_volt_metric) \
     X(amdsmi_get_gpu_vram_vendor) \
-    X(amdsmi_get_gpu_xcd_counter) \
-    X(amdsmi_get_gpu_xgmi_link_status) \
     X(amdsmi_get_hsmp_metrics_table) \
     X(amdsmi_get_hsmp_metrics_table_version) \
-    X(amdsmi_get_link_metrics) \
-    X(amdsmi_get_link_topology_nearest) \
-    X(amdsmi_get_minmax_bandwidth_between_processors) \
-    X(amdsmi_get_pcie_info) \
     X(amdsmi_get_processor_count_from_handles) \
     X(amdsmi_get_processor_handles_by_type) \
     X(amdsmi_get_processor_info) \
     X(amdsmi_get_soc_pstate) \
     X(amdsmi_get_threads_per_core) \
     X(amdsmi_get_utilization_count) \
-    X(amdsmi_get_violation_status) \
-    X(amdsmi_get_xgmi_info) \
     X(amdsmi_get_xgmi_plpd) \
     X(amdsmi_gpu_control_counter) \
     X(amdsmi_gpu_counter_group_supported) \
@@ -115,7 +94,6 @@
     X(amdsmi_gpu_validate_ras_eeprom) \
     X(amdsmi_gpu_xgmi_error_status) \
     X(amdsmi_init_gpu_event_notification) \
-    X(amdsmi_is_P2P_accessible) \
     X(amdsmi_is_gpu_power_management_enabled) \
     X(amdsmi_reset_gpu) \
     X(amdsmi_reset_gpu_fan) \
@@ -149,9 +127,6 @@
     X(amdsmi_set_power_cap) \
     X(amdsmi_set_soc_pstate) \
     X(amdsmi_set_xgmi_plpd) \
-    X(amdsmi_stop_gpu_event_notification) \
-    X(amdsmi_topo_get_link_type) \
-    X(amdsmi_topo_get_link_weight) \
-    X(amdsmi_topo_get_p2p_status)
+    X(amdsmi_stop_gpu_event_notification)
 
 #endif

@@ -9,22 +9,32 @@
 #include <string.h>
 
 #include "emulator.h"
+#include "partition.h"
 
 #define DECLARE(result, name, parameters) EMULATOR_EXPORT result name parameters;
 HIP_FUNCTIONS(DECLARE)
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
-static unsigned visible[HAL_LEDGER_DEVICES], visible_count;
+static unsigned visible[HAL_LEDGER_DEVICES], visible_count; /* the card behind each ordinal */
 
 static _Thread_local int current;
 static _Thread_local hipError_t last;
 
+/* Each partition of a card is a device of its own; what it allocates is on the card as a whole. */
+static unsigned processors(unsigned parts[HAL_LEDGER_DEVICES]) {
+    unsigned cards[HAL_LEDGER_DEVICES], count = 0, all = emulator_devices("amd", cards);
+    for (unsigned i = 0; i < all; i++)
+        for (unsigned part = emulator_partitions(emulator_device(cards[i])); part > 0; part--)
+            if (count < HAL_LEDGER_DEVICES) parts[count++] = cards[i];
+    return count;
+}
+
 /* An empty variable hides everything from ROCr, but is as good as none to HIP (ROCr: flag.h; clr:
  * rocdevice.cpp). CUDA's is read where HIP's is none. */
 static void look(void) {
-    unsigned cards[HAL_LEDGER_DEVICES], left[HAL_LEDGER_DEVICES];
-    unsigned count = emulator_devices("amd", cards);
-    count = emulator_visible(getenv("ROCR_VISIBLE_DEVICES"), cards, count, left);
+    unsigned parts[HAL_LEDGER_DEVICES], left[HAL_LEDGER_DEVICES];
+    unsigned count = processors(parts);
+    count = emulator_visible(getenv("ROCR_VISIBLE_DEVICES"), parts, count, left);
     const char *text = getenv("HIP_VISIBLE_DEVICES");
     if (text == NULL || *text == 0) text = getenv("CUDA_VISIBLE_DEVICES");
     if (text != NULL && *text == 0) text = NULL;
@@ -58,6 +68,11 @@ static hipError_t check(const void *out, int ordinal) {
 
 static const struct hal_machine_device *device_of(int ordinal) {
     return emulator_device(visible[ordinal]);
+}
+
+/* What KFD lets one partition have. */
+static uint64_t memory_of(const struct hal_machine_device *d) {
+    return d->memory_bytes / emulator_partitions(d);
 }
 
 /* ---- the library ---------------------------------------------------------------------------- */
@@ -174,7 +189,7 @@ hipError_t hipDeviceGetPCIBusId(char *id, int length, int ordinal) {
 
 hipError_t hipDeviceTotalMem(size_t *bytes, hipDevice_t device) {
     ASKED(bytes, device);
-    *bytes = device_of(device)->memory_bytes;
+    *bytes = memory_of(device_of(device));
     return answer(hipSuccess);
 }
 
@@ -185,7 +200,9 @@ hipError_t hipDeviceGetAttribute(int *value, hipDeviceAttribute_t which, int ord
     case hipDeviceAttributeIntegrated: *value = 0; break;
     case hipDeviceAttributeComputeCapabilityMajor: *value = (int)d->arch_major; break;
     case hipDeviceAttributeComputeCapabilityMinor: *value = (int)d->arch_minor; break;
-    case hipDeviceAttributeMultiprocessorCount: *value = (int)d->compute_units; break;
+    case hipDeviceAttributeMultiprocessorCount: 
+        *value = (int)(d->compute_units / emulator_partitions(d));
+        break;
     case hipDeviceAttributePciBusId: *value = (int)d->pci_bus; break;
     case hipDeviceAttributePciDeviceId: *value = (int)d->pci_device; break;
     case hipDeviceAttributePciDomainID: *value = (int)d->pci_domain; break;
@@ -223,7 +240,8 @@ hipError_t hipMemGetInfo(size_t *available, size_t *total) {
     if (total == NULL) return answer(hipErrorInvalidValue);
     const struct hal_machine_device *d = device_of(current);
     uint64_t taken = d->memory_reserved_bytes + emulator_used(visible[current]);
-    *available = taken < d->memory_bytes ? d->memory_bytes - taken : 0;
-    *total = d->memory_bytes;
+    uint64_t left = taken < d->memory_bytes ? d->memory_bytes - taken : 0;
+    *total = memory_of(d);
+    *available = left < *total ? left : *total;
     return answer(hipSuccess);
 }

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 static const char MAGIC[8] = {'H', 'A', 'L', 'M', 'A', 'C', 'H', 'N'};
@@ -25,6 +26,9 @@ int hal_machine_create(const char *path, const char *name) {
     m->version = HAL_MACHINE_VERSION;
     m->size = (uint32_t)sizeof *m;
     snprintf(m->name, sizeof m->name, "%s", name);
+    struct timespec now;
+    clock_gettime(CLOCK_BOOTTIME, &now);
+    m->created = (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
     hal_ledger_format(&m->ledger, name, HAL_LEDGER_DEVICES);
     hal_machine_close(m);
     return 0;

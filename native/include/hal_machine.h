@@ -10,6 +10,7 @@
 #ifndef HAL_MACHINE_H
 #define HAL_MACHINE_H
 
+#include <stdatomic.h>
 #include <stdint.h>
 
 #include "hal_ledger.h"
@@ -17,6 +18,23 @@
 enum { HAL_MACHINE_VERSION = 1, HAL_MACHINE_TEXT = 96 };
 
 enum { HAL_UNKNOWN = -1 };
+
+enum { HAL_MACHINE_PARTITIONS = 8, HAL_MACHINE_XIDS = 64 };
+
+/* A fault that an NVIDIA device reported. */
+struct hal_machine_xid {
+    uint32_t device, code;
+};
+
+/* A MIG compute instance, and the GPU instance that it is cut from. */
+struct hal_machine_compute {
+    uint32_t made, profile, start, slices; /* compute slices, counted within the GPU instance */
+};
+
+struct hal_machine_mig {
+    uint32_t made, profile, start, size; /* memory slices */
+    struct hal_machine_compute compute[HAL_MACHINE_PARTITIONS];
+};
 
 struct hal_machine_device {
     char vendor[16]; /* which family of stand-ins shows it: "nvidia" or "amd" */
@@ -36,6 +54,59 @@ struct hal_machine_device {
     int64_t temperature_celsius, memory_temperature_celsius;
     int64_t temperature_slowdown_celsius, temperature_shutdown_celsius;
     int64_t compute_busy_percent, memory_busy_percent;
+
+    /* Of AMD's parts only. 0 or "": the part has no such thing. */
+    char amd_compute_partition[8], amd_memory_partition[8]; /* now: "CPX", "NPS4" */
+    uint32_t amd_dies;                                      /* XCC */
+    uint32_t amd_video_engines, amd_jpeg_engines;
+    int64_t amd_video_busy_percent, amd_jpeg_busy_percent;
+    int64_t amd_edge_temperature_celsius, amd_hbm_temperature_celsius; /* of each stack */
+    int64_t amd_memory_slowdown_celsius, amd_memory_shutdown_celsius;
+    int64_t amd_power_default_milliwatts;
+    uint32_t amd_compute_megahertz, amd_compute_max_megahertz;
+    uint32_t amd_memory_megahertz, amd_memory_max_megahertz;
+    uint32_t amd_soc_megahertz, amd_soc_max_megahertz;
+    uint32_t amd_video_megahertz, amd_video_max_megahertz;
+    uint32_t amd_pcie_generation, amd_pcie_width, amd_pcie_max_generation, amd_pcie_max_width;
+    uint64_t amd_pcie_replays;
+    uint32_t amd_hive; /* cards of one hive are joined by XGMI, each to each */
+    uint32_t amd_xgmi_lanes, amd_xgmi_gigabits; /* of one link; bits per second of one lane */
+    uint64_t amd_ecc_blocks; /* AMDSMI_GPU_BLOCK_... where error correction is on */
+    uint64_t amd_ecc_corrected, amd_ecc_uncorrected, amd_ecc_deferred; /* all in memory (UMC) */
+    uint32_t amd_bad_pages, amd_bad_pages_pending;
+    int64_t amd_throttled_percent; /* share of its life for which power held it down */
+
+    /* Of NVIDIA's parts only. A figure that is HAL_UNKNOWN is one that the part does not have. */
+    uint32_t nvidia_lost; /* 1: it has fallen off the bus */
+    uint32_t nvidia_links, nvidia_links_down; /* NVLinks; those that are down as bits */
+    uint32_t nvidia_switches, nvidia_switch_bus; /* they end at these NVSwitches, in turn */
+    int64_t nvidia_link_version, nvidia_link_megabytes_per_second;
+    int64_t nvidia_link_rx_kibibytes, nvidia_link_tx_kibibytes; /* of each link */
+    int64_t nvidia_link_crc_errors, nvidia_link_replay_errors, nvidia_link_recovery_errors;
+    int64_t nvidia_encoder_percent, nvidia_decoder_percent, nvidia_jpeg_percent, nvidia_ofa_percent;
+    int64_t nvidia_power_instant_milliwatts, nvidia_power_default_milliwatts;
+    int64_t nvidia_temperature_gpu_max_celsius, nvidia_temperature_memory_max_celsius;
+    int64_t nvidia_graphics_megahertz, nvidia_graphics_max_megahertz;
+    int64_t nvidia_sm_megahertz, nvidia_sm_max_megahertz;
+    int64_t nvidia_memory_megahertz, nvidia_memory_max_megahertz;
+    int64_t nvidia_video_megahertz, nvidia_video_max_megahertz;
+    int64_t nvidia_clock_reasons; /* nvmlClocksEventReason... */
+    int64_t nvidia_throttled_power_ns, nvidia_throttled_sync_ns, nvidia_throttled_thermal_ns;
+    int64_t nvidia_throttled_hardware_thermal_ns, nvidia_throttled_brake_ns;
+    int64_t nvidia_pcie_generation, nvidia_pcie_generation_max;
+    int64_t nvidia_pcie_width, nvidia_pcie_width_max, nvidia_pcie_replays;
+    int64_t nvidia_pcie_rx_kilobytes_per_second, nvidia_pcie_tx_kilobytes_per_second;
+    int64_t nvidia_ecc; /* 1: on. The errors below: since the driver was loaded, and ever */
+    int64_t nvidia_dram_corrected, nvidia_dram_uncorrected;
+    int64_t nvidia_dram_corrected_ever, nvidia_dram_uncorrected_ever;
+    int64_t nvidia_sram_corrected, nvidia_sram_uncorrected;
+    int64_t nvidia_sram_corrected_ever, nvidia_sram_uncorrected_ever;
+    int64_t nvidia_pages_single_bit, nvidia_pages_double_bit, nvidia_pages_pending;
+    int64_t nvidia_rows_corrected, nvidia_rows_uncorrected;
+    int64_t nvidia_rows_pending, nvidia_rows_failed;
+    int64_t nvidia_performance_state, nvidia_persistence, nvidia_compute_mode, nvidia_fan_percent;
+    uint32_t nvidia_mig, nvidia_mig_pending; /* 1: partitioned; after the next reset */
+    struct hal_machine_mig nvidia_partition[HAL_MACHINE_PARTITIONS];
 };
 
 struct hal_machine {
@@ -50,6 +121,9 @@ struct hal_machine {
     char nvidia_driver[HAL_MACHINE_TEXT]; /* e.g. "580.95.05" */
     char nvml_version[HAL_MACHINE_TEXT];  /* e.g. "13.580.95.05" */
     char amd_driver[HAL_MACHINE_TEXT];    /* the amdgpu module's version */
+    uint64_t created;                     /* CLOCK_BOOTTIME in nanoseconds: counters start here */
+    struct hal_machine_xid nvidia_xid[HAL_MACHINE_XIDS]; /* a ring: the n-th is at n % XIDS */
+    _Atomic uint64_t nvidia_xids;                        /* how many there ever were */
     struct hal_machine_device device[HAL_LEDGER_DEVICES];
     struct hal_ledger ledger; /* device i here is device i there; limit = memory - reserved */
 };

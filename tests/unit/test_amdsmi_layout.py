@@ -29,6 +29,22 @@ STRUCTURES = [
     "amdsmi_power_cap_info_t",
     "amdsmi_proc_info_t",
     "amdsmi_process_info_t",
+    "amdsmi_clk_info_t",
+    "amdsmi_pcie_info_t",
+    "amdsmi_error_count_t",
+    "amdsmi_ras_feature_t",
+    "amdsmi_retired_page_record_t",
+    "amdsmi_link_metrics_t",
+    "amdsmi_xgmi_link_status_t",
+    "amdsmi_xgmi_info_t",
+    "amdsmi_p2p_capability_t",
+    "amdsmi_topology_nearest_t",
+    "amdsmi_accelerator_partition_profile_t",
+    "amdsmi_memory_partition_config_t",
+    "amdsmi_violation_status_t",
+    "amd_metrics_table_header_t",
+    "amdsmi_gpu_xcp_metrics_t",
+    "amdsmi_gpu_metrics_t",
 ]
 
 # Prints {structure: {field: [offset, size]}}; the structure itself is the field "", and a field of a

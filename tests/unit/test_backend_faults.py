@@ -6,6 +6,7 @@ import math
 import sys
 from types import ModuleType, SimpleNamespace
 
+import pynvml
 import pytest
 
 import hal_amd
@@ -61,7 +62,10 @@ class Nvml(ModuleType):
         return 40
 
     def nvmlDeviceGetFieldValues(self, handle, fields):
-        return [SimpleNamespace(nvmlReturn=3, value=SimpleNamespace(uiVal=0))]
+        values = (pynvml.c_nvmlFieldValue_t * len(fields))()
+        for value in values:
+            value.nvmlReturn = 3
+        return values
 
     def nvmlDeviceGetComputeRunningProcesses_v2(self, handle):
         return self.processes["Compute"]

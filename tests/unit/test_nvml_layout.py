@@ -1,4 +1,4 @@
-"""The stand-in's NVML structures and numbers are those of the real Python package, to the byte."""
+"""The stand-in's NVML structures, numbers and functions are those of the real Python package."""
 
 import ctypes
 import re
@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pynvml
 import pytest
+
+from hal_native import drivers_directory
 
 NATIVE = Path(__file__).parents[2] / "native"
 HEADER = (NATIVE / "emulator" / "nvml.h").read_text()
@@ -21,6 +23,18 @@ STRUCTURES = {
     "nvmlValue_t": pynvml.c_nvmlValue_t,
     "nvmlFieldValue_t": pynvml.c_nvmlFieldValue_t,
     "nvmlProcessInfo_v2_t": pynvml.c_nvmlProcessInfo_v2_t,
+    "nvmlProcessUtilizationSample_t": pynvml.c_nvmlProcessUtilizationSample_t,
+    "nvmlViolationTime_t": pynvml.c_nvmlViolationTime_t,
+    "nvmlEventData_t": pynvml.c_nvmlEventData_t,
+    "nvmlGpuInstancePlacement_t": pynvml.c_nvmlGpuInstancePlacement_t,
+    "nvmlComputeInstancePlacement_t": pynvml.c_nvmlComputeInstancePlacement_t,
+    "nvmlGpuInstanceProfileInfo_t": pynvml.c_nvmlGpuInstanceProfileInfo_t,
+    "nvmlGpuInstanceProfileInfo_v2_t": pynvml.c_nvmlGpuInstanceProfileInfo_v2_t,
+    "nvmlGpuInstanceInfo_t": pynvml.c_nvmlGpuInstanceInfo_t,
+    "nvmlComputeInstanceProfileInfo_t": pynvml.c_nvmlComputeInstanceProfileInfo_t,
+    "nvmlComputeInstanceProfileInfo_v2_t": pynvml.c_nvmlComputeInstanceProfileInfo_v2_t,
+    "nvmlComputeInstanceInfo_t": pynvml.c_nvmlComputeInstanceInfo_t,
+    "nvmlDeviceAttributes_t": pynvml.c_nvmlDeviceAttributes,
 }
 # NVML's first form of it, which pynvml no longer has.
 WITHOUT_PEER = {"nvmlProcessInfo_v1_t"}
@@ -28,7 +42,7 @@ WITHOUT_PEER = {"nvmlProcessInfo_v1_t"}
 
 def constants() -> list[str]:
     """Every number that the header gives under a name of NVML's."""
-    names = re.findall(r"^ +(?:R\()?(NVML_[A-Z0-9_]+|nvml\w+_v\d+)(?:,| =) ", HEADER, re.MULTILINE)
+    names = re.findall(r"^ +(?:R\()?(NVML_[A-Z0-9_]+|nvml\w+)(?:,| =) ", HEADER, re.MULTILINE)
     return sorted({*names, "NVML_DEVICE_ARCH_UNKNOWN"})
 
 
@@ -54,7 +68,8 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
 
 
 def test_every_structure_of_the_header_is_compared() -> None:
-    declared = set(re.findall(r"^} (nvml\w+_t);", HEADER, re.MULTILINE))
+    names = re.findall(r"^} (nvml\w+_t(?:, nvml\w+_t)*);", HEADER, re.MULTILINE)
+    declared = {name for line in names for name in line.split(", ")}
     assert declared == set(STRUCTURES) | WITHOUT_PEER
 
 
@@ -71,5 +86,12 @@ def test_structure_has_the_layout_of_pynvml(name: str, compiled: dict[str, int])
 
 def test_names_have_the_numbers_of_pynvml(compiled: dict[str, int]) -> None:
     expected = {name: getattr(pynvml, name) for name in constants()}
-    assert len(expected) > 50
+    assert len(expected) > 150
     assert {name: compiled[name] for name in expected} == expected
+
+
+def test_every_function_that_pynvml_binds_is_there() -> None:
+    bound = set(re.findall(r'_nvmlGetFunctionPointer\("(\w+)"\)', Path(pynvml.__file__).read_text()))
+    library = ctypes.CDLL(str(drivers_directory() / "libnvidia-ml.so.1"))
+    assert len(bound) > 400
+    assert [name for name in sorted(bound) if not hasattr(library, name)] == []

@@ -1,0 +1,40 @@
+"""What joins two cards: XGMI within a hive, else PCIe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+from hal.model import Link, Status
+from hal_amd import conv, errors
+from hal_amd.ask import ask
+from hal_amd.version import Versions
+
+if TYPE_CHECKING:
+    from hal_amd.device import Card
+
+__all__ = ["links"]
+
+_KINDS = {"XGMI": "xgmi", "PCIE": "pcie"}
+
+
+def links(smi: Any, versions: Versions, cards: Sequence[Card]) -> Iterator[Link]:
+    """An edge for each pair of which AMD SMI knows the way."""
+    for a, b in combinations(cards, 2):
+        way = ask(smi, "amdsmi_topo_get_link_type", a.first, b.first) or {}
+        kind = _KINDS.get(versions.link(smi, way.get("type")))
+        if kind == "xgmi":
+            yield Link(a.id, b.id, kind, *_bandwidth(smi, a, b))
+        elif kind is not None:
+            yield Link(a.id, b.id, kind)
+
+
+def _bandwidth(smi: Any, a: Card, b: Card) -> tuple[int | None, Status]:
+    """Bytes per second in one direction."""
+    try:
+        said = smi.amdsmi_get_minmax_bandwidth_between_processors(a.first, b.first)
+    except Exception as failure:  # most often: it does not know
+        return None, errors.status(failure)[0]
+    megabytes = conv.number(said.get("max_bandwidth"))
+    return (int(megabytes) * 1_000_000, Status.OK) if megabytes else (None, Status.UNSUPPORTED)
