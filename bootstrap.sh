@@ -80,10 +80,10 @@ find_missing() { # sets lacks (in words), install (the command) and packages (it
   [ -n "$lacks" ]
 }
 
-install_missing() {
+install_missing() { # one broken source among many need not stop it
   say "installing $packages with apt-get"
   export DEBIAN_FRONTEND=noninteractive
-  { apt-get update && $install --no-install-recommends $packages; } >>"$log" 2>&1 </dev/null || fail
+  { apt-get update; $install --no-install-recommends $packages; } >>"$log" 2>&1 </dev/null || fail
 }
 
 stop_for_missing() {
