@@ -146,6 +146,8 @@ whole || make_venv
 if [ "$stamp" = .venv/.hal-stamp ]; then
   if [ -e "$stamp" ]; then say "building"; else say "building (about half a minute the first time)"; fi
   pip_install --editable '.[amd]' --group test
+  # The editable install knows each module's file: Makefile compares this list.
+  find hal backends native/hal_native -name '*.py' | LC_ALL=C sort | cksum >.venv/.hal-modules
 else
   say "installing the checkers"
   case $(cmake --version 2>/dev/null) in
