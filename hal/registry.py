@@ -32,7 +32,7 @@ class Source:
         self.backend: Backend | None = None
         try:
             self.backend = load()
-            self.probe = self.backend.probe()
+            self.probe = _sound(self.backend.probe(), Probe)
         except Exception as error:  # a stranger's code: anything may come out of it
             self.probe = _broken(name, error)
 
@@ -40,7 +40,7 @@ class Source:
         """Probe once more if it was not ready: drivers get loaded, and libraries recover."""
         if self.backend is not None and not self.ready:
             try:
-                self.probe = self.backend.probe()
+                self.probe = _sound(self.backend.probe(), Probe)
             except Exception as error:
                 self.probe = _broken(self.name, error)
 
@@ -49,14 +49,14 @@ class Source:
         return self.probe.state is ProbeState.READY
 
     def call(self, function: Callable[[Backend], T], otherwise: T) -> T:
-        """``function(backend)``, or ``otherwise`` when the backend is not ready or raises.
+        """``function(backend)``, or ``otherwise`` when it is not ready, raises or gives another type.
 
         What may pass by itself, and one lost device, do not make the whole backend broken.
         """
         if not self.ready or self.backend is None:
             return otherwise
         try:
-            return function(self.backend)
+            return _sound(function(self.backend), type(otherwise))
         except (TemporaryError, GoneError):
             return otherwise
         except Exception as error:
@@ -69,6 +69,12 @@ class Source:
                 self.backend.close()
             except Exception as error:
                 self.probe = _broken(self.name, error)
+
+
+def _sound(answer: T, kind: type[T]) -> T:
+    if not isinstance(answer, kind):
+        raise TypeError(f"it gave {type(answer).__name__} in place of {kind.__name__}")
+    return answer
 
 
 def _broken(name: str, error: Exception) -> Probe:

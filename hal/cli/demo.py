@@ -41,9 +41,7 @@ def configure_demo(parser: argparse.ArgumentParser) -> Callable[[argparse.Namesp
         "library, give everything back. Without an accelerator it happens on an emulated machine."
     )
     parser.epilog = "example:\n  hal demo"
-    parser.add_argument(
-        "--here", action="store_true", help="never emulate: this machine or nothing"
-    )
+    parser.add_argument("--here", action="store_true", help="never emulate: this machine or nothing")
     return _demo
 
 
