@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +18,9 @@ import pytest
 from hal.emulation.description import load
 from hal.emulation.run import emulated
 from hal_native import program
+
+# A shell starts background jobs with SIGINT ignored, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 HAL = [sys.executable, "-m", "hal"]
 ALLOCATE = str(program("hal-allocate"))

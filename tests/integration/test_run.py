@@ -150,7 +150,10 @@ def test_signals_reach_the_program_which_decides(machine_env: Env) -> None:
 
 def test_ctrl_c_reaches_the_program_exactly_once(machine_env: Env) -> None:
     """The terminal signals the whole foreground group, `hal run` and the program: it is not sent twice."""
-    ours, theirs = pty.openpty()
+    try:
+        ours, theirs = pty.openpty()
+    except OSError:
+        pytest.skip("no terminal can be made here: /dev/pts is not mounted")
     mode = termios.tcgetattr(theirs)
     mode[3] &= ~termios.ECHO
     termios.tcsetattr(theirs, termios.TCSANOW, mode)
