@@ -73,7 +73,7 @@ def machine_env(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
         yield env
 
 
-def wait_until(condition: Callable[[], bool], *, seconds: float = 15.0, what: str = "it") -> None:
+def wait_until(condition: Callable[[], bool], *, seconds: float = 60.0, what: str = "it") -> None:
     """Poll until true; fail the test after the time. The only place where a test waits for a clock."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -169,7 +169,7 @@ def test_a_daemon_that_is_told_to_stop_leaves_its_leases_to_the_next(machine_env
         job = Job(machine_env, *VENDORS[0])
         before = identity(machine_env)
         first.terminate()
-        assert first.wait(10) == 0
+        assert first.wait(60) == 0
         with serving(machine_env) as second:
             assert identity(machine_env) == before
             job.end()

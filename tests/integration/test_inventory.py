@@ -133,7 +133,7 @@ def test_the_management_library_sees_what_the_runtime_allocates(
         sample = sampled(machine_env)
         assert used(sample, vendor) == [300 * MIB, 0]
         assert holders(sample) == {(small.pid, first, 300 * MIB)}
-        small.communicate(timeout=10)
+        small.communicate(timeout=60)
         wait_until(lambda: used(sampled(machine_env), vendor) == [0, 0])
     finally:
         for program in programs:
