@@ -6,11 +6,15 @@ SOAK ?= 600
 PYTHON := .venv/bin/python
 READY := .venv/.hal-stamp
 CHECKERS := .venv/.hal-check-stamp
-# An edit to Python needs no build: .venv imports the checkout's own files.
+# An edit to Python needs no build: .venv imports the checkout's own files. A module that was moved or removed does.
+MODULES := find hal backends native/hal_native -name '*.py' | LC_ALL=C sort | cksum
 BUILT_FROM := pyproject.toml bootstrap.sh native/ffi_build.py \
 	$(shell find native -name '*.[ch]' -o -name CMakeLists.txt)
 
 # A .venv that was not finished, or that was moved or copied here, is made anew.
+ifneq ($(shell cat .venv/.hal-modules 2>/dev/null),$(shell $(MODULES)))
+$(READY): anew
+endif
 ifneq ($(shell cat .venv/.hal-sound 2>/dev/null),$(shell pwd -P))
 $(READY) $(CHECKERS): anew
 endif

@@ -14,11 +14,21 @@ from typing import Any
 from hal.backend import Backend, GoneError, HalError, TemporaryError
 from hal.entries import installed, load
 from hal.isolation.vendor import Vendor, VendorLost
-from hal.model import Probe, ProbeState
+from hal.model import Enforcement, Exposure, Inventory, Probe, ProbeState
 
 __all__ = ["FAILED", "GROUP", "Source", "discover"]
 
 GROUP = "hal.backends"
+
+_RESULTS: dict[str, type] = {
+    "probe": Probe,
+    "enumerate": Inventory,
+    "sample": list,
+    "processes": list,
+    "expose": Exposure,
+    "limits": Enforcement,
+    "events": list,
+}
 
 FAILED: Any = object()  # what a call gives that did not get an answer
 
@@ -92,9 +102,13 @@ class Source:
         except Exception as error:
             self._faults[method] = _broken(self.name, error)
         else:
-            self._lost = None
-            self._faults.pop(method, None)
-            return result
+            kind = _RESULTS.get(method, object)
+            if isinstance(result, kind):
+                self._lost = None
+                self._faults.pop(method, None)
+                return result
+            wrong = f"it gave {type(result).__name__} in place of {kind.__name__}"
+            self._faults[method] = _broken(self.name, TypeError(wrong))
         return FAILED
 
 

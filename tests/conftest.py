@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +18,9 @@ import pytest
 from hal.emulation.description import load
 from hal.emulation.run import emulated
 from hal_native import program
+
+# A shell starts background jobs with SIGINT ignored, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 HAL = [sys.executable, "-m", "hal"]
 ALLOCATE = str(program("hal-allocate"))
@@ -69,7 +73,7 @@ def machine_env(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
         yield env
 
 
-def wait_until(condition: Callable[[], bool], *, seconds: float = 15.0, what: str = "it") -> None:
+def wait_until(condition: Callable[[], bool], *, seconds: float = 60.0, what: str = "it") -> None:
     """Poll until true; fail the test after the time. The only place where a test waits for a clock."""
     deadline = time.monotonic() + seconds
     while not condition():

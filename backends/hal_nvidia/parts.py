@@ -112,12 +112,17 @@ def _common_speed(nvml: Any, gpu: Gpu) -> Answer:
 
 
 def link_rows(nvml: Any, gpu: Gpu) -> list[Call | FieldRow]:
-    """A device without NVLink has no such figures. Field numbers are NVML_FI_DEV_NVLINK_..."""
+    """A device without NVLink says so in one figure. Field numbers are NVML_FI_DEV_NVLINK_..."""
+    figure = Figure("link_up", "bool", {"link": "all"})
     try:
         links = range(link_count(nvml, gpu))
     except nvml.NVMLError as failure:
-        figure = Figure("link_up", "bool", {"link": "all"})
         return [Call(Group.LINKS, "nvmlDeviceGetFieldValues", Scope.DEVICE, (figure,), _raise(gpu, failure))]
+    if not links:
+        none = (Value(None, Status.UNSUPPORTED, "NVML counts no NVLink"),)
+        return [
+            Call(Group.LINKS, "nvmlDeviceGetNvLinkState", Scope.DEVICE, (figure,), lambda nvml, gpu: none)
+        ]
     up = [Field(_link("link_up", "bool", n), 165, conv.link_up, n, _state(n)) for n in links]
     speed = [
         Field(_link("link_speed_bytes_per_second", "bytes_per_second", n), 164, conv.megabytes, n,
@@ -133,8 +138,6 @@ def link_rows(nvml: Any, gpu: Gpu) -> list[Call | FieldRow]:
             Field(_link("link_errors_total", "count", n, kind="replay"), 161, conv.count, n, _errors(n, 0)),
             Field(_link("link_errors_total", "count", n, kind="recovery"), 162, conv.count, n, _errors(n, 1)),
         ]
-    if not links:
-        return []
     return [
         FieldRow(Group.LINKS, Scope.DEVICE, cost, tuple(fields))
         for cost, fields in ((Cost.FAST, up), (Cost.STATIC, speed), (Cost.SLOW, slow))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from hal.backend import Group, HalError
+from hal.backend import Group, HalError, UnsupportedError
 from hal.cli.child import adopt_orphans, end_orphans, supervise
 from hal.cli.inventory import print_devices, say_what_is_missing
 from hal.cli.lease import print_leases
@@ -41,13 +41,18 @@ def configure_demo(parser: argparse.ArgumentParser) -> Callable[[argparse.Namesp
         "library, give everything back. Without an accelerator it happens on an emulated machine."
     )
     parser.epilog = "example:\n  hal demo"
+    parser.add_argument("--here", action="store_true", help="never emulate: this machine or nothing")
     return _demo
 
 
-def _demo(_: argparse.Namespace) -> int:
+def _demo(options: argparse.Namespace) -> int:
     with Machine() as machine:
         real = _shareable(machine)
         say_what_is_missing(machine)
+    if options.here and not real:
+        raise UnsupportedError("this machine has no accelerator that can be shared; see 'hal doctor'")
+    if options.here:
+        return _show(Machine())
     if real:
         print("Using the accelerators of this machine.")
         return _show(Machine())
@@ -59,17 +64,9 @@ def _demo(_: argparse.Namespace) -> int:
     adopt_orphans()
     with emulated(description) as env:
         try:
-            return supervise([sys.executable, "-c", "from hal.cli.demo import on_this; on_this()"], env)
+            return supervise([sys.executable, "-m", "hal", "demo", "--here"], env)
         finally:
             end_orphans()
-
-
-def on_this() -> None:
-    """The show on the machine as it is: what the emulated machine's process runs."""
-    try:
-        sys.exit(_show(Machine()))
-    except HalError as error:
-        sys.exit(f"hal: {error}")
 
 
 def _show(machine: Machine) -> int:

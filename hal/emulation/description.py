@@ -73,7 +73,11 @@ def load(name: str) -> Description:
     if raw:
         raise StateError(f"{label}: unknown key '{next(iter(raw))}'")
     places = [_table(row, f"{label}: devices[{n}]") for n, row in enumerate(rows)]
+    addresses = [place.get("pci") for place in places]
     devices = tuple(_device(place, machine, f"{label}: devices[{n}]") for n, place in enumerate(places))
+    for n, address in enumerate(addresses):
+        if address in addresses[:n]:
+            raise StateError(f"{label}: devices[{n}]: pci {address} is that of another device, too")
     return Description(machine, text, drivers, devices)
 
 
@@ -93,7 +97,8 @@ def _device(row: dict[str, Any], machine: str, where: str) -> dict[str, int | st
     figures |= {"pci_domain": domain, "pci_bus": bus, "pci_device": device, "pci_function": function}
     figures |= _identity(str(figures.get("uuid", "{uuid}")), f"{machine}/{bdf}")
     figures |= row
-    if int(figures.get("memory_bytes", 0)) <= int(figures.get("memory_reserved_bytes", 0)):
+    size, reserved = figures.get("memory_bytes", 0), figures.get("memory_reserved_bytes", 0)
+    if not isinstance(size, int) or not isinstance(reserved, int) or size <= reserved:
         raise StateError(f"{where}: memory_bytes has to be more than memory_reserved_bytes")
     return figures
 

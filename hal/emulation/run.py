@@ -57,6 +57,10 @@ def _environment(directory: Path, inherited: Mapping[str, str]) -> dict[str, str
 def _sweep(base: Path) -> None:
     """Remove machines whose command was killed before it could."""
     for directory in base.glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError), (directory / "lock").open("r+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(directory, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            if directory.stat().st_uid != os.geteuid():
+                continue
+            # Without its lock it is what an earlier sweep left, when a daemon on it was still ending.
+            with (directory / "lock").open("a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(directory, ignore_errors=True)

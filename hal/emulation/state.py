@@ -12,6 +12,9 @@ from hal_native import ffi, lib
 
 __all__ = ["write_state"]
 
+# Of the machine's fields, those that are not the description's to set.
+_HEAD = ("magic", "version", "size", "devices", "name", "device", "ledger")
+
 
 def write_state(description: Description, path: Path) -> None:
     """Make the file. Raises StateError for a field that the drivers do not know or a value out of range."""
@@ -40,15 +43,23 @@ def write_state(description: Description, path: Path) -> None:
         lib.hal_machine_close(machine)
 
 
-def _fields(structure: Any) -> list[str]:
+def _fields(structure: Any) -> dict[str, Any]:
+    """Names and C types."""
     kind = ffi.typeof(structure)
-    return [name for name, _ in (kind.item if kind.kind == "pointer" else kind).fields]
+    return {name: field.type for name, field in (kind.item if kind.kind == "pointer" else kind).fields}
 
 
 def _set(structure: Any, key: str, value: int | str, where: str) -> None:
-    if key not in _fields(structure):
+    kind = _fields(structure).get(key)
+    if kind is None or key in _HEAD:
         raise StateError(f"{where}: unknown key '{key}'")
+    raw = value.encode() if isinstance(value, str) else value
+    # cffi takes a text that leaves no room for its end, and C stops at the first 0.
+    if isinstance(raw, bytes) and kind.kind == "array" and (len(raw) >= kind.length or 0 in raw):
+        raise StateError(
+            f"{where}: {key} cannot be {value!r}: it has room for {kind.length - 1} bytes, none of them 0"
+        )
     try:
-        setattr(structure, key, value.encode() if isinstance(value, str) else value)
-    except (TypeError, OverflowError, IndexError) as error:
+        setattr(structure, key, raw)
+    except (TypeError, OverflowError) as error:
         raise StateError(f"{where}: {key} cannot be {value!r}: {error}") from None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+import socket
 import time
 from typing import Any
 
@@ -50,7 +52,8 @@ class Client:
 
     def call(self, op: str, *, timeout: float | None = None, **body: Any) -> dict[str, Any]:
         """One operation. Raises Unreachable when nobody answers in time, else the HalError of the refusal."""
-        if not self._places.socket.exists():
+        if not self._somebody_listens():
+            self._hang_up()
             raise self._nobody()
         request = wire.Request(wire.VERSION, secrets.token_hex(8), op, body)
         reply = self._exchange(request, self._timeout if timeout is None else timeout)
@@ -76,6 +79,18 @@ class Client:
                 return reply
         self._hang_up()
         raise self._nobody()
+
+    def _somebody_listens(self) -> bool:
+        """Asked of the kernel, which knows at once: ZeroMQ would wait for a daemon that was killed."""
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.setblocking(False)
+            try:
+                probe.connect(os.fspath(self._places.socket))
+            except BlockingIOError:  # one that has much to do
+                return True
+            except OSError:
+                return False
+            return True
 
     def _hang_up(self) -> None:
         if self._socket is not None:

@@ -282,7 +282,10 @@ class State:
         return not any(lease.device == device.id for lease in self.leases.values())
 
     def _free(self, device: DeviceFacts) -> int:
-        leased = sum(lease.memory_bytes for lease in self.leases.values() if lease.device == device.id)
+        here = [lease for lease in self.leases.values() if lease.device == device.id]
+        if any(lease.whole for lease in here):
+            return 0  # also when the device has more memory now than when it was granted
+        leased = sum(lease.memory_bytes for lease in here)
         return max(device.memory_bytes - device.outside_bytes - leased, 0)
 
 

@@ -304,6 +304,7 @@ class Daemon:
 
     def _leave(self) -> None:
         """Orderly end: a private daemon ends every lease first, then all removes what is empty."""
+        self._places.socket.unlink(missing_ok=True)  # nobody is answered from here on: nobody is to wait
         if self._private:
             for lease in list(self._state.leases.values()):
                 lease.state = core.LeaseState.ENDING
@@ -315,7 +316,6 @@ class Daemon:
         for pidfd in self._holders:
             os.close(pidfd)
         self._store.commit()
-        self._places.socket.unlink(missing_ok=True)
         if not self._state.leases:
             self._store.close()
             self._store.unlink()

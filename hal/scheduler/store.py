@@ -42,8 +42,8 @@ class Store:
 
     def leases(self) -> list[Lease]:
         """All that were not deleted. Raises StateError when one cannot be read."""
-        rows = self._db.execute("SELECT value FROM lease ORDER BY id")
         try:
+            rows = self._db.execute("SELECT value FROM lease ORDER BY id")
             return [msgspec.msgpack.decode(value, type=Lease) for (value,) in rows]
         except (msgspec.DecodeError, sqlite3.Error) as error:
             raise StateError(f"the lease store {self.path} is damaged: {error}") from error

@@ -65,7 +65,7 @@ class Reply(Struct, frozen=True):
 
 
 def pack(message: Request | Reply) -> bytes:
-    packed: bytes = msgpack.packb(msgspec.to_builtins(message))
+    packed: bytes = msgpack.packb(msgspec.to_builtins(message, builtin_types=(bytes,)))
     return packed
 
 

@@ -38,6 +38,7 @@ void *guard_real(struct guard_family *family, struct guard_row *row) {
         dlclose(library); /* NOLOAD counted one more user */
         if (real != NULL) atomic_store(&row->real, real);
     }
+    if (real == NULL) dlerror(); /* the caller's lookup may have succeeded: ours left an error behind */
     return real;
 }
 

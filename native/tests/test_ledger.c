@@ -1,0 +1,369 @@
+/* The ledger: files, slots, the limit to the byte, threads, and processes that are killed. */
+#define _GNU_SOURCE
+#include "hal_ledger.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stddef.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "check.h"
+#include "process.h"
+
+static struct hal_ledger *fresh(unsigned devices, uint64_t limit) {
+    enum hal_ledger_error error;
+    const char *path = fresh_path("ledger");
+    CHECK(hal_ledger_create(path, "test", devices) == 0);
+    struct hal_ledger *l = hal_ledger_open(path, &error);
+    CHECK(l != NULL && error == HAL_LEDGER_OK);
+    unlink(path);
+    for (unsigned d = 0; d < devices; d++) atomic_store(&l->device[d].limit, limit);
+    return l;
+}
+
+static uint64_t used(struct hal_ledger *l, unsigned d) { return atomic_load(&l->device[d].used); }
+
+static uint64_t sum(struct hal_ledger *l, unsigned d) {
+    uint64_t all = 0;
+    for (int i = 0; i < HAL_LEDGER_SLOTS; i++)
+        if (atomic_load(&l->slot[i].owner) != 0) all += atomic_load(&l->slot[i].mine[d]);
+    return all;
+}
+
+/* ---- the file ------------------------------------------------------------------------------- */
+
+static enum hal_ledger_error opening(const char *path) {
+    enum hal_ledger_error error;
+    struct hal_ledger *l = hal_ledger_open(path, &error);
+    CHECK((l != NULL) == (error == HAL_LEDGER_OK));
+    if (l != NULL) hal_ledger_close(l);
+    return error;
+}
+
+static void put(const char *path, size_t at, const void *bytes, size_t count) {
+    int fd = open(path, O_WRONLY);
+    CHECK(fd >= 0 && pwrite(fd, bytes, count, (off_t)at) == (ssize_t)count);
+    close(fd);
+}
+
+static void test_file(void) {
+    const char *path = fresh_path("file");
+    struct stat st;
+    CHECK(opening(path) == HAL_LEDGER_SYSTEM && errno == ENOENT);
+    CHECK(hal_ledger_create(path, "a name", 3) == 0);
+    CHECK(stat(path, &st) == 0 && st.st_size == (off_t)sizeof(struct hal_ledger));
+    CHECK((st.st_mode & 0777) == 0600 && st.st_nlink == 1);
+    CHECK(hal_ledger_create(path, "another", 3) == -1 && errno == EEXIST);
+    CHECK(opening(path) == HAL_LEDGER_OK);
+    CHECK(opening(".") == HAL_LEDGER_SYSTEM); /* a directory cannot be opened for writing */
+    CHECK(hal_ledger_create("/no/such/place", "x", 1) == -1 && errno == ENOENT);
+    char longest[5000];
+    memset(longest, 'x', sizeof longest - 1);
+    longest[sizeof longest - 1] = 0;
+    CHECK(hal_ledger_create(longest, "x", 1) == -1 && errno == ENAMETOOLONG);
+
+    uint32_t good = HAL_LEDGER_VERSION, bad = HAL_LEDGER_VERSION + 1;
+    put(path, offsetof(struct hal_ledger, version), &bad, sizeof bad);
+    CHECK(opening(path) == HAL_LEDGER_OTHER_VERSION);
+    put(path, offsetof(struct hal_ledger, version), &good, sizeof good);
+    uint32_t size = sizeof(struct hal_ledger), less = size - 8, many = HAL_LEDGER_DEVICES + 1, three = 3;
+    put(path, offsetof(struct hal_ledger, size), &less, sizeof less);
+    CHECK(opening(path) == HAL_LEDGER_FOREIGN);
+    put(path, offsetof(struct hal_ledger, size), &size, sizeof size);
+    put(path, offsetof(struct hal_ledger, devices), &many, sizeof many);
+    CHECK(opening(path) == HAL_LEDGER_FOREIGN);
+    put(path, offsetof(struct hal_ledger, devices), &three, sizeof three);
+    CHECK(opening(path) == HAL_LEDGER_OK);
+    put(path, 0, "hal", 3);
+    CHECK(opening(path) == HAL_LEDGER_FOREIGN);
+    put(path, 0, "HAL", 3);
+    off_t lengths[] = {size - 1, size + 1, 4096, 24, 23, 8, 0};
+    for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
+        CHECK(truncate(path, lengths[i]) == 0);
+        CHECK(opening(path) == HAL_LEDGER_FOREIGN);
+    }
+    char link[160];
+    snprintf(link, sizeof link, "%s.link", path);
+    unlink(link);
+    CHECK(symlink(path, link) == 0 && opening(link) == HAL_LEDGER_SYSTEM && errno == ELOOP);
+    unlink(link);
+    unlink(path);
+    CHECK(mkfifo(path, 0600) == 0 && opening(path) == HAL_LEDGER_FOREIGN);
+    unlink(path);
+}
+
+static void test_format_bounds(void) {
+    struct hal_ledger *l = fresh(1, 0);
+    char name[300];
+    memset(name, 'n', sizeof name - 1);
+    name[sizeof name - 1] = 0;
+    hal_ledger_format(l, name, 1000);
+    CHECK(l->devices == HAL_LEDGER_DEVICES && strlen(l->name) == HAL_LEDGER_ID - 1);
+    hal_ledger_close(l);
+}
+
+/* ---- the limit ------------------------------------------------------------------------------ */
+
+static void test_limit(void) {
+    struct hal_ledger *l = fresh(2, 1000);
+    int slot = hal_ledger_join(l), other = hal_ledger_join(l);
+    CHECK(slot >= 0 && other >= 0 && slot != other);
+    CHECK(hal_ledger_owner_pid(atomic_load(&l->slot[slot].owner)) == (uint32_t)getpid());
+    CHECK(hal_ledger_reserve(l, slot, 0, 600) && hal_ledger_reserve(l, other, 0, 400));
+    CHECK(used(l, 0) == 1000 && used(l, 1) == 0);
+    CHECK(!hal_ledger_reserve(l, slot, 0, 1) && !hal_ledger_reserve(l, other, 0, 1000));
+    CHECK(hal_ledger_reserve(l, slot, 0, 0)); /* nothing always fits */
+    CHECK(hal_ledger_reserve(l, slot, 1, 1000)); /* devices do not share */
+    CHECK(!hal_ledger_reserve(l, slot, 2, 0) && !hal_ledger_reserve(l, slot, UINT32_MAX, 1));
+    CHECK(atomic_load(&l->device[0].refused) == 2 && atomic_load(&l->device[1].refused) == 0);
+    hal_ledger_release(l, slot, 0, 1);
+    CHECK(hal_ledger_reserve(l, other, 0, 1) && used(l, 0) == 1000);
+    atomic_store(&l->device[0].limit, 500); /* below what is used */
+    CHECK(!hal_ledger_reserve(l, slot, 0, 1) && used(l, 0) == 1000);
+    hal_ledger_release(l, slot, 0, 599);
+    CHECK(used(l, 0) == 401 && !hal_ledger_reserve(l, slot, 0, 100) && hal_ledger_reserve(l, slot, 0, 99));
+    hal_ledger_leave(l, slot);
+    CHECK(used(l, 0) == 401 && used(l, 1) == 0 && sum(l, 0) == 401);
+    hal_ledger_leave(l, other);
+    CHECK(used(l, 0) == 0);
+    hal_ledger_close(l);
+}
+
+static void test_overflow(void) {
+    const uint64_t most = UINT64_MAX;
+    struct hal_ledger *l = fresh(1, most);
+    int slot = hal_ledger_join(l);
+    CHECK(hal_ledger_reserve(l, slot, 0, 10));
+    CHECK(!hal_ledger_reserve(l, slot, 0, most) && !hal_ledger_reserve(l, slot, 0, most - 9));
+    CHECK(used(l, 0) == 10);
+    CHECK(hal_ledger_reserve(l, slot, 0, most - 10) && used(l, 0) == most);
+    CHECK(!hal_ledger_reserve(l, slot, 0, 1) && !hal_ledger_reserve(l, slot, 0, most));
+    hal_ledger_release(l, slot, 0, most - 10);
+    atomic_store(&l->device[0].limit, 5);
+    CHECK(!hal_ledger_reserve(l, slot, 0, most) && !hal_ledger_reserve(l, slot, 0, most - 4));
+    CHECK(!hal_ledger_reserve(l, slot, 0, 0)); /* over the limit even nothing is too much */
+    CHECK(used(l, 0) == 10);
+    hal_ledger_close(l);
+}
+
+/* ---- threads -------------------------------------------------------------------------------- */
+
+enum { THREADS = 4, ROUNDS = 20000 };
+
+struct job {
+    struct hal_ledger *ledger;
+    int slot; /* shared by all threads of a process, as the guard does it */
+    unsigned seed;
+    uint64_t kept;
+};
+
+static void *churn(void *argument) {
+    struct job *job = argument;
+    for (int i = 0; i < ROUNDS; i++) {
+        uint64_t bytes = (uint64_t)(rand_r(&job->seed) % 400);
+        if (!hal_ledger_reserve(job->ledger, job->slot, 0, bytes)) continue;
+        CHECK(used(job->ledger, 0) <= 1000);
+        if (i % 1000 == 999 && job->kept == 0 && bytes < 100)
+            job->kept = bytes;
+        else
+            hal_ledger_release(job->ledger, job->slot, 0, bytes);
+    }
+    return NULL;
+}
+
+static void test_threads(bool own_slots) {
+    struct hal_ledger *l = fresh(1, 1000);
+    pthread_t threads[THREADS];
+    struct job jobs[THREADS];
+    int shared = hal_ledger_join(l);
+    for (unsigned i = 0; i < THREADS; i++) {
+        jobs[i] = (struct job){l, own_slots ? hal_ledger_join(l) : shared, i, 0};
+        CHECK(pthread_create(&threads[i], NULL, churn, &jobs[i]) == 0);
+    }
+    uint64_t kept = 0;
+    for (int i = 0; i < 200; i++) hal_ledger_recount(l, 0); /* beside them, whatever it finds */
+    for (unsigned i = 0; i < THREADS; i++) {
+        pthread_join(threads[i], NULL);
+        kept += jobs[i].kept;
+    }
+    CHECK(used(l, 0) == kept && sum(l, 0) == kept);
+    CHECK(hal_ledger_recount(l, 0) && used(l, 0) == kept);
+    hal_ledger_close(l);
+}
+
+/* ---- processes ------------------------------------------------------------------------------ */
+
+static void collect(pid_t pid) {
+    int status;
+    CHECK(waitpid(pid, &status, 0) == pid);
+    CHECK(WIFSIGNALED(status) || (WIFEXITED(status) && WEXITSTATUS(status) == 0));
+}
+
+/* A child that holds 100 bytes and churns above them until it is killed. */
+static pid_t churning(struct hal_ledger *l) {
+    int ready[2];
+    CHECK(pipe(ready) == 0);
+    pid_t pid = fork();
+    CHECK(pid >= 0);
+    if (pid == 0) {
+        int slot = hal_ledger_join(l);
+        if (slot < 0 || !hal_ledger_reserve(l, slot, 0, 100) || write(ready[1], "", 1) != 1) _exit(1);
+        for (unsigned seed = (unsigned)getpid();;) {
+            uint64_t bytes = (uint64_t)(rand_r(&seed) % 500);
+            if (hal_ledger_reserve(l, slot, 0, bytes)) hal_ledger_release(l, slot, 0, bytes);
+        }
+    }
+    char byte;
+    CHECK(read(ready[0], &byte, 1) == 1);
+    close(ready[0]);
+    close(ready[1]);
+    return pid;
+}
+
+static void test_killed(void) {
+    struct hal_ledger *l = fresh(1, 1000);
+    int slot = hal_ledger_join(l);
+    CHECK(hal_ledger_reserve(l, slot, 0, 50));
+    unsigned seed = 4711;
+    for (int round = 0; round < 100; round++) {
+        pid_t first = churning(l), second = churning(l);
+        usleep((useconds_t)(rand_r(&seed) % 2000));
+        CHECK(used(l, 0) >= 250);
+        kill(first, SIGKILL);
+        siginfo_t info; /* wait, and leave the zombie: it holds nothing either */
+        CHECK(waitid(P_PID, (id_t)first, &info, WEXITED | WNOWAIT) == 0);
+        CHECK(used(l, 0) >= 150);
+        hal_ledger_reap(l);
+        CHECK(used(l, 0) >= 150 && used(l, 0) <= 1000);
+        kill(second, SIGKILL);
+        collect(second);
+        collect(first);
+        hal_ledger_reap(l);
+        CHECK(used(l, 0) == 50 && sum(l, 0) == 50);
+        CHECK(hal_ledger_reap(l) == 0);
+    }
+    hal_ledger_close(l);
+}
+
+static void test_every_step_of_a_death(void) {
+    /* What a process leaves that dies between the steps of an operation; each is mended exactly. */
+    struct hal_ledger *l = fresh(1, 1000);
+    int mine = hal_ledger_join(l);
+    CHECK(hal_ledger_reserve(l, mine, 0, 30));
+    for (int step = 0; step < 3; step++) {
+        pid_t pid = fork();
+        CHECK(pid >= 0);
+        if (pid == 0) {
+            int slot = hal_ledger_join(l);
+            if (slot < 0 || !hal_ledger_reserve(l, slot, 0, 70)) _exit(1);
+            struct hal_ledger_slot *s = &l->slot[slot];
+            atomic_fetch_add(&s->begun, 1);
+            if (step > 0) atomic_fetch_add(&l->device[0].used, 200); /* reserve: used, then mine */
+            if (step > 1) atomic_fetch_add(&s->mine[0], 200);
+            _exit(0); /* before `ended` */
+        }
+        collect(pid);
+        CHECK(used(l, 0) >= 100);
+        CHECK(!hal_ledger_reserve(l, mine, 0, 971));   /* too much: but it reaps */
+        CHECK(hal_ledger_reserve(l, mine, 0, 970));    /* to the byte */
+        hal_ledger_release(l, mine, 0, 970);
+        CHECK(used(l, 0) == 30 && sum(l, 0) == 30);
+    }
+    hal_ledger_close(l);
+}
+
+static void test_slots_run_out(void) {
+    struct hal_ledger *l = fresh(1, 10000);
+    pid_t pid = fork();
+    CHECK(pid >= 0);
+    int count = 0, slot;
+    if (pid == 0) {
+        while ((slot = hal_ledger_join(l)) >= 0) count += hal_ledger_reserve(l, slot, 0, 3);
+        _exit(count == HAL_LEDGER_SLOTS ? 0 : 1);
+    }
+    siginfo_t info; /* dead, not collected */
+    CHECK(waitid(P_PID, (id_t)pid, &info, WEXITED | WNOWAIT) == 0 && info.si_status == 0);
+    CHECK(used(l, 0) == 3 * HAL_LEDGER_SLOTS);
+    while ((slot = hal_ledger_join(l)) >= 0) count++;
+    CHECK(count == HAL_LEDGER_SLOTS && used(l, 0) == 0 && sum(l, 0) == 0);
+    collect(pid);
+    hal_ledger_leave(l, 7);
+    CHECK(hal_ledger_join(l) == 7 && hal_ledger_join(l) == -1);
+    hal_ledger_close(l);
+}
+
+static void test_recount(void) {
+    struct hal_ledger *l = fresh(2, 1000);
+    int slot = hal_ledger_join(l);
+    CHECK(hal_ledger_reserve(l, slot, 0, 10) && hal_ledger_reserve(l, slot, 1, 20));
+    atomic_store(&l->device[0].used, 999);
+    CHECK(hal_ledger_recount(l, 0) && used(l, 0) == 10 && used(l, 1) == 20);
+    atomic_fetch_add(&l->slot[slot].begun, 1); /* an operation in flight: nothing can be proven */
+    atomic_store(&l->device[0].used, 999);
+    CHECK(!hal_ledger_recount(l, 0) && used(l, 0) == 999);
+    atomic_fetch_add(&l->slot[slot].ended, 1);
+    CHECK(hal_ledger_recount(l, 0) && used(l, 0) == 10);
+    hal_ledger_close(l);
+}
+
+/* ---- who a process is ------------------------------------------------------------------------ */
+
+static void *rest(void *unused) {
+    (void)unused;
+    pause();
+    return NULL;
+}
+
+static void test_process(void) {
+    uint64_t me = hal_process_self();
+    CHECK(me != 0 && hal_process_lives(me) && hal_ledger_owner_pid(me) == (uint32_t)getpid());
+    CHECK(!hal_process_lives(me ^ 1));          /* another start time: the pid was used again */
+    CHECK(hal_process_lives(me ^ (1ull << 26))); /* another pid namespace: nothing can be said */
+    uint64_t no_such_pid = (uint64_t)0x3fffff << 42 | (me & 0x3ffffffffff);
+    CHECK(!hal_process_lives(no_such_pid));
+    int ready[2];
+    uint64_t child = 0;
+    CHECK(pipe(ready) == 0);
+    pid_t pid = fork();
+    CHECK(pid >= 0);
+    if (pid == 0) { /* only its first thread ends: the process lives on */
+        pthread_t thread;
+        child = hal_process_self();
+        if (child == me || write(ready[1], &child, sizeof child) != sizeof child) _exit(1);
+        if (pthread_create(&thread, NULL, rest, NULL) != 0) _exit(1);
+        if (write(ready[1], "", 1) != 1) _exit(1);
+        pthread_exit(NULL);
+    }
+    char byte;
+    CHECK(read(ready[0], &child, sizeof child) == sizeof child && read(ready[0], &byte, 1) == 1);
+    usleep(50 * 1000);
+    CHECK(hal_process_lives(child));
+    kill(pid, SIGKILL);
+    siginfo_t info;
+    CHECK(waitid(P_PID, (id_t)pid, &info, WEXITED | WNOWAIT) == 0);
+    CHECK(!hal_process_lives(child)); /* a zombie */
+    collect(pid);
+    CHECK(!hal_process_lives(child));
+    close(ready[0]);
+    close(ready[1]);
+}
+
+int main(void) {
+    test_file();
+    test_format_bounds();
+    test_limit();
+    test_overflow();
+    test_recount();
+    test_process();
+    test_every_step_of_a_death();
+    test_slots_run_out();
+    test_killed();
+    test_threads(false);
+    test_threads(true);
+    return 0;
+}

@@ -1,0 +1,103 @@
+/* The table of live allocations: what is put is taken once, by whichever thread, at any live count. */
+#define _GNU_SOURCE
+#include "sizes.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <unistd.h>
+
+#include "check.h"
+
+enum { MANY = 100000, THREADS = 4 };
+
+static uint64_t address(unsigned i) { return UINT64_C(0x700000000000) + (uint64_t)i * 512; }
+
+static void put(unsigned i) {
+    CHECK(hal_sizes_put(address(i), (struct hal_allocation){.bytes = i * UINT64_C(7) + 1, .device = i % 64}));
+}
+
+static bool take(unsigned i) {
+    struct hal_allocation a = {0};
+    if (!hal_sizes_take(address(i), &a)) return false;
+    CHECK(a.bytes == i * UINT64_C(7) + 1 && a.device == i % 64);
+    return true;
+}
+
+static void test_one(void) {
+    struct hal_allocation a = {.bytes = 5, .device = 6};
+    for (uint64_t nobody = 0; nobody < 3; nobody++) CHECK(!hal_sizes_take(nobody, &a));
+    CHECK(!take(1) && a.bytes == 5 && a.device == 6); /* untouched */
+    put(1);
+    CHECK(!take(2) && take(1) && !take(1));
+    put(1); /* the driver gave the same address again */
+    CHECK(take(1) && !take(1));
+    uint64_t last = UINT64_MAX;
+    CHECK(hal_sizes_put(last, (struct hal_allocation){UINT64_MAX, UINT32_MAX}));
+    CHECK(hal_sizes_take(last, &a) && a.bytes == UINT64_MAX && a.device == UINT32_MAX);
+}
+
+static void test_many(void) {
+    for (unsigned i = 0; i < MANY; i++) put(i);
+    for (unsigned i = 0; i < MANY; i += 2) CHECK(take(i));
+    for (unsigned i = 0; i < MANY; i += 2) CHECK(!take(i));
+    for (unsigned i = MANY; i < MANY + MANY / 2; i++) put(i); /* into the cells that are free again */
+    for (unsigned i = 1; i < MANY; i += 2) CHECK(take(i));
+    for (unsigned i = MANY; i < MANY + MANY / 2; i++) CHECK(take(i));
+    for (unsigned i = 0; i < MANY + MANY / 2; i++) CHECK(!take(i));
+}
+
+/* Few live at a time and never the same address: the table must not silt up. */
+static void test_reuse(void) {
+    for (unsigned i = 0; i < 2000000; i++) {
+        put(i);
+        if (i >= 8) CHECK(take(i - 8));
+    }
+    for (unsigned i = 2000000 - 8; i < 2000000; i++) CHECK(take(i));
+}
+
+static void test_clear(void) {
+    for (unsigned i = 0; i < MANY; i++) put(i);
+    hal_sizes_clear();
+    for (unsigned i = 0; i < MANY; i++) CHECK(!take(i));
+    hal_sizes_clear();
+    put(1);
+    CHECK(take(1));
+}
+
+/* Each thread puts its own addresses and hands half of them to its neighbour, who takes them. */
+enum { EACH = 30000 };
+
+static _Atomic unsigned handed[THREADS]; /* so many of the odd ones are there for the neighbour */
+
+static void *work(void *argument) {
+    unsigned me = (unsigned)(uintptr_t)argument, neighbour = (me + 1) % THREADS, taken = 1;
+    for (unsigned i = 0; i < EACH; i++) {
+        put(me * EACH + i);
+        if (i % 2 == 0)
+            CHECK(take(me * EACH + i) && !take(me * EACH + i));
+        else
+            atomic_store(&handed[me], i);
+        for (; taken <= atomic_load(&handed[neighbour]); taken += 2) CHECK(take(neighbour * EACH + taken));
+    }
+    while (taken < EACH)
+        for (; taken <= atomic_load(&handed[neighbour]); taken += 2) CHECK(take(neighbour * EACH + taken));
+    return NULL;
+}
+
+static void test_threads(void) {
+    pthread_t threads[THREADS];
+    for (unsigned i = 0; i < THREADS; i++)
+        CHECK(pthread_create(&threads[i], NULL, work, (void *)(uintptr_t)i) == 0);
+    for (unsigned i = 0; i < THREADS; i++) pthread_join(threads[i], NULL);
+    for (unsigned i = 0; i < THREADS * EACH; i++) CHECK(!take(i));
+}
+
+int main(void) {
+    test_one();
+    test_many();
+    test_reuse();
+    test_clear();
+    test_threads();
+    hal_sizes_clear();
+    return 0;
+}
