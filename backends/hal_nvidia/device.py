@@ -64,18 +64,20 @@ def _device(nvml: Any, root: Path, index: int, gpu: Any) -> Device:
         serial=conv.text(_ask(nvml, "nvmlDeviceGetSerial", gpu)),
         architecture="{}.{}".format(*capability) if capability else None,
         compute_units=conv.multiprocessors(_ask(nvml, "nvmlDeviceGetNumGpuCores", gpu), capability),
-        numa_node=_numa_node(root, bdf),
+        numa_node=_numa_node(nvml, gpu, root, bdf),
         driver=conv.text(_ask(nvml, "nvmlSystemGetDriverVersion")),
         indices={"nvml": index} | ({} if minor is None else {"nvidia_minor": minor}),
     )
 
 
-def _numa_node(root: Path, bdf: str | None) -> int | None:
+def _numa_node(nvml: Any, gpu: Any, root: Path, bdf: str | None) -> int | None:
     """The node of the host that the GPU hangs on. NVML's own NumaNodeId is the GPU's memory as a node."""
     try:
         node = int((root / "sys/bus/pci/devices" / str(bdf) / "numa_node").read_text())
     except (OSError, ValueError):
-        return None
+        affinity = _ask(nvml, "nvmlDeviceGetMemoryAffinity", gpu, 1, 0)  # 64 nodes; NVML_AFFINITY_SCOPE_NODE
+        nodes = int(affinity[0]) if affinity else 0
+        return nodes.bit_length() - 1 if nodes.bit_count() == 1 else None
     return node if node >= 0 else None
 
 
