@@ -38,7 +38,7 @@ def write_state(description: Description, path: Path) -> None:
             for key, value in figures.items():
                 _set(device, key, value, where)
             machine.ledger.device[index].limit = device.memory_bytes - device.memory_reserved_bytes
-        machine.devices = len(description.devices)
+        machine.devices = machine.ledger.devices = len(description.devices)
     finally:
         lib.hal_machine_close(machine)
 

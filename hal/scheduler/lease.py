@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -44,7 +45,10 @@ class HeldLease:
         self._ttl: float = granted["ttl_seconds"]
         self._done = threading.Event()
         self._renewer = threading.Thread(target=self._renew, name="hal-lease", daemon=True)
+        # No signal is for this thread: it would have the default action here, whatever others block or await.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         self._renewer.start()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def __enter__(self) -> HeldLease:
         return self

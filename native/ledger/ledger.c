@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <string.h>
@@ -14,7 +15,7 @@
 
 static const char MAGIC[8] = {'H', 'A', 'L', 'S', 'L', 'I', 'C', 'E'};
 
-enum { RECOUNT_TRIES = 1000 };
+enum { RECOUNT_TRIES = 2000, TRIES_A_TURN = 16 };
 
 /* ---- the file ------------------------------------------------------------------------------- */
 
@@ -178,8 +179,11 @@ static bool try_recount(struct hal_ledger *l, unsigned device) {
 }
 
 bool hal_ledger_recount(struct hal_ledger *l, unsigned device) {
-    for (int i = 0; i < RECOUNT_TRIES; i++)
+    for (int i = 1; i <= RECOUNT_TRIES; i++) {
         if (try_recount(l, device)) return true;
+        /* Who has an operation in flight may wait for this very processor. */
+        if (i % TRIES_A_TURN == 0) sched_yield();
+    }
     return false;
 }
 

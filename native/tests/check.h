@@ -2,8 +2,11 @@
 #ifndef HAL_CHECK_H
 #define HAL_CHECK_H
 
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/prctl.h>
+#include <unistd.h>
 
 #define CHECK(condition)                                                                  \
     do {                                                                                  \
@@ -19,6 +22,14 @@ static inline const char *fresh_path(const char *name) {
     snprintf(path, sizeof path, "%s.%ld.tmp", name, (long)getpid());
     unlink(path);
     return path;
+}
+
+/* A fork whose child ends with the test: what is left alive would keep CTest waiting for its output. */
+static inline pid_t fork_child(void) {
+    pid_t pid = fork();
+    CHECK(pid >= 0);
+    if (pid == 0) prctl(PR_SET_PDEATHSIG, SIGKILL);
+    return pid;
 }
 
 #endif

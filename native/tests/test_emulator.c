@@ -93,8 +93,7 @@ static void test_processes(void) {
     uint64_t at, parents;
     int ready[2];
     CHECK(emulator_allocate(3, 100, &parents) == EMULATOR_OK && pipe(ready) == 0);
-    pid_t pid = fork();
-    CHECK(pid >= 0);
+    pid_t pid = fork_child();
     if (pid == 0) { /* it is a process of its own: its parent's memory is not its to free */
         if (emulator_free(parents) != EMULATOR_NOT_MINE) _exit(1);
         if (emulator_allocate(3, MEMORY - 100, &at) != EMULATOR_OK) _exit(2);

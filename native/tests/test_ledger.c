@@ -166,8 +166,9 @@ static void *churn(void *argument) {
     struct job *job = argument;
     for (int i = 0; i < ROUNDS; i++) {
         uint64_t bytes = (uint64_t)(rand_r(&job->seed) % 400);
-        if (!hal_ledger_reserve(job->ledger, job->slot, 0, bytes)) continue;
+        bool granted = hal_ledger_reserve(job->ledger, job->slot, 0, bytes);
         CHECK(used(job->ledger, 0) <= 1000);
+        if (!granted) continue;
         if (i % 1000 == 999 && job->kept == 0 && bytes < 100)
             job->kept = bytes;
         else
@@ -208,8 +209,7 @@ static void collect(pid_t pid) {
 static pid_t churning(struct hal_ledger *l) {
     int ready[2];
     CHECK(pipe(ready) == 0);
-    pid_t pid = fork();
-    CHECK(pid >= 0);
+    pid_t pid = fork_child();
     if (pid == 0) {
         int slot = hal_ledger_join(l);
         if (slot < 0 || !hal_ledger_reserve(l, slot, 0, 100) || write(ready[1], "", 1) != 1) _exit(1);
@@ -219,9 +219,9 @@ static pid_t churning(struct hal_ledger *l) {
         }
     }
     char byte;
+    close(ready[1]); /* a child that fails ends the reading, too */
     CHECK(read(ready[0], &byte, 1) == 1);
     close(ready[0]);
-    close(ready[1]);
     return pid;
 }
 
@@ -256,9 +256,8 @@ static void test_every_step_of_a_death(void) {
     int mine = hal_ledger_join(l);
     CHECK(hal_ledger_reserve(l, mine, 0, 30));
     for (int step = 0; step < 3; step++) {
-        pid_t pid = fork();
-        CHECK(pid >= 0);
-        if (pid == 0) {
+        pid_t pid = fork_child();
+            if (pid == 0) {
             int slot = hal_ledger_join(l);
             if (slot < 0 || !hal_ledger_reserve(l, slot, 0, 70)) _exit(1);
             struct hal_ledger_slot *s = &l->slot[slot];
@@ -279,8 +278,7 @@ static void test_every_step_of_a_death(void) {
 
 static void test_slots_run_out(void) {
     struct hal_ledger *l = fresh(1, 10000);
-    pid_t pid = fork();
-    CHECK(pid >= 0);
+    pid_t pid = fork_child();
     int count = 0, slot;
     if (pid == 0) {
         while ((slot = hal_ledger_join(l)) >= 0) count += hal_ledger_reserve(l, slot, 0, 3);
@@ -329,8 +327,7 @@ static void test_process(void) {
     int ready[2];
     uint64_t child = 0;
     CHECK(pipe(ready) == 0);
-    pid_t pid = fork();
-    CHECK(pid >= 0);
+    pid_t pid = fork_child();
     if (pid == 0) { /* only its first thread ends: the process lives on */
         pthread_t thread;
         child = hal_process_self();
@@ -340,6 +337,7 @@ static void test_process(void) {
         pthread_exit(NULL);
     }
     char byte;
+    close(ready[1]);
     CHECK(read(ready[0], &child, sizeof child) == sizeof child && read(ready[0], &byte, 1) == 1);
     usleep(50 * 1000);
     CHECK(hal_process_lives(child));
@@ -350,7 +348,6 @@ static void test_process(void) {
     collect(pid);
     CHECK(!hal_process_lives(child));
     close(ready[0]);
-    close(ready[1]);
 }
 
 int main(void) {

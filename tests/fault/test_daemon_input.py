@@ -28,6 +28,7 @@ class Raw:
         self._context = zmq.Context()
         self.socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
         self.socket.set(zmq.LINGER, 0)
+        self.socket.set(zmq.SNDTIMEO, PATIENCE)
         self.socket.connect(places(env).address)
 
     def close(self) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import select
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from hal.enforce.ledger import Ledger
 from hal.scheduler.client import Unreachable
 from tests.conftest import ALLOCATE, HAL, wait_until
 from tests.integration.support import (
@@ -28,6 +31,7 @@ from tests.integration.support import (
     living,
     memory_in_slices,
     memory_in_use,
+    places,
     serving,
     start,
 )
@@ -190,8 +194,7 @@ def test_a_job_ends_while_its_daemon_is_down(machine_env: Env) -> None:
         kill(first.pid)
         kill(job.hal.pid)
         job.hal.communicate()
-    wait_until(lambda: living(machine_env) == {})
-    assert memory_in_slices(machine_env) == 0
+    wait_until(lambda: living(machine_env) == {} and memory_in_slices(machine_env) == 0)
     assert set(memory_in_use(machine_env).values()) == {0}
     with serving(machine_env) as second:
         all_is_back(machine_env, but=second.pid)
@@ -214,8 +217,7 @@ def test_hal_run_and_its_daemon_are_killed(
         assert living(machine_env).keys() == {job.pid}
         assert ask(job.hal, "fill 256").startswith(f"refused bytes={256 * MIB} held={2 * GIB} code=2 ")
     else:
-        wait_until(lambda: living(machine_env) == {})
-        assert memory_in_slices(machine_env) == 0
+        wait_until(lambda: living(machine_env) == {} and memory_in_slices(machine_env) == 0)
         assert set(memory_in_use(machine_env).values()) == {0}
     following = hal_run(machine_env, "--memory", "1GiB", "--", "true")
     assert following.communicate(timeout=20) == ("", "")
@@ -232,6 +234,8 @@ def test_a_released_lease_ends_its_job(stubborn: bool, served: Env, daemon: int 
     """By SIGTERM, or where that is ignored by SIGKILL a moment later."""
     job = Job(served, *VENDORS[0], *(["sh", "-c", 'trap "" TERM; exec "$@"', "sh"] if stubborn else []))
     (lease,) = leases(served)
+    job.hal.send_signal(signal.SIGSTOP)  # it, too, would end the job, but later
+    program = os.pidfd_open(job.pid)
     release = start(served, *HAL, "lease", "release", lease["id"])
     said, stderr = release.communicate(timeout=20)
     assert (release.returncode, stderr) == (0, "")
@@ -239,10 +243,41 @@ def test_a_released_lease_ends_its_job(stubborn: bool, served: Env, daemon: int 
     again = start(served, *HAL, "lease", "release", lease["id"])
     again.communicate(timeout=20)
     assert again.returncode == 3
-    job.hal.wait(20)
-    assert job.hal.returncode == 128 + (9 if stubborn else 15)
+    ended, _, _ = select.select([program], [], [], 60)
+    os.close(program)
+    assert ended, "the daemon did not end it"
+    job.hal.send_signal(signal.SIGCONT)
     job.hal.communicate()
+    assert job.hal.returncode == 128 + (9 if stubborn else 15)
     all_is_back(served, but=daemon)
+
+
+def test_hal_run_stops_a_program_whose_lease_is_lost(machine_env: Env) -> None:
+    """One that has not allocated yet is unknown to the daemon."""
+    job = hal_run(machine_env, "--memory", "2GiB", "--", "sleep", "1000")
+    wait_until(lambda: any(command == "sleep 1000 " for command in living(machine_env).values()))
+    (lease,) = leases(machine_env)
+    start(machine_env, *HAL, "lease", "release", lease["id"]).communicate(timeout=20)
+    assert job.stderr is not None
+    assert "the lease is lost" in job.stderr.readline()
+    job.communicate(timeout=60)
+    assert job.returncode == 143
+    all_is_back(machine_env)
+
+
+def test_a_slice_that_no_lease_knows_is_removed(machine_env: Env) -> None:
+    """A daemon that was killed between the slice's making and its promise."""
+    with serving(machine_env) as first:
+        job = Job(machine_env, *VENDORS[0])
+        kept = identity(machine_env)
+        kill(first.pid)
+    stray = places(machine_env).slice_file("stray")
+    Ledger.create(stray, "stray", [("nvidia:nothing", GIB)]).close()
+    with serving(machine_env) as second:
+        assert not stray.exists()
+        assert identity(machine_env) == kept
+        job.end()
+        all_is_back(machine_env, but=second.pid)
 
 
 # ---- hal emulate -----------------------------------------------------------------------------

@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from hal.backend import StateError
 from hal.enforce.ledger import Ledger
 from hal.scheduler.client import Client
@@ -22,11 +24,26 @@ MIB, GIB = 1 << 20, 1 << 30
 Env = dict[str, str]
 
 
+_started: list[subprocess.Popen[str]] = []
+
+
 def start(env: Env, *command: str | Path, **options: Any) -> subprocess.Popen[str]:
     pipe = subprocess.PIPE
-    return subprocess.Popen(
-        command, env=env, **({"stdin": pipe, "stdout": pipe, "stderr": pipe} | options), text=True
-    )
+    options = {"stdin": pipe, "stdout": pipe, "stderr": pipe} | options
+    _started.append(subprocess.Popen(command, env=env, text=True, **options))
+    return _started[-1]
+
+
+@pytest.fixture(autouse=True)
+def no_survivors() -> Iterator[None]:
+    """Ends what a failed test leaves: with `hal run` its program ends, and then its daemon."""
+    before = len(_started)  # by fixtures of a wider scope
+    yield
+    while len(_started) > before:
+        process = _started.pop()
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
 
 
 def hal_run(env: Env, *arguments: str, **options: Any) -> subprocess.Popen[str]:
@@ -150,6 +167,6 @@ def kill(pid: int) -> None:
     """SIGKILL, and wait until all its threads are gone."""
     pidfd = os.pidfd_open(pid)
     os.kill(pid, signal.SIGKILL)
-    ended, _, _ = select.select([pidfd], [], [], 10)
+    ended, _, _ = select.select([pidfd], [], [], 60)
     os.close(pidfd)
     assert ended, f"process {pid} has not ended"

@@ -148,6 +148,19 @@ def test_signals_reach_the_program_which_decides(machine_env: Env) -> None:
     all_is_back(machine_env)
 
 
+def test_a_storm_of_signals_does_not_end_hal_run(machine_env: Env) -> None:
+    """Also those that come while it is busy with the one before."""
+    program = hal_run(machine_env, "--memory", "1GiB", "--", sys.executable, "-c", LISTENER)
+    assert line(program) == "ready"
+    names = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGUSR1", "SIGUSR2")
+    for name in names * 200:
+        program.send_signal(signal.Signals[name])
+    program.send_signal(signal.SIGTERM)
+    stdout, stderr = program.communicate(timeout=60)
+    assert (program.returncode, set(stdout.split()), stderr) == (5, set(names), "")
+    all_is_back(machine_env)
+
+
 def test_ctrl_c_reaches_the_program_exactly_once(machine_env: Env) -> None:
     """The terminal signals the whole foreground group, `hal run` and the program: it is not sent twice."""
     try:
