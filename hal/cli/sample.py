@@ -42,7 +42,7 @@ def configure_sample(parser: argparse.ArgumentParser) -> Callable[[argparse.Name
     )
     parser.add_argument("--count", metavar="N", type=int, help="with --watch: stop after so many samples")
     parser.add_argument(
-        "--json", action="store_true", help="print JSON (schema hal.samples/1; a line each with --watch)"
+        "--json", action="store_true", help="print JSON (schema hal.samples/1); with --watch a line each"
     )
     return _sample
 

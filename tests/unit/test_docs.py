@@ -12,6 +12,7 @@ import pytest
 
 from hal.cli import _COMMANDS
 from hal.cli.exits import _CODES
+from hal.cli.metrics import markdown
 from hal.emulation.description import load
 
 ROOT = Path(__file__).parents[2]
@@ -56,3 +57,9 @@ def test_machine_example_loads(tmp_path: Path) -> None:
     path.write_text(example)
     (device,) = load(str(path)).devices
     assert device["temperature_celsius"] == 88
+
+
+def test_metrics_page_is_the_catalogue() -> None:
+    assert (ROOT / "docs/metrics.md").read_text() == markdown(), (
+        "run: hal metrics --markdown > docs/metrics.md"
+    )

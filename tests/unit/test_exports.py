@@ -53,7 +53,9 @@ def test_a_stand_in_shows_its_vendors_functions_only(name: str) -> None:
     library = drivers_directory() / name
     found = exported(library)
     assert found
-    assert not [symbol for symbol in found if not re.fullmatch(DRIVERS[name], symbol)]
+    # Tests switch faults on in a driver that is loaded already.
+    own = found - {"hal_emulator_faults"}
+    assert not [symbol for symbol in own if not re.fullmatch(DRIVERS[name], symbol)]
     assert needed(library) <= {"libc.so.6", "libdl.so.2", "libpthread.so.0", "ld-linux-x86-64.so.2"}
 
 
