@@ -19,7 +19,7 @@ from hal.model import Enforcement, Exposure, Rung
 
 __all__ = ["serve"]
 
-_PR_SET_PDEATHSIG = 1  # prctl(2)
+_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15  # prctl(2)
 
 # What a backend without an optional group answers.
 _WITHOUT: dict[str, tuple[type[Any], Any]] = {
@@ -32,7 +32,9 @@ _WITHOUT: dict[str, tuple[type[Any], Any]] = {
 
 def serve(make: Callable[[], Backend], end: socket.socket) -> None:
     """Answer until the parent hangs up. Nothing that a vendor's library prints reaches the user."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    libc = ctypes.CDLL(None)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    libc.prctl(_PR_SET_NAME, b"hal-vendor", 0, 0, 0)  # as `ps -c` and `top` show it
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the parent's to handle; it then hangs up
     silence = os.open(os.devnull, os.O_RDWR)

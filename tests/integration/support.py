@@ -96,13 +96,15 @@ def daemon_pid(env: Env) -> int:
 
 
 def living(env: Env) -> dict[int, str]:
-    """The processes of this machine that live: pid and command line."""
+    """The processes of this machine that live: pid and command line. Workers go with their parents."""
     mark = f"HAL_RUNTIME_DIR={env['HAL_RUNTIME_DIR']}".encode()
     found = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
+            if (entry / "comm").read_text() == "hal-vendor\n":
+                continue
             if mark in (entry / "environ").read_bytes().split(b"\0"):
                 found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
         except OSError:
@@ -141,7 +143,9 @@ def memory_in_use(env: Env) -> dict[str, int]:
     return {
         reading["subject"]: reading["value"]
         for reading in json.loads(result.stdout)["readings"]
-        if reading["name"] == "memory_used_bytes" and not reading["subject"].startswith("cpu:")
+        if reading["name"] == "memory_used_bytes"
+        and reading["labels"]["heap"] == "vram"
+        and not reading["subject"].startswith("cpu:")
     }
 
 
