@@ -253,7 +253,7 @@ class State:
     # ---- placement --------------------------------------------------------------------------
 
     def _place(self, request: Request) -> DeviceFacts | Refuse:
-        """The device on which the least memory is left over; among equals the first by id."""
+        """For a slice the device on which the least memory is left over; among equals the first by id."""
         fitting = [device for device in self.devices.values() if _describes(request, device)]
         if not fitting:
             return Refuse(Refusal.NO_DEVICE, _nothing_fits(request, list(self.devices.values())))
@@ -274,6 +274,8 @@ class State:
                 f"no room for {want} now: the most that is free is {_gib(self._free(most_free))} "
                 f"on {most_free.id}; try again when a lease has ended",
             )
+        if request.memory_bytes is None:  # the one that others use least
+            return min(room, key=lambda pair: (pair[1].outside_bytes, pair[1].memory_bytes, pair[1].id))[1]
         return min(room, key=lambda pair: (pair[0], pair[1].id))[1]
 
     def _has_room(self, request: Request, device: DeviceFacts) -> bool:

@@ -290,6 +290,7 @@ class Daemon:
     # ---- start and end ----------------------------------------------------------------------
 
     def _recover(self) -> None:
+        self._state.epoch = self._store.epoch()
         for lease in self._store.leases():
             if not self._slices.adopt(lease):
                 self._store.delete(lease.id)
@@ -334,6 +335,8 @@ class _AcquireBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("key has 1 to 64 characters, name at most 64")
         if self.memory_bytes is not None and not 0 < self.memory_bytes <= 1 << 60:
             raise ValueError("memory_bytes is between 1 and 2**60")
+        if self.vendor is not None and self.device is not None:
+            raise ValueError("a request names a vendor or a device, not both")
         if not 1 <= self.ttl_seconds <= _LONGEST_TTL:
             raise ValueError("ttl_seconds is between 1 and 86400")
 

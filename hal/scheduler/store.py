@@ -18,6 +18,14 @@ from hal.scheduler.core import Lease
 __all__ = ["Store"]
 
 _VERSION = 1
+_SCHEMA = """
+BEGIN;
+CREATE TABLE IF NOT EXISTS lease (id TEXT PRIMARY KEY, value BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS fence (one INTEGER PRIMARY KEY CHECK (one = 1), epoch INTEGER NOT NULL);
+INSERT OR IGNORE INTO fence VALUES (1, 0);
+PRAGMA user_version=1;
+COMMIT;
+"""
 
 
 class Store:
@@ -33,10 +41,7 @@ class Store:
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
             if version not in (0, _VERSION):
                 raise StateError(f"{path} was written by another version of hal (format {version})")
-            self._db.executescript(
-                "BEGIN; CREATE TABLE IF NOT EXISTS lease (id TEXT PRIMARY KEY, value BLOB NOT NULL);"
-                f"PRAGMA user_version={_VERSION}; COMMIT;"
-            )
+            self._db.executescript(_SCHEMA)
         except sqlite3.Error as error:
             raise StateError(f"cannot use the lease store {path}: {error}") from error
 
@@ -53,6 +58,15 @@ class Store:
         self._db.execute(
             "INSERT OR REPLACE INTO lease VALUES (?, ?)", (lease.id, msgspec.msgpack.encode(lease))
         )
+        self._db.execute("UPDATE fence SET epoch = max(epoch, ?)", (lease.epoch,))
+
+    def epoch(self) -> int:
+        """The highest of all leases that were ever put here: also of those deleted since."""
+        try:
+            (epoch,) = self._db.execute("SELECT epoch FROM fence").fetchone()
+        except sqlite3.Error as error:
+            raise StateError(f"the lease store {self.path} is damaged: {error}") from error
+        return int(epoch)
 
     def delete(self, lease_id: str) -> None:
         self._begin()

@@ -4,6 +4,7 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "check.h"
@@ -44,15 +45,25 @@ static void test_many(void) {
     for (unsigned i = 1; i < MANY; i += 2) CHECK(take(i));
     for (unsigned i = MANY; i < MANY + MANY / 2; i++) CHECK(take(i));
     for (unsigned i = 0; i < MANY + MANY / 2; i++) CHECK(!take(i));
+    struct hal_allocation a;
+    for (uint64_t mark = 0; mark < 2; mark++) CHECK(!hal_sizes_take(mark, &a)); /* what free cells hold */
+}
+
+static long greatest_kib(void) {
+    struct rusage usage;
+    CHECK(getrusage(RUSAGE_SELF, &usage) == 0);
+    return usage.ru_maxrss;
 }
 
 /* Few live at a time and never the same address: the table must not silt up. */
 static void test_reuse(void) {
+    long before = greatest_kib();
     for (unsigned i = 0; i < 2000000; i++) {
         put(i);
         if (i >= 8) CHECK(take(i - 8));
     }
     for (unsigned i = 2000000 - 8; i < 2000000; i++) CHECK(take(i));
+    CHECK(greatest_kib() - before < 16 * 1024);
 }
 
 static void test_clear(void) {
@@ -94,8 +105,8 @@ static void test_threads(void) {
 
 int main(void) {
     test_one();
-    test_many();
     test_reuse();
+    test_many();
     test_clear();
     test_threads();
     hal_sizes_clear();

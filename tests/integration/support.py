@@ -77,7 +77,7 @@ def serving(env: Env) -> Iterator[subprocess.Popen[str]]:
         yield daemon
         if daemon.poll() is None:
             daemon.terminate()
-            code, said = daemon.wait(20), daemon.stderr.read()
+            code, said = daemon.wait(60), daemon.stderr.read()
             assert (code, said) == (0, ""), (code, said)
     finally:
         daemon.kill()

@@ -183,6 +183,8 @@ def test_ctrl_c_reaches_the_program_exactly_once(machine_env: Env) -> None:
     for _ in range(3):
         os.write(ours, b"\x03")
         assert line(program) == "SIGINT"
+        program.send_signal(signal.SIGUSR1)  # by now `hal run` has had its own SIGINT
+        assert line(program) == "SIGUSR1"
     os.write(ours, b"\x1c")
     assert line(program) == "SIGQUIT"
     program.send_signal(signal.SIGTERM)

@@ -130,3 +130,11 @@ def test_another_version_is_refused_and_left_as_it_is(path: Path, store: Store) 
 def test_a_store_in_no_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="cannot use the lease store"):
         Store(tmp_path / "missing" / "leases.db")
+
+
+def test_the_highest_epoch_outlives_its_lease(tmp_path: Path) -> None:
+    store = Store(tmp_path / "leases.db")
+    store.put(lease("one", epoch=7))
+    store.delete("one")
+    store.close()
+    assert Store(tmp_path / "leases.db").epoch() == 7
