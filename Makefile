@@ -33,13 +33,15 @@ run: $(READY) ## Set up, then show on this machine, GPU or not, what hal does
 test: $(READY) ## Set up, then run all tests
 	@$(PYTHON) -m pytest
 
-check: $(READY) $(CHECKERS) ## Style, types, layers, and the native tests under ASan and UBSan
+check: $(READY) $(CHECKERS) ## Style, types, layers, and the native tests under sanitizers
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	$(PYTHON) -m mypy
 	.venv/bin/lint-imports --no-logo
-	unset MAKEFLAGS MAKELEVEL; PATH="$(CURDIR)/.venv/bin:$$PATH" && cmake -S native -B build/asan -DHAL_SANITIZE=ON -DHAL_TESTS=ON \
-		&& cmake --build build/asan --parallel && ctest --test-dir build/asan --output-on-failure
+	unset MAKEFLAGS MAKELEVEL; PATH="$(CURDIR)/.venv/bin:$$PATH"; for kind in ON thread; do \
+		cmake -S native -B build/sanitize-$$kind -DHAL_SANITIZE=$$kind -DHAL_TESTS=ON \
+		&& cmake --build build/sanitize-$$kind --parallel \
+		&& ctest --test-dir build/sanitize-$$kind --output-on-failure || exit 1; done
 
 bench: $(READY) ## Measure, and print the figures
 	@if [ -d benchmarks ]; then $(PYTHON) -m benchmarks; else echo "hal: there are no benchmarks yet"; fi
