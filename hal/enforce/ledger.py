@@ -76,9 +76,10 @@ class Ledger:
         self._ledger.device[index].limit = limit_bytes
 
     def pids(self) -> list[int]:
-        """The living processes that have allocated in this slice."""
-        slots = (self._ledger.slot[index].owner for index in range(lib.HAL_LEDGER_SLOTS))
-        return [lib.hal_ledger_owner_pid(owner) for owner in slots if owner and lib.hal_process_lives(owner)]
+        """The living processes that have allocated in this slice, as far as their pids mean anything here."""
+        owners = [self._ledger.slot[index].owner for index in range(lib.HAL_LEDGER_SLOTS)]
+        here = [owner for owner in owners if owner and lib.hal_process_is_here(owner)]
+        return [lib.hal_ledger_owner_pid(owner) for owner in here if lib.hal_process_lives(owner)]
 
     def reap(self) -> int:
         """Give back what dead processes held; returns how many there were."""

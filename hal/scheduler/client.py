@@ -59,6 +59,9 @@ class Client:
         reply = self._exchange(request, self._timeout if timeout is None else timeout)
         if reply.ok:
             return reply.body
+        if reply.error is not None and reply.error.code == "leaving":
+            self._hang_up()
+            raise self._nobody()
         error = reply.error or wire.ErrorBody("failed", "the scheduler gave no reason")
         raise _BY_CODE.get(error.code, HalError)(error.message)
 

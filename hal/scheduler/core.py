@@ -155,6 +155,10 @@ class End(Struct, frozen=True):
 Decision = Grant | Renewed | Refuse | End
 
 
+# A driver's own share shows as used on some cards; more than this is somebody's program.
+_DRIVERS_OWN = 1 << 30
+
+
 class State:
     """Devices and leases, and the rules between them."""
 
@@ -281,7 +285,10 @@ class State:
     def _has_room(self, request: Request, device: DeviceFacts) -> bool:
         if request.memory_bytes is not None:
             return request.memory_bytes <= self._free(device)
-        return not any(lease.device == device.id for lease in self.leases.values())
+        alone = not any(lease.device == device.id for lease in self.leases.values())
+        shared = not device.holds_slices  # a host, whose memory others always use
+        unused = device.outside_bytes <= max(device.memory_bytes // 20, _DRIVERS_OWN)
+        return alone and (unused or shared)
 
     def _free(self, device: DeviceFacts) -> int:
         here = [lease for lease in self.leases.values() if lease.device == device.id]

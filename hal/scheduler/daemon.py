@@ -53,7 +53,7 @@ class Daemon:
         self._private = private
         self._state = core.State()
         self._holders: dict[int, str] = {}  # pidfd -> lease id
-        self._ending: dict[str, float] = {}  # lease id -> when it gets SIGKILL
+        self._ending: dict[str, float] = {}  # lease id -> since when
         self._stopping = False
         self._seen = float("-inf")
         self._needed = time.monotonic()
@@ -82,7 +82,7 @@ class Daemon:
             ready()
             while not self._stopping:
                 self._turn(router, wakeup)
-            self._leave()
+            self._leave(router)
 
     def stop(self) -> None:
         self._stopping = True
@@ -134,6 +134,7 @@ class Daemon:
                 raise wire.Malformed(f"a message has one frame, not {len(frames)}")
             request = wire.unpack_request(frames[0].bytes)
             id = request.id
+            self._needed = time.monotonic()
             uid, pid = _peer(frames[0])
             if uid not in (os.geteuid(), 0):
                 return _error(id, "denied", "this scheduler serves another user")
@@ -196,11 +197,13 @@ class Daemon:
             self._watch(decision.lease)  # a successor has not seen its holder yet
         return {"lease": self._described(decision.lease)}
 
-    def _release(self, body: wire.Body, uid: int, _pid: int) -> wire.Body:
+    def _release(self, body: wire.Body, uid: int, pid: int) -> wire.Body:
         decisions = self._decide(core.Release(msgspec.convert(body, _LeaseBody).lease, uid))
-        self._carry_out(decisions)
         (end,) = decisions
         assert isinstance(end, core.End)
+        if pid == end.lease.holder_pid:  # it has stopped its program before it says so
+            self._unwatch(end.lease.id)
+        self._carry_out(decisions)
         return {"lease": self._described(end.lease), "ended": end.lease.id not in self._state.leases}
 
     def _list(self, _body: wire.Body, _uid: int, _pid: int) -> wire.Body:
@@ -265,24 +268,33 @@ class Daemon:
                 self._end(decision.lease)
 
     def _end(self, lease: core.Lease) -> None:
-        self._ending[lease.id] = time.monotonic() + _GRACE
-        if self._slices.stop(lease, signal.SIGTERM):
+        self._ending[lease.id] = time.monotonic()
+        if self._is_over(lease, signal.SIGTERM, 0.0):
             self._ended(lease)
 
     def _finish_endings(self, now: float) -> None:
-        for lease_id, deadline in list(self._ending.items()):
+        for lease_id, since in list(self._ending.items()):
             lease = self._state.leases[lease_id]
             # Signal 0 only looks who is left.
-            how = signal.SIGKILL if now >= deadline else 0
-            if self._slices.stop(lease, how):
+            if self._is_over(lease, signal.SIGKILL if now - since >= _GRACE else 0, now - since):
                 self._ended(lease)
+
+    def _is_over(self, lease: core.Lease, with_signal: int, ending_for: float) -> bool:
+        """Nobody uses it any more: none of the slice's processes is left, and the holder, whose program
+        may not have allocated yet, has gone, or has had the time in which it must notice."""
+        stopped = self._slices.stop(lease, with_signal)
+        held = lease.id in self._holders.values() and ending_for < lease.ttl_seconds
+        return stopped and not held
 
     def _ended(self, lease: core.Lease) -> None:
         self._ending.pop(lease.id, None)
         self._slices.remove(lease)
         self._store.delete(lease.id)
         self._state.apply(core.Ended(lease.id), time.monotonic())
-        for pidfd in [fd for fd, held in self._holders.items() if held == lease.id]:
+        self._unwatch(lease.id)
+
+    def _unwatch(self, lease_id: str) -> None:
+        for pidfd in [fd for fd, held in self._holders.items() if held == lease_id]:
             del self._holders[pidfd]
             self._poller.unregister(pidfd)
             os.close(pidfd)
@@ -303,12 +315,21 @@ class Daemon:
         self._slices.sweep()
         self._store.commit()
 
-    def _leave(self) -> None:
+    def _leave(self, router: zmq.Socket[bytes]) -> None:
         """Orderly end: a private daemon ends every lease first, then all removes what is empty."""
         self._places.socket.unlink(missing_ok=True)  # nobody is answered from here on: nobody is to wait
+        with contextlib.suppress(zmq.Again):
+            while True:
+                frames = router.recv_multipart(flags=zmq.DONTWAIT)
+                id = ""
+                with contextlib.suppress(wire.Malformed):
+                    id = wire.unpack_request(frames[-1]).id
+                reply = _error(id, "leaving", "this scheduler is on its way out")
+                router.send_multipart([frames[0], wire.pack(reply)], flags=zmq.DONTWAIT)
         if self._private:
             for lease in list(self._state.leases.values()):
                 lease.state = core.LeaseState.ENDING
+                self._unwatch(lease.id)
                 self._end(lease)
             patience = time.monotonic() + 2 * _GRACE
             while self._ending and time.monotonic() < patience:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from hal.backend import GoneError, HalError, StateError
+from hal.backend import GoneError
 from hal.model import Enforcement, Rung
 from hal.scheduler.client import Client, Unreachable
 from hal.scheduler.places import Places
@@ -69,7 +69,8 @@ class HeldLease:
         if self._done.is_set():
             return
         self._done.set()
-        self._renewer.join()
+        if threading.current_thread() is not self._renewer:
+            self._renewer.join()
         if self.lost is None:
             with Client(self._places) as client, contextlib.suppress(GoneError, Unreachable):
                 client.call("release", lease=self.id)
@@ -87,12 +88,12 @@ class HeldLease:
                     good_until = asked + self._ttl
                 except GoneError as error:
                     return self._lose(str(error))
-                except HalError as error:
+                except Exception as error:  # whatever it is, the holder has to learn when time is up
                     if time.monotonic() > good_until:
                         return self._lose(f"it could not be renewed: {error}")
                     pause = self._ttl / 30
                     if self._private:
-                        with contextlib.suppress(StateError):
+                        with contextlib.suppress(Exception):
                             ensure_daemon(self._places)
         return None
 

@@ -31,7 +31,13 @@ def ensure_daemon(places: Places) -> None:
             except Unreachable:
                 pass
             if started is None:
-                started = _start(places)
+                try:
+                    places.make()
+                    started = _start(places)
+                except (FileNotFoundError, StateError):
+                    # One that was leaving may have removed the directory this very moment.
+                    if time.monotonic() > deadline - _START_SECONDS + 2:
+                        raise
             elif started.poll() not in (None, 0):
                 raise StateError(f"the scheduler could not start: {_last_words(places)}")
             elif started.returncode == 0:

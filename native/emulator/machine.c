@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "hal_machine.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
@@ -19,7 +20,7 @@ static struct hal_machine *map(int fd) {
 int hal_machine_create(const char *path, const char *name) {
     int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     if (fd < 0) return -1;
-    struct hal_machine *m = ftruncate(fd, sizeof *m) == 0 ? map(fd) : NULL;
+    struct hal_machine *m = (errno = posix_fallocate(fd, 0, sizeof *m)) == 0 ? map(fd) : NULL;
     close(fd);
     if (m == NULL) return -1;
     memcpy(m->magic, MAGIC, sizeof MAGIC);

@@ -31,8 +31,9 @@ static inline dlsym_function real_dlsym(void) {
 
 void *guard_real(struct guard_family *family, struct guard_row *row) {
     void *real = atomic_load_explicit(&row->real, memory_order_acquire);
+    /* NODELETE: were it unloaded and loaded again elsewhere, what is remembered here would be stale. */
     for (size_t i = 0; real == NULL && family->sonames[i] != NULL; i++) {
-        void *library = dlopen(family->sonames[i], RTLD_LAZY | RTLD_NOLOAD);
+        void *library = dlopen(family->sonames[i], RTLD_LAZY | RTLD_NOLOAD | RTLD_NODELETE);
         if (library == NULL) continue;
         real = real_dlsym()(library, row->name);
         dlclose(library); /* NOLOAD counted one more user */

@@ -69,6 +69,7 @@ static void start(void) {
     enum hal_ledger_error error;
     member.ledger = hal_ledger_open(path, &error);
     pthread_atfork(NULL, NULL, forked);
+    if (member.ledger != NULL) hal_ledger_forget_self(member.ledger);
     if (member.ledger == NULL) {
         const char *why = error == HAL_LEDGER_SYSTEM          ? strerror(errno)
                           : error == HAL_LEDGER_OTHER_VERSION ? "it belongs to another version of hal"

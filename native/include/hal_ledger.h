@@ -47,6 +47,8 @@ struct hal_ledger {
     uint32_t size; /* of this structure: a file of another size is foreign */
     uint32_t devices;
     uint32_t reserved;
+    /* Who recounts (an owner word), or 0: two at once could each undo what happened to the other. */
+    _Atomic uint64_t recounting;
     char name[HAL_LEDGER_ID];
     struct hal_ledger_device device[HAL_LEDGER_DEVICES];
     struct hal_ledger_slot slot[HAL_LEDGER_SLOTS];
@@ -80,6 +82,9 @@ void hal_ledger_leave(struct hal_ledger *l, int slot);
  * limit is met; then the dead are reaped once before the answer is no. */
 bool hal_ledger_reserve(struct hal_ledger *l, int slot, unsigned device, uint64_t bytes);
 void hal_ledger_release(struct hal_ledger *l, int slot, unsigned device, uint64_t bytes);
+
+/* Frees the caller's own slots: of the program that it was before an exec, which kept pid and start time. */
+void hal_ledger_forget_self(struct hal_ledger *l);
 
 /* Frees the slots of dead processes and makes `used` exact where it can be proven. Returns how many
  * slots were freed. */

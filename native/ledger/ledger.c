@@ -36,7 +36,8 @@ int hal_ledger_create(const char *path, const char *name, unsigned devices) {
     int fd = open(draft, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     if (fd < 0) return -1;
     int result = -1;
-    if (ftruncate(fd, sizeof(struct hal_ledger)) == 0) {
+    /* Not sparse: a full disk is to be met here, not as a SIGBUS at the first touch. */
+    if ((errno = posix_fallocate(fd, 0, sizeof(struct hal_ledger))) == 0) {
         struct hal_ledger *l =
             mmap(NULL, sizeof *l, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
         if (l != MAP_FAILED) {
@@ -114,6 +115,19 @@ int hal_ledger_join(struct hal_ledger *l) {
     return slot;
 }
 
+void hal_ledger_forget_self(struct hal_ledger *l) {
+    uint64_t me = hal_process_self();
+    for (int i = 0; i < HAL_LEDGER_SLOTS; i++) {
+        uint64_t owner = me;
+        if (me != 0) atomic_compare_exchange_strong(&l->slot[i].owner, &owner, 0);
+    }
+    if (me != 0) { /* the program before may also have been replaced in the middle of a recount */
+        uint64_t holder = me;
+        atomic_compare_exchange_strong(&l->recounting, &holder, 0);
+    }
+    for (unsigned d = 0; d < l->devices; d++) hal_ledger_recount(l, d);
+}
+
 void hal_ledger_leave(struct hal_ledger *l, int slot) {
     atomic_store(&l->slot[slot].owner, 0);
     for (unsigned d = 0; d < l->devices; d++) hal_ledger_recount(l, d);
@@ -178,9 +192,24 @@ static bool try_recount(struct hal_ledger *l, unsigned device) {
     return used == sum || atomic_compare_exchange_strong(&l->device[device].used, &used, sum);
 }
 
+/* Only one recounts at a time, or else: one sums up and pauses; an allocation, refused, recounts, succeeds
+ * and brings `used` back to what the first had read; its stale sum would then be taken for true. A dead
+ * holder is replaced; nobody waits for a living one. */
+static bool may_recount(struct hal_ledger *l, uint64_t me) {
+    uint64_t holder = 0;
+    if (atomic_compare_exchange_strong(&l->recounting, &holder, me)) return true;
+    return holder != me && !hal_process_lives(holder) &&
+           atomic_compare_exchange_strong(&l->recounting, &holder, me);
+}
+
 bool hal_ledger_recount(struct hal_ledger *l, unsigned device) {
-    for (int i = 1; i <= RECOUNT_TRIES; i++) {
-        if (try_recount(l, device)) return true;
+    uint64_t me = hal_process_self();
+    for (int i = 1; me != 0 && i <= RECOUNT_TRIES; i++) {
+        if (may_recount(l, me)) {
+            bool done = try_recount(l, device);
+            atomic_store(&l->recounting, 0);
+            if (done) return true;
+        }
         /* Who has an operation in flight may wait for this very processor. */
         if (i % TRIES_A_TURN == 0) sched_yield();
     }

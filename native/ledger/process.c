@@ -59,11 +59,13 @@ uint64_t hal_process_self(void) {
     return read_stat(pid, &line) ? pack(pid, own_namespace(), line.start) : 0;
 }
 
+bool hal_process_is_here(uint64_t process) { return (process >> 26 & 0xffff) == own_namespace(); }
+
 bool hal_process_lives(uint64_t process) {
     pid_t pid = (pid_t)(process >> 42);
     uint64_t namespace = process >> 26 & 0xffff;
     struct stat_line line;
-    if (namespace != own_namespace()) return true;
+    if (!hal_process_is_here(process)) return true;
     if (!read_stat(pid, &line))
         /* No entry is death only if the kernel says so too: /proc may be hidden or absent. */
         return kill(pid, 0) == 0 || errno != ESRCH;

@@ -193,7 +193,7 @@ def test_is_held_to_the_byte_and_gives_back(frame: Frame, when: str, start: Star
         assert used(ledger) == [0]
         assert ledger.pids(), "it was charged to nobody"
         assert program.finish() == expected(frame.vendor, LIMIT)
-        assert 1 <= len(program.errors()) <= 3  # once a second at most
+        assert 1 <= len(program.errors()) < 10  # of some sixty refusals: once a second at most
         assert program.errors()[0].startswith("hal: slice test: refused ")
 
 

@@ -116,6 +116,27 @@ def test_a_whole_device_is_lent_once(machine_env: Env) -> None:
     all_is_back(machine_env)
 
 
+def test_a_released_device_is_not_lent_while_its_program_lives(machine_env: Env) -> None:
+    """It has no ledger that would tell, and `hal run` learns of the release only when it renews."""
+    whole = hal_run(machine_env, "--vendor", "amd", "--", ALLOCATE, "hip")
+    assert line(whole).startswith("device ")
+    (held,) = leases(machine_env)
+    release = [*HAL, "lease", "release", held["id"]]
+    said = subprocess.run(release, env=machine_env, capture_output=True, text=True, check=True)
+    assert "is ending" in said.stdout
+
+    def lent() -> bool:
+        again = hal_run(machine_env, "--device", held["device"], "--", "true")
+        again.communicate(timeout=60)
+        assert again.returncode in (0, 4)
+        return again.returncode == 0
+
+    assert not lent()
+    wait_until(lent)
+    assert whole.wait(60) == 128 + signal.SIGTERM
+    all_is_back(machine_env)
+
+
 # ---- what passes through ---------------------------------------------------------------------
 
 
