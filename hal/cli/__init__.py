@@ -62,9 +62,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:
-        # The reader has gone (`hal list | head -1`); nothing is left to tell it, also not at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()  # the reader has gone, as in `hal list | head -1`
         return 128 + signal.SIGPIPE
+    except OSError as error:
+        _discard_output()  # a full disk, for one
+        print(f"hal: {error}", file=sys.stderr)
+        return 1
+
+
+def _discard_output() -> None:
+    """What could not be written is not to be tried again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(arguments: list[str]) -> int:

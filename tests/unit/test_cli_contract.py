@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -152,3 +153,11 @@ def test_a_reader_that_has_gone_is_no_traceback() -> None:
     pipe = f"{sys.executable} -m hal emulate --list | true"
     result = subprocess.run(["bash", "-c", pipe], capture_output=True, text=True, timeout=60)
     assert result.stderr == ""
+
+
+def test_a_full_disk_is_one_sentence() -> None:
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run([*HAL, "list"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert result.returncode == 1
+    assert "No space left" in result.stderr
+    assert "Traceback" not in result.stderr
