@@ -13,19 +13,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "emulator.h"
-
-#define CUDA EMULATOR_EXPORT CUresult
-
-/* Gives an older name to a newer function. For forms older than CUDA 3.2 that is a liberty: their
- * sizes and addresses had 32 bits, which are of no use to a 64-bit program. */
-#define ALSO(older, newer) EMULATOR_EXPORT __typeof__(newer) older __attribute__((alias(#newer)))
-
-#define TRY(expression)                                                                            \
-    do {                                                                                           \
-        CUresult failed = (expression);                                                            \
-        if (failed != CUDA_SUCCESS) return failed;                                                 \
-    } while (0)
+#include "cuda_parts.h"
+#include "timeline.h"
 
 /* ---- life ------------------------------------------------------------------------------------ */
 
@@ -222,6 +211,13 @@ static inline CUresult current(CUcontext *out) {
     return alive(*out) ? CUDA_SUCCESS : CUDA_ERROR_CONTEXT_IS_DESTROYED;
 }
 
+CUresult cuda_current(unsigned *device) {
+    CUcontext context;
+    TRY(current(&context));
+    *device = visible[context->device];
+    return CUDA_SUCCESS;
+}
+
 CUDA cuCtxPushCurrent_v2(CUcontext context) {
     TRY(ready());
     TRY(usable(context));
@@ -310,14 +306,18 @@ CUDA cuCtxGetDevice_v2(CUdevice *device, CUcontext context) {
 }
 
 CUDA cuCtxSynchronize(void) {
-    CUcontext context;
-    return current(&context);
+    unsigned device;
+    TRY(cuda_current(&device));
+    timeline_wait(device, timeline_mark(device));
+    return CUDA_SUCCESS;
 }
 
 CUDA cuCtxSynchronize_v2(CUcontext context) {
     if (context == NULL) return cuCtxSynchronize();
     TRY(ready());
-    return usable(context);
+    TRY(usable(context));
+    timeline_wait(visible[context->device], timeline_mark(visible[context->device]));
+    return CUDA_SUCCESS;
 }
 
 CUDA cuDevicePrimaryCtxRetain(CUcontext *out, CUdevice device) {
@@ -376,46 +376,3 @@ CUDA cuMemGetInfo_v2(size_t *available, size_t *all) {
     return CUDA_SUCCESS;
 }
 ALSO(cuMemGetInfo, cuMemGetInfo_v2);
-
-/* ---- entry points by name -------------------------------------------------------------------- */
-
-CUDA cuGetProcAddress_v2(const char *symbol, void **out, int version, uint64_t flags,
-                         CUdriverProcAddressQueryResult *status);
-CUDA cuGetProcAddress(const char *symbol, void **out, int version, uint64_t flags);
-
-static const struct {
-    const char *name;
-    int since;
-    void *function;
-} entry_points[] = {
-#define ENTRY(name, since, function) {#name, since, (void *)function},
-    CUDA_ENTRY_POINTS(ENTRY)
-};
-
-/* The newest form of the name that the version knows. Nothing here takes a stream, so the flags,
- * which choose a stream's default, are only checked. That no form is found is no failure of the
- * call: it succeeds with NULL, and the status says why. */
-CUresult cuGetProcAddress_v2(const char *symbol, void **out, int version, uint64_t flags,
-                             CUdriverProcAddressQueryResult *status) {
-    if (symbol == NULL || out == NULL || flags > CU_GET_PROC_ADDRESS_PER_THREAD_DEFAULT_STREAM)
-        return CUDA_ERROR_INVALID_VALUE;
-    const struct hal_machine *m = emulator_machine();
-    if (m != NULL && m->cuda_version >= 13000 && version > (int)m->cuda_version)
-        return CUDA_ERROR_INVALID_VALUE; /* cuda.h says this from 13.0 on */
-    CUdriverProcAddressQueryResult found = CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND;
-    *out = NULL;
-    for (size_t i = 0; i < sizeof entry_points / sizeof *entry_points; i++) {
-        if (strcmp(entry_points[i].name, symbol) != 0) continue;
-        if (version >= entry_points[i].since) *out = entry_points[i].function;
-        found = *out != NULL ? CU_GET_PROC_ADDRESS_SUCCESS
-                             : CU_GET_PROC_ADDRESS_VERSION_NOT_SUFFICIENT;
-    }
-    if (status != NULL) *status = found;
-    return CUDA_SUCCESS;
-}
-
-/* The form of CUDA 11 has no status, and fails instead. */
-CUresult cuGetProcAddress(const char *symbol, void **out, int version, uint64_t flags) {
-    TRY(cuGetProcAddress_v2(symbol, out, version, flags, NULL));
-    return *out == NULL ? CUDA_ERROR_NOT_FOUND : CUDA_SUCCESS;
-}

@@ -23,9 +23,16 @@ typedef struct {
     R(CUDA_ERROR_NO_DEVICE, 100, "no CUDA-capable device is detected")                             \
     R(CUDA_ERROR_INVALID_DEVICE, 101, "invalid device ordinal")                                    \
     R(CUDA_ERROR_INVALID_CONTEXT, 201, "invalid device context")                                   \
+    R(CUDA_ERROR_INVALID_HANDLE, 400, "invalid resource handle")                                   \
+    R(CUDA_ERROR_ILLEGAL_STATE, 401, "the operation cannot be performed in the present state")     \
     R(CUDA_ERROR_NOT_FOUND, 500, "named symbol not found")                                         \
+    R(CUDA_ERROR_NOT_READY, 600, "device not ready")                                               \
     R(CUDA_ERROR_CONTEXT_IS_DESTROYED, 709, "context is destroyed")                                \
     R(CUDA_ERROR_NOT_SUPPORTED, 801, "operation not supported")                                    \
+    R(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, 900, "operation not permitted when stream is capturing") \
+    R(CUDA_ERROR_STREAM_CAPTURE_INVALIDATED, 901, "operation failed due to a previous error during capture") \
+    R(CUDA_ERROR_STREAM_CAPTURE_IMPLICIT, 906, "operation would make the legacy stream depend on a capturing blocking stream") \
+    R(CUDA_ERROR_CAPTURED_EVENT, 907, "operation not permitted on an event last recorded in a capturing stream") \
     R(CUDA_ERROR_UNKNOWN, 999, "unknown error")
 
 #define CUDA_RESULT(name, number, text) name = number,
@@ -100,8 +107,6 @@ typedef enum {
     E(cuMemGetInfo, 2000, cuMemGetInfo)                                                            \
     E(cuMemGetInfo, 3020, cuMemGetInfo_v2)                                                         \
     E(cuGetErrorName, 6000, cuGetErrorName)                                                        \
-    E(cuGetErrorString, 6000, cuGetErrorString)                                                    \
-    E(cuGetProcAddress, 11030, cuGetProcAddress)                                                   \
-    E(cuGetProcAddress, 12000, cuGetProcAddress_v2)
+    E(cuGetErrorString, 6000, cuGetErrorString)
 
 #endif

@@ -10,6 +10,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "timeline.h"
+
 static const char MAGIC[8] = {'H', 'A', 'L', 'M', 'A', 'C', 'H', 'N'};
 
 static struct hal_machine *map(int fd) {
@@ -31,6 +33,7 @@ int hal_machine_create(const char *path, const char *name) {
     clock_gettime(CLOCK_BOOTTIME, &now);
     m->created = (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
     hal_ledger_format(&m->ledger, name, HAL_LEDGER_DEVICES);
+    timeline_format(m);
     hal_machine_close(m);
     return 0;
 }

@@ -1,44 +1,17 @@
-/* CUDA driver API. Types and codes as cuda.h of CUDA 12 and 13 has them. */
+/* CUDA driver API: memory, and how functions are found. */
 #define _GNU_SOURCE
-#include <stdint.h>
+#include "cuda.h"
 
-#include "guard.h"
 #include "slice.h"
 
-enum { SUCCESS = 0, NOT_INITIALIZED = 3, OUT_OF_MEMORY = 2 };
-
-typedef int result;       /* CUresult */
-typedef int device;       /* CUdevice: the ordinal among the visible ones */
-typedef uint64_t pointer; /* CUdeviceptr */
-
-HOOK result cuMemAlloc_v2(pointer *out, size_t bytes);
-HOOK result cuMemFree_v2(pointer address);
-HOOK result cuMemGetInfo_v2(size_t *free_bytes, size_t *total_bytes);
-HOOK result cuGetProcAddress(const char *name, void **out, int version, uint64_t flags);
-HOOK result cuGetProcAddress_v2(const char *name, void **out, int version, uint64_t flags, int *status);
-
-#define ROWS(X)                                      \
-    X(cuMemAlloc_v2, "cuMemAlloc", 3020)             \
-    X(cuMemFree_v2, "cuMemFree", 3020)               \
-    X(cuMemGetInfo_v2, "cuMemGetInfo", 3020)         \
-    X(cuGetProcAddress, "cuGetProcAddress", 11030)   \
-    X(cuGetProcAddress_v2, "cuGetProcAddress", 12000)
-
-#define INDEX(function, base, since) ROW_##function,
-enum { ROWS(INDEX) ROW_COUNT };
-
 #define ROW(function, base, since) [ROW_##function] = {#function, base, since, (void *)function, NULL},
-static struct guard_row rows[] = {ROWS(ROW)};
+struct guard_row cuda_rows[] = {CUDA_ROWS(ROW)};
 
 static const char *const sonames[] = {"libcuda.so.1", "libcuda.so", NULL};
 
-struct guard_family guard_cuda = {"cu", sonames, rows, ROW_COUNT};
+struct guard_family guard_cuda = {"cu", sonames, cuda_rows, ROW_COUNT};
 
-/* The driver's own function, typed as its hook; a call that never had a driver is not initialized. */
-#define REAL(function) ((__typeof__(&function))guard_real(&guard_cuda, &rows[ROW_##function]))
-
-/* Which of the slice's devices the caller allocates on: the visible ones are the slice's, in order. */
-static result current_device(device *out) {
+result cuda_current_device(device *out) {
     static struct guard_row row = {"cuCtxGetDevice", "cuCtxGetDevice", 0, NULL, NULL};
     result (*get)(device *) = (result(*)(device *))guard_real(&guard_cuda, &row);
     return get != NULL ? get(out) : NOT_INITIALIZED;
@@ -48,10 +21,10 @@ result cuMemAlloc_v2(pointer *out, size_t bytes) {
     result (*real)(pointer *, size_t) = REAL(cuMemAlloc_v2);
     if (real == NULL) return NOT_INITIALIZED;
     device on = 0;
-    if (!slice_active() || (slice_is_plural() && current_device(&on) != SUCCESS))
+    if (!slice_active() || (slice_is_plural() && cuda_current_device(&on) != SUCCESS))
         return real(out, bytes);
     if (!slice_reserve((unsigned)on, bytes)) {
-        result state = current_device(&on); /* the driver, too, looks at the context first */
+        result state = cuda_current_device(&on); /* the driver, too, looks at the context first */
         return state != SUCCESS ? state : OUT_OF_MEMORY;
     }
     result outcome = real(out, bytes);
@@ -81,7 +54,7 @@ result cuMemGetInfo_v2(size_t *free_bytes, size_t *total_bytes) {
     if (real == NULL) return NOT_INITIALIZED;
     result outcome = real(free_bytes, total_bytes);
     device on = 0;
-    if (outcome == SUCCESS && slice_active() && (!slice_is_plural() || current_device(&on) == SUCCESS))
+    if (outcome == SUCCESS && slice_active() && (!slice_is_plural() || cuda_current_device(&on) == SUCCESS))
         slice_narrow((unsigned)on, free_bytes, total_bytes);
     return outcome;
 }

@@ -95,6 +95,14 @@ bool slice_active(void) { return current() != ABSENT; }
 
 bool slice_is_plural(void) { return current() == OPEN && member.ledger->devices > 1; }
 
+bool slice_limits_time(void) {
+    return current() == OPEN && atomic_load_explicit(&member.ledger->shares, memory_order_relaxed) != 0;
+}
+
+struct hal_ledger_device *slice_device(unsigned device) {
+    return current() == OPEN && device < member.ledger->devices ? &member.ledger->device[device] : NULL;
+}
+
 /* ---- memory --------------------------------------------------------------------------------- */
 
 bool slice_reserve(unsigned device, uint64_t bytes) {

@@ -12,6 +12,12 @@ bool slice_active(void);
 /* True when the slice is on more than one device, so that the current one must be asked for. */
 bool slice_is_plural(void);
 
+/* True when launches are of interest: a share of some device's time is all that this slice has. */
+bool slice_limits_time(void);
+
+/* The ledger's account of a device; NULL when the slice has no such device or could not be used. */
+struct hal_ledger_device *slice_device(unsigned device);
+
 /* Reserves before the driver is asked; false: the slice has no room, or its ledger could not be used
  * (an unreadable limit is no licence). Says so on stderr, once a second at most. */
 bool slice_reserve(unsigned device, uint64_t bytes);

@@ -21,6 +21,9 @@ enum {
     HAL_LEDGER_DEVICES = 64,
     HAL_LEDGER_SLOTS = 256,
     HAL_LEDGER_ID = 96,
+    HAL_SHARE_ALL = 1000, /* thousandths of a device's time: no limit */
+    HAL_NEIGHBOURS_UNKNOWN = 0,
+    HAL_NO_NEIGHBOURS = 1,
 };
 
 /* One process of the slice. A process keeps its slot for life; slots are never moved. */
@@ -39,6 +42,16 @@ struct hal_ledger_device {
     _Atomic uint64_t limit;             /* bytes; may be changed live */
     _Atomic uint64_t refused;           /* reservations refused */
     char id[HAL_LEDGER_ID];             /* the device, as hal names it */
+    /* Device time (guard/share.c). What a launch takes is added, divided by the share, to the time until which
+     * the slice has had its due; who finds that time in the future sleeps. Nanoseconds of CLOCK_MONOTONIC. */
+    _Alignas(64) _Atomic int64_t share_until;
+    _Atomic uint32_t share_milli;      /* 1..HAL_SHARE_ALL; may be changed live */
+    _Atomic uint32_t share_terms;      /* a futex: counts the changes of what holds for the launches */
+    _Atomic uint32_t share_trim;       /* thousandths by which a charge is corrected: the driver's own figure is truer */
+    _Atomic uint32_t share_neighbours; /* HAL_NO_NEIGHBOURS: nobody else uses the device */
+    _Atomic uint32_t share_elastic;    /* 1: may have more while nobody else wants it */
+    _Atomic int64_t share_charged;     /* nanoseconds of device time charged so far */
+    _Atomic int64_t share_contended;   /* when somebody else's work was last seen to run */
 };
 
 struct hal_ledger {
@@ -46,7 +59,7 @@ struct hal_ledger {
     uint32_t version;
     uint32_t size; /* of this structure: a file of another size is foreign */
     uint32_t devices;
-    uint32_t reserved;
+    _Atomic uint32_t shares; /* 1: some device's share_milli is, or was, less than HAL_SHARE_ALL */
     /* Who recounts (an owner word), or 0: two at once could each undo what happened to the other. */
     _Atomic uint64_t recounting;
     char name[HAL_LEDGER_ID];
@@ -93,6 +106,9 @@ unsigned hal_ledger_reap(struct hal_ledger *l);
 /* Makes one device's `used` equal the sum of its slots: false when operations in flight kept it from
  * being proven within a bounded number of tries. */
 bool hal_ledger_recount(struct hal_ledger *l, unsigned device);
+
+/* Gives a device's time anew: `milli` thousandths of it, more when `elastic` and nobody wants it. Wakes who sleeps. */
+void hal_ledger_set_share(struct hal_ledger *l, unsigned device, uint32_t milli, bool elastic);
 
 /* The pid in an owner word, as its own pid namespace numbers it. */
 static inline uint32_t hal_ledger_owner_pid(uint64_t owner) { return (uint32_t)(owner >> 42); }

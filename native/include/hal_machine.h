@@ -15,7 +15,7 @@
 
 #include "hal_ledger.h"
 
-enum { HAL_MACHINE_VERSION = 1, HAL_MACHINE_TEXT = 96 };
+enum { HAL_MACHINE_VERSION = 2, HAL_MACHINE_TEXT = 96, HAL_MACHINE_TIMELINE = 28672 };
 
 enum { HAL_UNKNOWN = -1 };
 
@@ -126,6 +126,7 @@ struct hal_machine {
     _Atomic uint64_t nvidia_xids;                        /* how many there ever were */
     struct hal_machine_device device[HAL_LEDGER_DEVICES];
     struct hal_ledger ledger; /* device i here is device i there; limit = memory - reserved */
+    _Alignas(64) uint8_t timeline[HAL_LEDGER_DEVICES][HAL_MACHINE_TIMELINE]; /* emulator/timeline.c */
 };
 
 /* Creates the file at `path`, empty of devices, for hal_machine_open. 0, or -1 with errno. */

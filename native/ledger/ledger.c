@@ -3,12 +3,15 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
+#include <linux/futex.h>
 #include <sched.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "process.h"
@@ -25,6 +28,20 @@ void hal_ledger_format(struct hal_ledger *l, const char *name, unsigned devices)
     l->size = (uint32_t)sizeof *l;
     l->devices = devices < HAL_LEDGER_DEVICES ? devices : HAL_LEDGER_DEVICES;
     snprintf(l->name, sizeof l->name, "%s", name);
+    for (unsigned d = 0; d < HAL_LEDGER_DEVICES; d++) {
+        atomic_store(&l->device[d].share_milli, HAL_SHARE_ALL);
+        atomic_store(&l->device[d].share_trim, 1000);
+    }
+}
+
+void hal_ledger_set_share(struct hal_ledger *l, unsigned device, uint32_t milli, bool elastic) {
+    struct hal_ledger_device *d = &l->device[device];
+    atomic_store(&d->share_milli, milli < 1 ? 1 : milli > HAL_SHARE_ALL ? HAL_SHARE_ALL : milli);
+    atomic_store(&d->share_elastic, elastic);
+    if (milli < HAL_SHARE_ALL) atomic_store(&l->shares, 1);
+    atomic_store(&d->share_until, 0); /* what was owed was owed by the old terms */
+    atomic_fetch_add(&d->share_terms, 1);
+    syscall(SYS_futex, &d->share_terms, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
 }
 
 int hal_ledger_create(const char *path, const char *name, unsigned devices) {
