@@ -33,7 +33,7 @@ static void partitions(const device *d, amdsmi_gpu_metrics_t *m) {
     for (unsigned part = 0; part < count; part++) {
         amdsmi_gpu_xcp_metrics_t *x = &m->xcp_stats[part];
         for (unsigned i = 0; i < dies && i < AMDSMI_XCC; i++)
-            x->gfx_busy_inst[i] = (uint32_t)amdsmi_or(d->compute_busy_percent, AMDSMI_NONE32);
+            x->gfx_busy_inst[i] = (uint32_t)amdsmi_or(emulator_busy_percent(d), AMDSMI_NONE32);
         for (unsigned i = 0; i < d->amd_video_engines / count && i < 4; i++)
             x->vcn_busy[i] = short_of(d->amd_video_busy_percent);
         for (unsigned i = 0; i < d->amd_jpeg_engines / count && i < 40; i++)
@@ -51,7 +51,7 @@ static void residencies(const device *d, amdsmi_gpu_metrics_t *m) {
 }
 
 static void engines(const device *d, amdsmi_gpu_metrics_t *m) {
-    m->average_gfx_activity = short_of(d->compute_busy_percent);
+    m->average_gfx_activity = short_of(emulator_busy_percent(d));
     m->average_umc_activity = short_of(d->memory_busy_percent);
     for (unsigned i = 0; i < d->amd_video_engines && i < 4; i++)
         m->vcn_activity[i] = short_of(d->amd_video_busy_percent);

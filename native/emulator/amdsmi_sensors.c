@@ -10,7 +10,7 @@ static const float RESOLUTION = 15.259F; /* microjoules of one count of the ener
 FUNCTION amdsmi_get_gpu_activity(void *handle, amdsmi_engine_usage_t *info) {
     CARD(handle, info);
     *info = (amdsmi_engine_usage_t){
-        .gfx_activity = (uint32_t)amdsmi_or(d->compute_busy_percent, AMDSMI_NONE16),
+        .gfx_activity = (uint32_t)amdsmi_or(emulator_busy_percent(d), AMDSMI_NONE16),
         .umc_activity = (uint32_t)amdsmi_or(d->memory_busy_percent, AMDSMI_NONE16),
         .mm_activity = AMDSMI_NONE16};
     return AMDSMI_STATUS_SUCCESS;

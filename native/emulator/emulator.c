@@ -10,6 +10,7 @@
 
 #include "member.h"
 #include "sizes.h"
+#include "timeline.h"
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static struct hal_machine *machine;
@@ -80,6 +81,12 @@ unsigned emulator_processes(unsigned index, struct emulator_process *out, unsign
         count++;
     }
     return count;
+}
+
+int64_t emulator_busy_percent(const struct hal_machine_device *d) {
+    unsigned index = (unsigned)(d - machine->device);
+    int share = d->compute_busy_percent == HAL_UNKNOWN ? -1 : timeline_share(index, 0);
+    return share < 0 ? d->compute_busy_percent : share > 1000 ? 100 : (share + 5) / 10;
 }
 
 /* ---- visibility ----------------------------------------------------------------------------- */

@@ -40,6 +40,10 @@ struct emulator_process {
 /* The living processes that hold memory on a device: writes at most `room`, returns how many there are. */
 unsigned emulator_processes(unsigned index, struct emulator_process *out, unsigned room);
 
+/* How busy the device is, in percent: from the work that programs gave it, or what the description says while
+ * they gave it none. HAL_UNKNOWN where the description knows no such figure. */
+int64_t emulator_busy_percent(const struct hal_machine_device *d);
+
 /* The devices that a visibility variable leaves, in its order: `text` is its value (NULL: all of them).
  * Entries are ordinals or UUIDs, also shortened, and the first one that names no device ends the list,
  * as CUDA (programming guide, CUDA_VISIBLE_DEVICES) and HIP (GPU isolation) do it. */

@@ -59,7 +59,7 @@ NVML nvmlDeviceGetUtilizationRates(nvmlDevice_t handle, nvmlUtilization_t *out) 
     nvmlUtilization_t now;
     DEVICE(handle);
     CHECK(out != NULL);
-    TRY(nvml_give(d->compute_busy_percent, &now.gpu));
+    TRY(nvml_give(emulator_busy_percent(d), &now.gpu));
     TRY(nvml_give(d->memory_busy_percent, &now.memory));
     *out = now;
     return NVML_SUCCESS;

@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "nvml_call.h"
+#include "timeline.h"
 
 /* Asked with too little room, the library says how much it needs and writes nothing. */
 static nvmlReturn_t running(nvmlDevice_t handle, unsigned *count,
@@ -59,7 +60,8 @@ EMPTY(nvmlDeviceGetMPSComputeRunningProcesses_v3)
 EMPTY(nvmlDeviceGetMPSComputeRunningProcesses_v2)
 EMPTY(nvmlDeviceGetMPSComputeRunningProcesses)
 
-/* One sample of each living process, now: the device's work in equal parts. */
+/* One sample of each living process, now: what it had of the device's time in the last half second, or while
+ * none has given the device any work, the work that the description tells of in equal parts. */
 NVML nvmlDeviceGetProcessUtilization(nvmlDevice_t handle, nvmlProcessUtilizationSample_t *out,
                                      unsigned *count, unsigned long long since) {
     struct emulator_process list[HAL_LEDGER_SLOTS];
@@ -72,14 +74,16 @@ NVML nvmlDeviceGetProcessUtilization(nvmlDevice_t handle, nvmlProcessUtilization
     *count = users;
     if (users == 0) return NVML_ERROR_NOT_FOUND;
     if (users > room) return NVML_ERROR_INSUFFICIENT_SIZE;
-    for (unsigned i = 0; i < users; i++)
+    for (unsigned i = 0; i < users; i++) {
+        int share = timeline_share(nvml_index(d), (int32_t)list[i].pid);
         out[i] = (nvmlProcessUtilizationSample_t){
             .pid = (unsigned)list[i].pid,
             .timeStamp = (unsigned long long)nvml_now(),
-            .smUtil = (unsigned)d->compute_busy_percent / users,
+            .smUtil = share < 0 ? (unsigned)d->compute_busy_percent / users : (unsigned)(share + 5) / 10,
             .memUtil = d->memory_busy_percent == HAL_UNKNOWN
                            ? 0
                            : (unsigned)d->memory_busy_percent / users,
         };
+    }
     return NVML_SUCCESS;
 }

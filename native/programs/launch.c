@@ -72,6 +72,8 @@ int main(int argc, char **argv) {
     check("cuModuleLoadData", ((int (*)(void **, const void *))symbol("cuModuleLoadData"))(&module, ""));
     check("cuModuleGetFunction",
           ((int (*)(void **, void *, const char *))symbol("cuModuleGetFunction"))(&kernel, module, argv[1]));
+    uint64_t memory; /* who has none is in no list of the device's users */
+    check("cuMemAlloc", ((int (*)(uint64_t *, size_t))symbol("cuMemAlloc_v2"))(&memory, 1 << 20));
     check("cuStreamCreate", ((int (*)(void **, unsigned))symbol("cuStreamCreate"))(&stream, 1));
 
     static double window[WINDOWS];

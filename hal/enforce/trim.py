@@ -1,0 +1,42 @@
+"""Corrects what the guard charges by what the driver says was used: pure, one controller for a slice's device.
+
+The guard charges a launch what it took when nobody else seemed to run. While another program shares the device all
+the time, that figure comes out too high and the slice gets less than its share (cuda.h: other work may run between
+two events). The driver's own figure of a process's utilisation knows nothing of that; it is coarse and late, so it
+moves the charge slowly.
+"""
+
+from __future__ import annotations
+
+__all__ = ["NEUTRAL", "Trim"]
+
+NEUTRAL = 1000  # thousandths: charge as estimated
+
+_LEAST, _MOST = 250, 2000
+_WORTH_TELLING = 0.02  # of the device: below that, a figure in whole percents says nothing
+_GAIN = 0.5
+_STEP = 50  # thousandths; less than the driver's figure can tell
+
+
+class Trim:
+    """Feed it one look a second or so; it gives the correction that should hold from then on."""
+
+    def __init__(self) -> None:
+        self.milli = NEUTRAL
+        self._charged: int | None = None
+        self._time = 0.0
+
+    def look(self, now: float, charged_ns: int, used_ratio: float | None) -> int:
+        """``charged_ns`` is the ledger's counter, uncorrected; ``used_ratio`` the share of the device's time that
+        the slice's processes had of late, None when the driver does not tell."""
+        before, since = self._charged, now - self._time
+        self._charged, self._time = charged_ns, now
+        if used_ratio is None or before is None or since <= 0:
+            return self.milli
+        charged_ratio = (charged_ns - before) / (since * 1e9)
+        if charged_ratio < _WORTH_TELLING or used_ratio < _WORTH_TELLING:
+            return self.milli
+        target = min(max(NEUTRAL * used_ratio / charged_ratio, _LEAST), _MOST)
+        if abs(target - self.milli) >= _STEP:
+            self.milli = round(self.milli + _GAIN * (target - self.milli))
+        return self.milli
