@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 
-__all__ = ["LARGEST_BYTES", "format_bytes", "format_seconds", "parse_bytes"]
+__all__ = ["LARGEST_BYTES", "format_bytes", "format_seconds", "parse_bytes", "parse_ratio"]
 
 _BINARY = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 _DECIMAL = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15}
@@ -32,6 +32,22 @@ def parse_bytes(text: str) -> int:
     if size > LARGEST_BYTES:
         raise ValueError(f"'{text}' is more memory than any machine has")
     return size
+
+
+def parse_ratio(text: str) -> float:
+    """``"30%"``, ``"30 %"`` or ``"0.3"`` as 0.3, in thousandths.
+
+    Raises ValueError with a sentence for the user when it is none, or not more than nothing and at most all.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%?)", text.strip())
+    if match is None:
+        raise ValueError(f"'{text}' is not a share: write it like 30% or 0.3")
+    number = Decimal(match[1]) / (100 if match[2] else 1)
+    if not match[2] and number > 1:
+        raise ValueError(f"'{text}' is more than the whole: for a percentage write {match[1]}%")
+    if not Decimal("0.001") <= number <= 1:
+        raise ValueError(f"'{text}' is not a share: it lies between 0.1% and 100%")
+    return round(float(number), 3)
 
 
 def format_bytes(size: int | None) -> str:

@@ -29,6 +29,7 @@ _COMMANDS = {
     "topo": ("hal.cli.topo", "how the devices are connected"),
     "doctor": ("hal.cli.doctor", "what works, what does not, and how to mend it"),
     "run": ("hal.cli.run", "run a program in a slice of a device"),
+    "slice": ("hal.cli.slice", "make slices by hand, and put any program under one"),
     "lease": ("hal.cli.lease", "list and end leases"),
     "serve": ("hal.cli.serve", "serve leases to this user's programs"),
     "emulate": ("hal.cli.emulate", "run a command on an emulated machine"),

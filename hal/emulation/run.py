@@ -47,6 +47,7 @@ def _environment(directory: Path, inherited: Mapping[str, str]) -> dict[str, str
         **inherited,
         "HAL_EMULATED_MACHINE": str(directory / "machine"),
         "HAL_RUNTIME_DIR": str(directory / "run"),
+        "HAL_NODE_DIR": str(directory / "node"),
         "LD_LIBRARY_PATH": ":".join(path for path in libraries if path),
         # A real machine's own tools, were there any, are not those of this one.
         "ROCM_PATH": str(directory / "rocm"),

@@ -1,0 +1,265 @@
+"""One book of claims per node: whatever lends a device, or a part of one, first claims it here.
+
+The book is a directory on tmpfs that all users of the node share (mode 1777, as /tmp): one small file per claim,
+owned by who made it, so that nobody can end another's. Claims are made one at a time, under one lock; a claim
+counts while its maker holds its file locked, which the kernel ends with the process, or, when it was made to be
+kept, until the file is removed. A restart of the node empties the book.
+
+It stops schedulers that mean well from lending one thing twice. It is no defence against a user who claims what they
+do not use; ``hal slice list --all`` shows who claims what.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO
+
+import msgspec
+from msgspec import Struct
+
+from hal.backend import StateError, TemporaryError
+
+__all__ = ["ALL_MILLI", "Book", "Claim", "Held", "conflict"]
+
+ALL_MILLI = 1000  # thousandths of a device's time: all of it
+_VERSION = 1
+_SUFFIX = ".claim"
+_LARGEST = 16 << 10  # bytes of a claim file that are read; ours have some hundred
+_MOST_FILES = 4096
+
+
+class Claim(Struct, frozen=True):
+    """A device, or so much of it. ``compute_milli`` 0 claims no share of its time: it takes what it gets."""
+
+    id: str
+    device: str
+    memory_bytes: int
+    compute_milli: int = 0
+    whole: bool = False
+    elastic: bool = False
+    name: str = ""
+    by: str = ""  # what made it: "scheduler", "slice"
+    kept: bool = False  # it outlives its maker
+    version: int = _VERSION
+
+
+class Held(Struct, frozen=True):
+    """A claim in the book, with the user who owns its file."""
+
+    claim: Claim
+    uid: int
+
+
+def conflict(wanted: Claim, others: Iterable[Claim], memory_bytes: int) -> str | None:
+    """Why a claim cannot stand beside the others on a device of ``memory_bytes``, in a sentence; None: it can."""
+    here = [other for other in others if other.device == wanted.device and other.id != wanted.id]
+    taken = next((other for other in here if other.whole), None)
+    if taken is not None:
+        return f"{wanted.device} is claimed whole by '{taken.name or taken.id}'"
+    if wanted.whole:
+        return f"{wanted.device} has {len(here)} slices on it, so it cannot be claimed whole" if here else None
+    claimed = sum(other.memory_bytes for other in here)
+    if wanted.memory_bytes > memory_bytes - claimed:
+        return (
+            f"{wanted.device} has {_gib(max(memory_bytes - claimed, 0))} unclaimed of {_gib(memory_bytes)}, "
+            f"and {_gib(wanted.memory_bytes)} is wanted"
+        )
+    time = sum(other.compute_milli for other in here)
+    if wanted.compute_milli > ALL_MILLI - time:
+        return (
+            f"{wanted.device} has {(ALL_MILLI - time) / 10:.0f} % of its time unclaimed, "
+            f"and {wanted.compute_milli / 10:.0f} % is wanted"
+        )
+    return None
+
+
+class Book:
+    """The node's claims. ``HAL_NODE_DIR`` names the directory; else it is ``/dev/shm/hal-node``.
+
+    An emulated machine has one of its own. Processes that see different directories, such as those of
+    containers that do not share /dev/shm, do not see each other's claims.
+    """
+
+    def __init__(self, directory: Path | None = None) -> None:
+        named = os.environ.get("HAL_NODE_DIR")
+        self.directory = directory or (Path(named).absolute() if named else Path("/dev/shm/hal-node"))  # noqa: S108
+        self._mine: dict[str, IO[bytes]] = {}  # claims that live as long as this process does
+
+    def claims(self) -> list[Held]:
+        """What is claimed now, by anybody; a file that is no claim of ours is passed over."""
+        with contextlib.suppress(FileNotFoundError):
+            return list(self._living())
+        return []
+
+    def claim(self, wanted: Claim, memory_bytes: int) -> Claim:
+        """Enter a claim on a device that has ``memory_bytes`` for programs. An empty id is filled in.
+
+        Lives until ``end`` or the end of this process, or with ``kept`` until ``end``. Raises TemporaryError when
+        it conflicts with another, StateError when the book cannot be used.
+        """
+        wanted = msgspec.structs.replace(wanted, id=wanted.id or secrets.token_hex(8))
+        with self._locked():
+            against = conflict(wanted, (held.claim for held in self._living()), memory_bytes)
+            if against is not None:
+                raise TemporaryError(against)
+            self._enter(wanted)
+        return wanted
+
+    def change(self, wanted: Claim, memory_bytes: int) -> None:
+        """Put a claim of this user in place of the one with the same id. Raises as ``claim`` does."""
+        with self._locked():
+            against = conflict(wanted, (held.claim for held in self._living()), memory_bytes)
+            if against is not None:
+                raise TemporaryError(against)
+            path = self._path(wanted.id)
+            try:
+                with path.open("r+b") as file:
+                    file.write(msgspec.json.encode(wanted).ljust(_LARGEST // 16))
+            except OSError as error:
+                raise StateError(f"cannot change the claim {path}: {error.strerror}") from None
+
+    def hold(self, claim_id: str) -> None:
+        """Keep the claim of a maker that has ended alive with this process: a scheduler after its restart.
+
+        Raises StateError when it is not there.
+        """
+        if claim_id in self._mine:
+            return
+        try:
+            file = self._path(claim_id).open("r+b")
+            fcntl.flock(file, fcntl.LOCK_SH)  # who looks whether it is alive holds it for a moment
+        except OSError as error:
+            raise StateError(f"cannot hold the claim {claim_id}: {error.strerror}") from None
+        self._mine[claim_id] = file
+
+    def end(self, claim_id: str) -> None:
+        """Give a claim back. One that is not there is no error; another user's raises StateError."""
+        try:
+            self._path(claim_id).unlink(missing_ok=True)
+        except OSError as error:
+            raise StateError(f"cannot end the claim {claim_id}: {error.strerror}") from None
+        if (file := self._mine.pop(claim_id, None)) is not None:
+            file.close()
+
+    def close(self) -> None:
+        """Let go of all; those that are not kept end with it."""
+        for claim_id in list(self._mine):
+            self.end(claim_id)
+
+    # ---- files ------------------------------------------------------------------------------
+
+    def _path(self, claim_id: str) -> Path:
+        if not claim_id.isalnum():
+            raise StateError(f"'{claim_id}' is no claim's id")
+        return self.directory / f"{claim_id}{_SUFFIX}"
+
+    def ledger_file(self, claim_id: str) -> Path:
+        """Where the ledger of a claim's slice lies: in a directory of this user's own, made when it is missing."""
+        mine = self.directory / f"slices-{os.geteuid()}"
+        try:
+            self._make()
+            mine.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise StateError(f"cannot use {mine}: {error.strerror}") from None
+        if mine.lstat().st_uid != os.geteuid():
+            raise StateError(f"{mine} belongs to another user; have it removed")
+        return mine / f"{claim_id}.ledger"
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        try:
+            self._make()
+            descriptor = os.open(self.directory / "lock", os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                yield
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise StateError(
+                f"cannot use the node's book of claims {self.directory}: {error.strerror}; "
+                "set HAL_NODE_DIR to a directory that all who share the devices can write to"
+            ) from error
+
+    def _make(self) -> None:
+        """Once per node and whole from the start, whatever the umask: all users take turns with the lock."""
+        if not self.directory.exists():
+            draft = self.directory.with_name(f".{self.directory.name}-{secrets.token_hex(8)}")
+            draft.mkdir()
+            (draft / "lock").touch()
+            (draft / "lock").chmod(0o666)
+            draft.chmod(0o1777)
+            try:
+                draft.rename(self.directory)
+            except OSError:  # another was first
+                (draft / "lock").unlink()
+                draft.rmdir()
+        status = self.directory.lstat()
+        shared = stat.S_IMODE(status.st_mode) & 0o1777 == 0o1777
+        if not stat.S_ISDIR(status.st_mode) or not (shared or status.st_uid == os.geteuid()):
+            raise StateError(f"{self.directory} is not a directory with mode 1777, as the book of claims has to be")
+
+    def _enter(self, claim: Claim) -> None:
+        path = self._path(claim.id)
+        draft = path.with_suffix(".new")
+        file = draft.open("xb+")
+        try:
+            draft.chmod(0o644)
+            file.write(msgspec.json.encode(claim).ljust(_LARGEST // 16))
+            file.flush()
+            if not claim.kept:
+                fcntl.flock(file, fcntl.LOCK_SH)  # before anybody can see it
+            draft.rename(path)
+        except BaseException:
+            file.close()
+            draft.unlink(missing_ok=True)
+            raise
+        if claim.kept:
+            file.close()
+        else:
+            self._mine[claim.id] = file
+
+    def _living(self) -> Iterator[Held]:
+        for number, path in enumerate(sorted(self.directory.glob(f"*{_SUFFIX}"))):
+            if number < _MOST_FILES and (held := self._read(path)) is not None:
+                yield held
+
+    def _read(self, path: Path) -> Held | None:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:
+            return None  # ended just now, or not meant to be read
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                return None
+            claim = msgspec.json.decode(os.pread(descriptor, _LARGEST, 0), type=Claim)
+            if claim.id != path.stem or claim.memory_bytes < 0 or not 0 <= claim.compute_milli <= ALL_MILLI:
+                return None
+            if not claim.kept and claim.id not in self._mine and self._is_dead(descriptor, path, status.st_uid):
+                return None
+            return Held(claim, status.st_uid)
+        except (msgspec.MsgspecError, OSError):
+            return None
+        finally:
+            os.close(descriptor)
+
+    def _is_dead(self, descriptor: int, path: Path, uid: int) -> bool:
+        """Nobody holds it. What is left of a dead maker's is removed by who may."""
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        if os.geteuid() in (0, uid):
+            path.unlink(missing_ok=True)
+        return True
+
+
+def _gib(size: int) -> str:
+    return f"{size / (1 << 30):.1f} GiB"
