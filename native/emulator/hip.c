@@ -1,18 +1,15 @@
 /* libamdhip64.so over the emulated machine: devices and memory of the HIP runtime. Nothing needs
  * initialising: any call may come first. */
 #define _GNU_SOURCE
-#include "hip.h"
+#include "hip_parts.h"
 
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "emulator.h"
 #include "partition.h"
-
-#define DECLARE(result, name, parameters) EMULATOR_EXPORT result name parameters;
-HIP_FUNCTIONS(DECLARE)
+#include "timeline.h"
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static unsigned visible[HAL_LEDGER_DEVICES], visible_count; /* the card behind each ordinal */
@@ -46,25 +43,21 @@ static unsigned devices(void) {
     return visible_count;
 }
 
-/* Every answer passes here: an error stays the thread's last one until it is asked for. */
-static hipError_t answer(hipError_t error) {
+hipError_t hip_answer(hipError_t error) {
     if (error != hipSuccess) last = error;
     return error;
 }
 
-/* What is wrong with a question about a device: `out` is where the answer goes. */
-static hipError_t check(const void *out, int ordinal) {
+hipError_t hip_check(const void *out, int ordinal) {
     unsigned count = devices();
     if (count == 0) return hipErrorNoDevice;
     if (out == NULL) return hipErrorInvalidValue;
     return ordinal >= 0 && (unsigned)ordinal < count ? hipSuccess : hipErrorInvalidDevice;
 }
 
-#define ASKED(out, ordinal) \
-    do { \
-        hipError_t wrong = check(out, ordinal); \
-        if (wrong != hipSuccess) return answer(wrong); \
-    } while (0)
+int hip_current(void) { return current; }
+
+unsigned hip_index(int ordinal) { return visible[ordinal]; }
 
 static const struct hal_machine_device *device_of(int ordinal) {
     return emulator_device(visible[ordinal]);
@@ -78,14 +71,14 @@ static uint64_t memory_of(const struct hal_machine_device *d) {
 /* ---- the library ---------------------------------------------------------------------------- */
 
 hipError_t hipInit(unsigned flags) {
-    if (devices() == 0) return answer(hipErrorNoDevice);
-    return answer(flags == 0 ? hipSuccess : hipErrorInvalidValue);
+    if (devices() == 0) return hip_answer(hipErrorNoDevice);
+    return hip_answer(flags == 0 ? hipSuccess : hipErrorInvalidValue);
 }
 
 hipError_t hipDriverGetVersion(int *version) {
     ASKED(version, 0);
     *version = (int)emulator_machine()->hip_version;
-    return answer(hipSuccess);
+    return hip_answer(hipSuccess);
 }
 
 hipError_t hipRuntimeGetVersion(int *version) { return hipDriverGetVersion(version); }
@@ -122,49 +115,49 @@ hipError_t hipGetProcAddress(const char *name, void **function, int version, uin
         void *function;
     } rows[] = {HIP_FUNCTIONS(ROW)};
     (void)version, (void)flags; /* no function has a second form here */
-    if (name == NULL || function == NULL) return answer(hipErrorInvalidValue);
+    if (name == NULL || function == NULL) return hip_answer(hipErrorInvalidValue);
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         if (strcmp(rows[i].name, name) != 0) continue;
         *function = rows[i].function;
         if (found != NULL) *found = HIP_GET_PROC_ADDRESS_SUCCESS;
-        return answer(hipSuccess);
+        return hip_answer(hipSuccess);
     }
     *function = NULL;
     if (found != NULL) *found = HIP_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND;
-    return answer(hipErrorInvalidValue);
+    return hip_answer(hipErrorInvalidValue);
 }
 
 /* ---- devices -------------------------------------------------------------------------------- */
 
 hipError_t hipGetDeviceCount(int *number) {
-    if (number == NULL) return answer(hipErrorInvalidValue);
+    if (number == NULL) return hip_answer(hipErrorInvalidValue);
     *number = (int)devices();
-    return answer(*number > 0 ? hipSuccess : hipErrorNoDevice);
+    return hip_answer(*number > 0 ? hipSuccess : hipErrorNoDevice);
 }
 
 hipError_t hipSetDevice(int ordinal) {
     ASKED(&ordinal, ordinal);
     current = ordinal;
-    return answer(hipSuccess);
+    return hip_answer(hipSuccess);
 }
 
 hipError_t hipGetDevice(int *ordinal) {
     ASKED(ordinal, current);
     *ordinal = current;
-    return answer(hipSuccess);
+    return hip_answer(hipSuccess);
 }
 
 hipError_t hipDeviceGet(hipDevice_t *device, int ordinal) {
     ASKED(device, ordinal);
     *device = ordinal;
-    return answer(hipSuccess);
+    return hip_answer(hipSuccess);
 }
 
 hipError_t hipDeviceGetName(char *name, int length, hipDevice_t device) {
     ASKED(name, device);
-    if (length <= 0) return answer(hipErrorInvalidValue);
+    if (length <= 0) return hip_answer(hipErrorInvalidValue);
     snprintf(name, (size_t)length, "%s", device_of(device)->model);
-    return answer(hipSuccess);
+    return hip_answer(hipSuccess);
 }
 
 hipError_t hipDeviceGetUuid(hipUUID *uuid, hipDevice_t device) {
@@ -173,7 +166,7 @@ hipError_t hipDeviceGetUuid(hipUUID *uuid, hipDevice_t device) {
     char text[sizeof uuid->bytes + 1] = {0};
     snprintf(text, sizeof text, "%s", serial + (strncmp(serial, "0x", 2) == 0 ? 2 : 0));
     memcpy(uuid->bytes, text, sizeof uuid->bytes);
-    return answer(hipSuccess);
+    return hip_answer(hipSuccess);
 }
 
 hipError_t hipDeviceGetPCIBusId(char *id, int length, int ordinal) {
@@ -182,15 +175,15 @@ hipError_t hipDeviceGetPCIBusId(char *id, int length, int ordinal) {
     char text[32];
     int needed = snprintf(text, sizeof text, "%04x:%02x:%02x.%x", d->pci_domain, d->pci_bus,
                           d->pci_device, d->pci_function);
-    if (length <= needed) return answer(hipErrorInvalidValue);
+    if (length <= needed) return hip_answer(hipErrorInvalidValue);
     memcpy(id, text, (size_t)needed + 1);
-    return answer(hipSuccess);
+    return hip_answer(hipSuccess);
 }
 
 hipError_t hipDeviceTotalMem(size_t *bytes, hipDevice_t device) {
     ASKED(bytes, device);
     *bytes = memory_of(device_of(device));
-    return answer(hipSuccess);
+    return hip_answer(hipSuccess);
 }
 
 hipError_t hipDeviceGetAttribute(int *value, hipDeviceAttribute_t which, int ordinal) {
@@ -207,14 +200,15 @@ hipError_t hipDeviceGetAttribute(int *value, hipDeviceAttribute_t which, int ord
     case hipDeviceAttributePciDeviceId: *value = (int)d->pci_device; break;
     case hipDeviceAttributePciDomainID: *value = (int)d->pci_domain; break;
     case hipDeviceAttributeWarpSize: *value = d->arch_major < 10 ? 64 : 32; break;
-    default: return answer(hipErrorInvalidValue);
+    default: return hip_answer(hipErrorInvalidValue);
     }
-    return answer(hipSuccess);
+    return hip_answer(hipSuccess);
 }
 
 hipError_t hipDeviceSynchronize(void) {
     ASKED(&current, current);
-    return answer(hipSuccess);
+    timeline_wait(visible[current], timeline_mark(visible[current]));
+    return hip_answer(hipSuccess);
 }
 
 /* ---- memory --------------------------------------------------------------------------------- */
@@ -223,25 +217,25 @@ hipError_t hipMalloc(void **address, size_t bytes) {
     ASKED(address, current);
     uint64_t at = 0;
     if (bytes > 0 && emulator_allocate(visible[current], bytes, &at) != EMULATOR_OK)
-        return answer(hipErrorOutOfMemory);
+        return hip_answer(hipErrorOutOfMemory);
     *address = (void *)(uintptr_t)at; /* nothing, asked for nothing */
-    return answer(hipSuccess);
+    return hip_answer(hipSuccess);
 }
 
 hipError_t hipFree(void *address) {
     ASKED(&address, current);
     if (address == NULL || emulator_free((uint64_t)(uintptr_t)address) == EMULATOR_OK)
-        return answer(hipSuccess);
-    return answer(hipErrorInvalidValue);
+        return hip_answer(hipSuccess);
+    return hip_answer(hipErrorInvalidValue);
 }
 
 hipError_t hipMemGetInfo(size_t *available, size_t *total) {
     ASKED(available, current);
-    if (total == NULL) return answer(hipErrorInvalidValue);
+    if (total == NULL) return hip_answer(hipErrorInvalidValue);
     const struct hal_machine_device *d = device_of(current);
     uint64_t taken = d->memory_reserved_bytes + emulator_used(visible[current]);
     uint64_t left = taken < d->memory_bytes ? d->memory_bytes - taken : 0;
     *total = memory_of(d);
     *available = left < *total ? left : *total;
-    return answer(hipSuccess);
+    return hip_answer(hipSuccess);
 }

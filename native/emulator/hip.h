@@ -13,7 +13,15 @@
     X(hipErrorNotInitialized, 3, "not initialized") \
     X(hipErrorNoDevice, 100, "no device is visible") \
     X(hipErrorInvalidDevice, 101, "invalid device ordinal") \
+    X(hipErrorInvalidHandle, 400, "invalid resource handle") \
+    X(hipErrorIllegalState, 401, "the operation cannot be performed in the present state") \
+    X(hipErrorNotFound, 500, "named symbol not found") \
+    X(hipErrorNotReady, 600, "device not ready") \
     X(hipErrorNotSupported, 801, "not supported") \
+    X(hipErrorStreamCaptureUnsupported, 900, "operation not permitted when stream is capturing") \
+    X(hipErrorStreamCaptureInvalidated, 901, "operation failed due to a previous error during capture") \
+    X(hipErrorStreamCaptureImplicit, 906, "operation would make the legacy stream depend on a capturing stream") \
+    X(hipErrorCapturedEvent, 907, "operation not permitted on an event last recorded in a capturing stream") \
     X(hipErrorUnknown, 999, "unknown error")
 
 #define HIP_ERROR_VALUE(name, value, text) name = value,
@@ -42,8 +50,82 @@ typedef struct {
     char bytes[16];
 } hipUUID;
 
+typedef struct ihipModule_t *hipModule_t;
+typedef struct ihipModuleSymbol_t *hipFunction_t;
+typedef struct ihipStream_t *hipStream_t;
+typedef struct ihipEvent_t *hipEvent_t;
+typedef struct ihipGraph *hipGraph_t;
+typedef struct hipGraphExec *hipGraphExec_t;
+typedef struct {
+    uint32_t x, y, z;
+} dim3;
+
+typedef enum {
+    hipStreamCaptureModeGlobal,
+    hipStreamCaptureModeThreadLocal,
+    hipStreamCaptureModeRelaxed,
+} hipStreamCaptureMode;
+typedef enum {
+    hipStreamCaptureStatusNone,
+    hipStreamCaptureStatusActive,
+    hipStreamCaptureStatusInvalidated,
+} hipStreamCaptureStatus;
+enum { hipEventDisableTiming = 2 };
+
+/* Modules, streams, events, launches, capture: hip_launch.c. */
+#define HIP_LAUNCH_FUNCTIONS(X) \
+    X(hipError_t, hipModuleLoadData, (hipModule_t *module, const void *image)) \
+    X(hipError_t, hipModuleUnload, (hipModule_t module)) \
+    X(hipError_t, hipModuleGetFunction, (hipFunction_t *function, hipModule_t module, const char *name)) \
+    X(hipError_t, hipStreamCreate, (hipStream_t *stream)) \
+    X(hipError_t, hipStreamCreateWithFlags, (hipStream_t *stream, unsigned flags)) \
+    X(hipError_t, hipStreamCreateWithPriority, (hipStream_t *stream, unsigned flags, int priority)) \
+    X(hipError_t, hipStreamDestroy, (hipStream_t stream)) \
+    X(hipError_t, hipStreamSynchronize, (hipStream_t stream)) \
+    X(hipError_t, hipStreamQuery, (hipStream_t stream)) \
+    X(hipError_t, hipStreamWaitEvent, (hipStream_t stream, hipEvent_t event, unsigned flags)) \
+    X(hipError_t, hipStreamBeginCapture, (hipStream_t stream, hipStreamCaptureMode mode)) \
+    X(hipError_t, hipStreamEndCapture, (hipStream_t stream, hipGraph_t *graph)) \
+    X(hipError_t, hipStreamIsCapturing, (hipStream_t stream, hipStreamCaptureStatus *status)) \
+    X(hipError_t, hipThreadExchangeStreamCaptureMode, (hipStreamCaptureMode *mode)) \
+    X(hipError_t, hipEventCreate, (hipEvent_t *event)) \
+    X(hipError_t, hipEventCreateWithFlags, (hipEvent_t *event, unsigned flags)) \
+    X(hipError_t, hipEventDestroy, (hipEvent_t event)) \
+    X(hipError_t, hipEventRecord, (hipEvent_t event, hipStream_t stream)) \
+    X(hipError_t, hipEventQuery, (hipEvent_t event)) \
+    X(hipError_t, hipEventSynchronize, (hipEvent_t event)) \
+    X(hipError_t, hipEventElapsedTime, (float *ms, hipEvent_t from, hipEvent_t to)) \
+    X(hipError_t, hipModuleLaunchKernel, \
+      (hipFunction_t f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, \
+       unsigned shared, hipStream_t stream, void **parameters, void **extra)) \
+    X(hipError_t, hipModuleLaunchCooperativeKernel, \
+      (hipFunction_t f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, \
+       unsigned shared, hipStream_t stream, void **parameters)) \
+    X(hipError_t, hipExtModuleLaunchKernel, \
+      (hipFunction_t f, uint32_t gx, uint32_t gy, uint32_t gz, uint32_t bx, uint32_t by, uint32_t bz, \
+       size_t shared, hipStream_t stream, void **parameters, void **extra, hipEvent_t start, \
+       hipEvent_t stop, uint32_t flags)) \
+    X(hipError_t, hipLaunchKernel, \
+      (const void *f, dim3 grid, dim3 block, void **parameters, size_t shared, hipStream_t stream)) \
+    X(hipError_t, hipLaunchKernel_spt, \
+      (const void *f, dim3 grid, dim3 block, void **parameters, size_t shared, hipStream_t stream)) \
+    X(hipError_t, hipExtLaunchKernel, \
+      (const void *f, dim3 grid, dim3 block, void **parameters, size_t shared, hipStream_t stream, \
+       hipEvent_t start, hipEvent_t stop, int flags)) \
+    X(hipError_t, hipLaunchCooperativeKernel, \
+      (const void *f, dim3 grid, dim3 block, void **parameters, unsigned shared, hipStream_t stream)) \
+    X(hipError_t, hipLaunchCooperativeKernel_spt, \
+      (const void *f, dim3 grid, dim3 block, void **parameters, uint32_t shared, hipStream_t stream)) \
+    X(hipError_t, hipGraphInstantiateWithFlags, \
+      (hipGraphExec_t *out, hipGraph_t graph, unsigned long long flags)) \
+    X(hipError_t, hipGraphLaunch, (hipGraphExec_t graph, hipStream_t stream)) \
+    X(hipError_t, hipGraphLaunch_spt, (hipGraphExec_t graph, hipStream_t stream)) \
+    X(hipError_t, hipGraphExecDestroy, (hipGraphExec_t graph)) \
+    X(hipError_t, hipGraphDestroy, (hipGraph_t graph))
+
 /* Every function that there is: result, name, parameters. */
 #define HIP_FUNCTIONS(X) \
+    HIP_LAUNCH_FUNCTIONS(X) \
     X(hipError_t, hipInit, (unsigned flags)) \
     X(hipError_t, hipDriverGetVersion, (int *version)) \
     X(hipError_t, hipRuntimeGetVersion, (int *version)) \

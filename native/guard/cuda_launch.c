@@ -24,12 +24,14 @@ DRIVER(result, cuEventElapsedTime, float *, void *, void *)
 
 /* An event call on a stream that is captured becomes part of the graph or ends the capture; while another
  * stream is captured, a call of this thread may end that, unless the thread's mode is relaxed meanwhile. */
-static bool enter(void *stream, int *kept) {
+static enum share_view enter(void *stream, int *kept) {
     int capturing = CAPTURE_NONE;
     *kept = CAPTURE_RELAXED;
-    if (cuStreamIsCapturing_of() == NULL || cuThreadExchangeStreamCaptureMode_of() == NULL) return true;
-    if (cuStreamIsCapturing_of()(stream, &capturing) != SUCCESS || capturing != CAPTURE_NONE) return false;
-    return cuThreadExchangeStreamCaptureMode_of()(kept) == SUCCESS;
+    if (cuStreamIsCapturing_of() == NULL || cuThreadExchangeStreamCaptureMode_of() == NULL)
+        return SHARE_READY; /* too old to capture */
+    if (cuStreamIsCapturing_of()(stream, &capturing) != SUCCESS || capturing != CAPTURE_NONE)
+        return SHARE_CAPTURED;
+    return cuThreadExchangeStreamCaptureMode_of()(kept) == SUCCESS ? SHARE_READY : SHARE_BLIND;
 }
 
 static void leave(int kept) {

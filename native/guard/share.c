@@ -228,11 +228,12 @@ static void settle(const struct share_driver *driver, unsigned device, struct ki
     struct hal_ledger_device *d = slice_device(device);
     int kept;
     pthread_once(&once, start);
-    if (!driver->enter(stream, &kept)) { /* captured, not launched: it is charged when the graph is */
+    enum share_view view = driver->enter(stream, &kept);
+    if (view == SHARE_CAPTURED) { /* it is charged when the graph is launched */
         pending = 0;
         return;
     }
-    bool measuring = take_busy();
+    bool measuring = view == SHARE_READY && take_busy();
     if (measuring) catch_up(driver, k);
     int64_t from = add(d, pending, now_ns());
     pending = 0;
@@ -242,14 +243,14 @@ static void settle(const struct share_driver *driver, unsigned device, struct ki
         /* Nobody waits for a sleeper's measurement: it is begun after the sleep. */
         if (measuring && wanted) give_busy();
         sleep_until(d, from - BURST);
-        measuring = wanted && take_busy();
+        measuring = view == SHARE_READY && wanted && take_busy();
     }
     if (measuring && wanted) {
         out->sample = begin(driver, device, k, stream);
         if (out->sample != NULL) atomic_store(&k->since, 0);
         give_busy();
     }
-    driver->leave(kept);
+    if (view == SHARE_READY) driver->leave(kept);
 }
 
 void share_before(const struct share_driver *driver, unsigned device, uint64_t kind, uint64_t size,
@@ -274,7 +275,7 @@ void share_after(struct share_ticket *ticket, bool launched) {
     struct share_sample *s = ticket->sample;
     if (s == NULL) return;
     int kept;
-    if (launched && ticket->driver->enter(ticket->stream, &kept)) {
+    if (launched && ticket->driver->enter(ticket->stream, &kept) == SHARE_READY) {
         launched = ticket->driver->record(s->to, ticket->stream);
         ticket->driver->leave(kept);
     } else {

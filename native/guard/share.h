@@ -10,10 +10,13 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+/* CAPTURED: what is launched on the stream becomes a part of a graph, and does not run now.
+ * BLIND: it runs, but events cannot be used just now. READY: they can, until `leave`. */
+enum share_view { SHARE_CAPTURED, SHARE_BLIND, SHARE_READY };
+
 /* What a runtime has to offer. Events are only made, recorded and asked for between `enter` and `leave`. */
 struct share_driver {
-    /* May events be used on this stream now? Never on one that is being captured. */
-    bool (*enter)(void *stream, int *kept);
+    enum share_view (*enter)(void *stream, int *kept);
     void (*leave)(int kept);
     void *(*make)(void); /* an event that keeps the time; NULL: there are none */
     bool (*record)(void *event, void *stream);
