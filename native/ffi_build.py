@@ -28,11 +28,9 @@ def main(out: str) -> None:
     ffi = cffi.FFI()
     for header in HEADERS:
         ffi.cdef(declarations((INCLUDE / header).read_text()))
-    ffi.cdef(
-        "uint32_t hal_ledger_owner_pid(uint64_t owner); uint64_t hal_process_self(void);"
-        "bool hal_process_lives(uint64_t process); bool hal_process_is_here(uint64_t process);"
-    )
-    source = "".join(f'#include "{header}"\n' for header in (*HEADERS, "process.h"))
+    ffi.cdef("uint32_t hal_ledger_owner_pid(uint64_t owner);")
+    ffi.cdef("unsigned hal_ledger_devices(const struct hal_ledger *l);")
+    source = "".join(f'#include "{header}"\n' for header in HEADERS)
     ffi.set_source("hal_native._native", source, py_limited_api=True)
     ffi.emit_c_code(out)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 from hal.backend import Group, StateError
 from hal.enforce.guard import guard_environment
@@ -61,20 +62,23 @@ class Slices:
         return self._machine.limits(lease.device)
 
     def use(self, lease: Lease) -> DeviceUse | None:
+        """None: a whole device, or a slice whose programs have cut their ledger short."""
         ledger = self._open.get(lease.id)
-        return None if ledger is None else ledger.devices()[0]
+        return None if ledger is None or ledger.is_lost else ledger.devices()[0]
 
     def reap(self) -> None:
         """Give back, in every slice, what dead processes held."""
         for ledger in self._open.values():
-            ledger.reap()
+            with suppress(StateError):  # it was cut short
+                ledger.reap()
 
     def stop(self, lease: Lease, with_signal: int) -> bool:
         """Refuse all growth and signal the slice's processes (0: none); True when none was left."""
         ledger = self._open.get(lease.id)
         if ledger is None:
             return True
-        ledger.set_limit(0, 0)
+        with suppress(StateError):  # cut short: its programs have nothing left to allocate from
+            ledger.set_limit(0, 0)
         pids = ledger.pids()
         for pid in pids:
             try:
@@ -99,7 +103,7 @@ class Slices:
         """The machine's devices as placement sees them, with what programs outside our slices use."""
         inside: dict[str, int] = {}
         for ledger in self._open.values():
-            for use in ledger.devices():
+            for use in [] if ledger.is_lost else ledger.devices():
                 inside[use.device] = inside.get(use.device, 0) + use.used_bytes
         devices = self._machine.inventory(refresh=True).devices
         figures: dict[str, dict[str, int]] = {}

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -34,7 +35,7 @@ int hal_machine_create(const char *path, const char *name) {
     m->created = (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
     hal_ledger_format(&m->ledger, name, HAL_LEDGER_DEVICES);
     timeline_format(m);
-    hal_machine_close(m);
+    munmap(m, sizeof *m);
     return 0;
 }
 
@@ -44,13 +45,18 @@ struct hal_machine *hal_machine_open(const char *path) {
     struct stat st;
     struct hal_machine *m = NULL;
     if (fstat(fd, &st) == 0 && st.st_size == (off_t)sizeof *m) m = map(fd);
-    close(fd);
-    if (m == NULL) return NULL;
-    if (memcmp(m->magic, MAGIC, sizeof MAGIC) == 0 && m->version == HAL_MACHINE_VERSION &&
-        m->size == sizeof *m && m->devices <= HAL_LEDGER_DEVICES)
+    if (m != NULL && memcmp(m->magic, MAGIC, sizeof MAGIC) == 0 && m->version == HAL_MACHINE_VERSION &&
+        m->size == sizeof *m && m->devices <= HAL_LEDGER_DEVICES &&
+        hal_ledger_attach(&m->ledger, path, fd, offsetof(struct hal_machine, ledger))) {
+        close(fd);
         return m;
-    hal_machine_close(m);
+    }
+    close(fd);
+    if (m != NULL) munmap(m, sizeof *m);
     return NULL;
 }
 
-void hal_machine_close(struct hal_machine *m) { munmap(m, sizeof *m); }
+void hal_machine_close(struct hal_machine *m) {
+    hal_ledger_detach(&m->ledger);
+    munmap(m, sizeof *m);
+}

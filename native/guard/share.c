@@ -1,13 +1,9 @@
 #define _GNU_SOURCE
 #include "share.h"
 
-#include <errno.h>
-#include <limits.h>
-#include <linux/futex.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <string.h>
-#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -102,44 +98,44 @@ static void learn(struct kind *k, struct hal_ledger_device *d, int64_t ns) {
     }
     if (k->least == 0 || ns < k->least) k->least = ns;
     int64_t least = k->least_before != 0 && k->least_before < k->least ? k->least_before : k->least;
-    bool alone = atomic_load_explicit(&d->share_neighbours, memory_order_relaxed) == HAL_NO_NEIGHBOURS;
-    if (!alone && ns > least + least / 4) atomic_store(&d->share_contended, now);
+    bool alone = atomic_load_explicit(&d->share_alone, memory_order_relaxed) != 0;
+    if (!alone && ns > least + least / 4) atomic_store(&d->share_contended_ns, now);
     atomic_store(&k->takes, alone ? k->mean : least);
 }
 
 /* ---- the bucket ---------------------------------------------------------------------------------- */
 
 static int64_t add(struct hal_ledger_device *d, int64_t ns, int64_t now) {
-    int64_t cap = atomic_load_explicit(&d->share_milli, memory_order_relaxed);
+    int64_t cap = atomic_load_explicit(&d->compute_milli, memory_order_relaxed);
     int64_t trim = atomic_load_explicit(&d->share_trim, memory_order_relaxed);
-    int64_t cost = cap > 0 ? ns * trim / cap : 0;
-    int64_t until = atomic_load(&d->share_until), from;
+    int64_t cost = ns * trim / (cap > 0 ? cap : 1);
+    int64_t until = atomic_load(&d->share_until_ns), from;
     do {
         from = until > now - CREDIT ? until : now - CREDIT;
-    } while (!atomic_compare_exchange_weak(&d->share_until, &until, from + cost));
-    atomic_fetch_add_explicit(&d->share_charged, ns, memory_order_relaxed);
+    } while (!atomic_compare_exchange_weak(&d->share_until_ns, &until, from + cost));
+    atomic_fetch_add_explicit(&d->share_charged_ns, ns, memory_order_relaxed);
     atomic_fetch_add_explicit(&charged, ns, memory_order_relaxed);
     return from;
 }
 
 /* An elastic slice goes on while it meets nobody; then it owes nothing for that. */
 static bool may_exceed(struct hal_ledger_device *d, int64_t now) {
-    if (!atomic_load_explicit(&d->share_elastic, memory_order_relaxed)) return false;
-    if (now - atomic_load(&d->share_contended) < CALM) return false;
-    int64_t until = atomic_load(&d->share_until);
-    if (until > now) atomic_compare_exchange_strong(&d->share_until, &until, now);
+    if (!atomic_load_explicit(&slice_ledger()->elastic, memory_order_relaxed)) return false;
+    if (now - atomic_load(&d->share_contended_ns) < CALM) return false;
+    int64_t until = atomic_load(&d->share_until_ns);
+    if (until > now) atomic_compare_exchange_strong(&d->share_until_ns, &until, now);
     return true;
 }
 
-/* Sleeps to the time itself, not in steps; whoever changes the slice's terms wakes the sleepers, who are then
- * let go: what they owed was reckoned by terms that hold no more. */
+/* Sleeps to the time itself, not in steps. Who is given another share meanwhile is let go: what was owed was
+ * reckoned by terms that hold no more. */
 static void sleep_until(struct hal_ledger_device *d, int64_t then) {
-    uint32_t terms = atomic_load(&d->share_terms);
+    struct hal_ledger *l = slice_ledger();
+    uint32_t milli = atomic_load(&d->compute_milli), epoch = atomic_load(&l->epoch);
     for (int64_t now = now_ns(); now < then && !may_exceed(d, now); now = now_ns()) {
-        if (atomic_load(&d->share_terms) != terms) return;
-        int64_t step = then - now < 100 * MS ? then - now : 100 * MS; /* neighbours may come to rest */
-        struct timespec rest = {step / 1000000000, step % 1000000000};
-        syscall(SYS_futex, &d->share_terms, FUTEX_WAIT, terms, &rest, NULL, 0);
+        int64_t elastic = now + CALM; /* neighbours may come to rest */
+        epoch = hal_ledger_wait_epoch(l, epoch, then < elastic ? then : elastic);
+        if (atomic_load(&d->compute_milli) != milli) return;
     }
 }
 
@@ -257,7 +253,8 @@ void share_before(const struct share_driver *driver, unsigned device, uint64_t k
                   void *stream, struct share_ticket *out) {
     *out = (struct share_ticket){driver, NULL, stream};
     struct hal_ledger_device *d = slice_device(device);
-    if (d == NULL || atomic_load_explicit(&d->share_milli, memory_order_relaxed) >= HAL_SHARE_ALL) return;
+    slice_await_running();
+    if (d == NULL || atomic_load_explicit(&d->compute_milli, memory_order_relaxed) >= HAL_LEDGER_MILLI) return;
     struct kind *k = kind_of(kind, size);
     int64_t takes = atomic_load_explicit(&k->takes, memory_order_relaxed);
     if (pending_on != device) { /* a few microseconds go to the other device's account */

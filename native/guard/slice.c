@@ -1,12 +1,10 @@
 #define _GNU_SOURCE
 #include "slice.h"
 
-#include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -69,14 +67,12 @@ static void start(void) {
     enum hal_ledger_error error;
     member.ledger = hal_ledger_open(path, &error);
     pthread_atfork(NULL, NULL, forked);
-    if (member.ledger != NULL) hal_ledger_forget_self(member.ledger);
-    if (member.ledger == NULL) {
-        const char *why = error == HAL_LEDGER_SYSTEM          ? strerror(errno)
-                          : error == HAL_LEDGER_OTHER_VERSION ? "it belongs to another version of hal"
-                                                              : "it is not a slice";
+    if (member.ledger != NULL) {
+        hal_ledger_forget_self(member.ledger);
+    } else {
         char text[400];
         snprintf(text, sizeof text, "every allocation is refused: the slice %.200s cannot be used: %s",
-                 path, why);
+                 path, hal_ledger_reason(error));
         say(text);
     }
     atomic_store(&state, member.ledger != NULL ? OPEN : CLOSED);
@@ -96,11 +92,20 @@ bool slice_active(void) { return current() != ABSENT; }
 bool slice_is_plural(void) { return current() == OPEN && member.ledger->devices > 1; }
 
 bool slice_limits_time(void) {
-    return current() == OPEN && atomic_load_explicit(&member.ledger->shares, memory_order_relaxed) != 0;
+    return current() == OPEN && (atomic_load_explicit(&member.ledger->limits_time, memory_order_relaxed) != 0 ||
+                                 !hal_ledger_is_running(member.ledger));
 }
 
+void slice_await_running(void) {
+    while (!hal_ledger_is_running(member.ledger) &&
+           hal_ledger_wait_running(member.ledger, INT64_MAX) == HAL_SLICE_PAUSE)
+        continue;
+}
+
+struct hal_ledger *slice_ledger(void) { return member.ledger; }
+
 struct hal_ledger_device *slice_device(unsigned device) {
-    return current() == OPEN && device < member.ledger->devices ? &member.ledger->device[device] : NULL;
+    return current() == OPEN && device < hal_ledger_devices(member.ledger) ? &member.ledger->device[device] : NULL;
 }
 
 /* ---- memory --------------------------------------------------------------------------------- */

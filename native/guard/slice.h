@@ -12,8 +12,14 @@ bool slice_active(void);
 /* True when the slice is on more than one device, so that the current one must be asked for. */
 bool slice_is_plural(void);
 
-/* True when launches are of interest: a share of some device's time is all that this slice has. */
+/* True when launches are of interest: the slice has a share of some device's time only, or is paused. */
 bool slice_limits_time(void);
+
+/* Waits while the slice is paused, for as long as whoever paused it likes. For a slice that is open. */
+void slice_await_running(void);
+
+/* The ledger of a slice that is open. */
+struct hal_ledger *slice_ledger(void);
 
 /* The ledger's account of a device; NULL when the slice has no such device or could not be used. */
 struct hal_ledger_device *slice_device(unsigned device);

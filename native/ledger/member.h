@@ -22,6 +22,9 @@ static inline int hal_member_slot(struct hal_member *m) {
 }
 
 /* In the child of a fork: the slot is the parent's. */
-static inline void hal_member_forked(struct hal_member *m) { atomic_store(&m->slot, HAL_NOT_JOINED); }
+static inline void hal_member_forked(struct hal_member *m) {
+    atomic_store(&m->slot, HAL_NOT_JOINED);
+    hal_ledger_forked();
+}
 
 #endif

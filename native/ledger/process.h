@@ -1,21 +1,24 @@
-/* Who a process is, so that a recycled pid is never taken for its predecessor. */
+/* Who a process is, so that a recycled pid is never taken for its predecessor, and what became of it. */
 #ifndef HAL_PROCESS_H
 #define HAL_PROCESS_H
 
 #include <stdbool.h>
 #include <stdint.h>
-#include <sys/types.h>
 
-/* The caller, in one word: pid:22 | low bits of its pid namespace's inode:16 | of its start time:26
- * (/proc/PID/stat, field 22; at 100 Hz they wrap after a week). 0 when /proc cannot be read. */
-uint64_t hal_process_self(void);
+struct hal_process {
+    uint32_t pid;            /* as its own pid namespace numbers it */
+    uint64_t start;          /* /proc/PID/stat, field 22, as its own time namespace shows it; 0: not known */
+    uint64_t pid_namespace;  /* inode of /proc/self/ns/pid; 0: not known */
+    uint64_t time_namespace; /* of /proc/self/ns/time; 0 where the kernel has none (before 5.6) */
+};
 
-/* True when the process is of the caller's own pid namespace, so that its pid means something here. */
-bool hal_process_is_here(uint64_t process);
+struct hal_process hal_process_self(void);
 
-/* True while the process of that word can still hold memory: false only when its death is certain.
- * A zombie holds none, unless only its first thread has ended. A pid of another pid namespace means
- * nothing here, so such a process counts as alive. */
-bool hal_process_lives(uint64_t process);
+/* What can be proven from here. A pid means something in its own namespace only, a start time in its own
+ * time namespace, and /proc only where it shows the caller's namespace: else the answer is UNKNOWN.
+ * DYING: it has given up its memory and may still hold open files, as the driver's are.
+ * A zombie is dead, unless only its first thread has ended. */
+enum hal_fate { HAL_UNKNOWN_FATE, HAL_LIVES, HAL_DYING, HAL_DEAD };
+enum hal_fate hal_process_fate(const struct hal_process *process);
 
 #endif

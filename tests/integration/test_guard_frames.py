@@ -242,11 +242,11 @@ def _other_version(path: Path) -> None:
     ("make", "reason"),
     [
         (_missing, "No such file or directory"),
-        (_foreign, "it is not a slice"),
-        (_short, "it is not a slice"),
-        (_empty, "it is not a slice"),
+        (_foreign, "it is not a slice file, or is cut short"),
+        (_short, "it is not a slice file, or is cut short"),
+        (_empty, "it is not a slice file, or is cut short"),
         (_directory, "Is a directory"),
-        (_other_version, "it belongs to another version of hal"),
+        (_other_version, "it was made by another version of hal"),
     ],
 )
 @each_vendor

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
+import functools
 import mmap
 import os
 import random
+import re
 import signal
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from hal.backend import StateError
-from hal.enforce.ledger import Ledger
+from hal.enforce.ledger import Ledger, RunState
+from hal.model import Enforcement, Rung
 from hal_native import ffi, lib
 
 SLOTS = lib.HAL_LEDGER_SLOTS
 HIGHEST = 2**64 - 1
+MOST = 2**60  # HAL_LEDGER_MOST
 PR_SET_PDEATHSIG = 1  # prctl(2)
 LIBC = ctypes.CDLL(None)
 
@@ -74,7 +80,12 @@ def kill(pid: int, *, collect: bool = True) -> None:
 
 def held(ledger: Any, device: int = 0) -> int:
     """What the slots of all processes add up to."""
-    return sum(ledger.slot[n].mine[device] for n in range(SLOTS) if ledger.slot[n].owner)
+    return sum(ledger.slot[n].mine[device] for n in range(SLOTS) if claimed(ledger, n))
+
+
+def claimed(ledger: Any, slot: int) -> int:
+    """The pid of whom a slot belongs to, or 0."""
+    return int(lib.hal_ledger_owner_pid(ledger.slot[slot].owner))
 
 
 # ---- one thing at a time, in any order ---------------------------------------------------------
@@ -279,11 +290,11 @@ def test_many_processes_killed_at_any_time(path: Path) -> None:
         refused = ledger.device[0].refused
         shared[0] = 1
         pids = {pid for _, pid in workers}
-        slots = [n for n in range(SLOTS) if lib.hal_ledger_owner_pid(ledger.slot[n].owner) in pids]
+        slots = [n for n in range(SLOTS) if claimed(ledger, n) in pids]
         assert len(slots) == 4
         wait_for(lambda: all(ledger.slot[slot].mine[1] for slot in slots))
         lib.hal_ledger_reap(ledger)
-        assert [n for n in range(SLOTS) if ledger.slot[n].owner] == slots
+        assert [n for n in range(SLOTS) if claimed(ledger, n)] == slots
         assert limit >= ledger.device[0].used == held(ledger) >= 4 * floor
         assert refused > 0  # the limit was met all the time
         for expected in (1, 1, 1, 1):
@@ -294,6 +305,111 @@ def test_many_processes_killed_at_any_time(path: Path) -> None:
     finally:
         for _, pid in workers:
             kill(pid)
+        lib.hal_ledger_close(ledger)
+
+
+def test_200_000_random_operations_and_kills_end_exact_to_the_byte(path: Path) -> None:
+    """Four workers reserve and release on three devices without a pause; one after the other is killed."""
+    operations, devices, kills = 200_000, 3, 0
+    with_limit(path, *(50_000 for _ in range(devices)))
+    ledger = opened(path)
+    chance = random.Random()
+    row = struct.Struct(f"={1 + devices}Qd")  # done, what it holds on each device, 1.0: at rest
+    shared = mmap.mmap(-1, 1 << 20)
+    stop = len(shared) - 1
+
+    def work(number: int) -> None:
+        own = opened(path)
+        slot = lib.hal_ledger_join(own)
+        sizes = random.Random(number)
+        live: list[tuple[int, int]] = []
+        done = 0
+        while not shared[stop]:
+            device, size = sizes.randrange(devices), sizes.randrange(1, 20_000)
+            if sizes.random() < 0.6 and lib.hal_ledger_reserve(own, slot, device, size):
+                live.append((device, size))
+            elif live:
+                lib.hal_ledger_release(own, slot, *live.pop(sizes.randrange(len(live))))
+            done += 1
+            row.pack_into(shared, number * row.size, done, *([0] * devices), 0.0)
+        held = [sum(size for where, size in live if where == device) for device in range(devices)]
+        row.pack_into(shared, number * row.size, done, *held, 1.0)
+        signal.pause()
+
+    def rows(numbers: Iterable[int]) -> list[tuple[Any, ...]]:
+        return [row.unpack_from(shared, number * row.size) for number in numbers]
+
+    workers = {number: child(lambda number=number: work(number)) for number in range(4)}
+    try:
+        number = 4
+        while sum(done[0] for done in rows(range(number))) < operations or kills < 100:
+            time.sleep(chance.uniform(0, 0.01))
+            kill(workers.pop(chance.choice(list(workers))), collect=True)
+            kills += 1
+            if chance.random() < 0.3:
+                lib.hal_ledger_reap(ledger)
+            workers[number] = child(lambda number=number: work(number))
+            number += 1
+        shared[stop] = 1
+        wait_for(lambda: all(done[-1] for done in rows(workers)))
+        lib.hal_ledger_reap(ledger)
+        assert {pid for n in range(SLOTS) if (pid := claimed(ledger, n))} <= set(workers.values())
+        for device in range(devices):
+            expected = sum(done[1 + device] for done in rows(workers))
+            assert ledger.device[device].used == held(ledger, device) == expected
+        for pid in workers.values():
+            kill(pid)
+        workers.clear()
+        assert lib.hal_ledger_reap(ledger) <= 4
+        assert [ledger.device[n].used for n in range(devices)] == [0] * devices
+    finally:
+        for pid in workers.values():
+            kill(pid)
+        lib.hal_ledger_close(ledger)
+
+
+def test_the_dead_are_reclaimed_at_once_while_others_allocate_without_a_pause(path: Path) -> None:
+    """Also those that died inside an operation, where all others have to be met at rest."""
+    with_limit(path, 100_000)
+    ledger = opened(path)
+    ready = mmap.mmap(-1, mmap.PAGESIZE)
+
+    def churn(number: int) -> None:
+        own = opened(path)
+        slot = lib.hal_ledger_join(own)
+        while True:
+            if lib.hal_ledger_reserve(own, slot, 0, 7):
+                lib.hal_ledger_release(own, slot, 0, 7)
+            ready[number] = 1
+
+    def die_inside() -> None:
+        own = opened(path)
+        slot = lib.hal_ledger_join(own)
+        assert lib.hal_ledger_reserve(own, slot, 0, 1000)
+        lane = own.slot[slot].lane[0]  # a reserve that got as far as `used`
+        lane.bytes = 500
+        lane.op = 1 << 8 | 1
+        assert lib.hal_ledger_reserve(own, slot, 0, 500)
+        own.slot[slot].mine[0] -= 500
+        ready[10] = 1
+        signal.pause()
+
+    pids = [child(lambda n=n: churn(n)) for n in range(3)]
+    try:
+        wait_for(lambda: all(ready[n] for n in range(3)))
+        for _ in range(20):
+            ready[10] = 0
+            pid = child(die_inside)
+            wait_for(lambda: ready[10] == 1)
+            assert ledger.device[0].used >= 1500
+            kill(pid)
+            wait_for(lambda: lib.hal_ledger_reap(ledger) == 1)
+            assert ledger.device[0].used <= 3 * 7
+    finally:
+        for pid in pids:
+            kill(pid)
+        lib.hal_ledger_reap(ledger)
+        assert ledger.device[0].used == 0
         lib.hal_ledger_close(ledger)
 
 
@@ -354,7 +470,7 @@ def test_each_slot_is_taken_and_after_the_deaths_free_again(mapped: Any, path: P
     second = child(lambda: take(1))
     wait_for(lambda: shared[1] == 1)
     try:
-        assert all(mapped.slot[n].owner for n in range(SLOTS))
+        assert all(claimed(mapped, n) for n in range(SLOTS))
         assert lib.hal_ledger_join(mapped) == -1
         assert lib.hal_ledger_reap(mapped) == 0
         kill(first, collect=False)
@@ -389,9 +505,8 @@ def corrupted(path: Path, offset: int, raw: bytes) -> None:
         (lambda path: os.truncate(path, path.stat().st_size - 1), "not a slice file, or is cut short"),
         (lambda path: os.truncate(path, path.stat().st_size + 1), "not a slice file, or is cut short"),
         (lambda path: corrupted(path, 0, b"X"), "not a slice file, or is cut short"),
-        (lambda path: corrupted(path, 8, struct.pack("=I", 2)), "made by another version of hal"),
+        (lambda path: corrupted(path, 8, struct.pack("=I", 1)), "made by another version of hal"),
         (lambda path: corrupted(path, 12, struct.pack("=I", 1)), "not a slice file, or is cut short"),
-        (lambda path: corrupted(path, 16, struct.pack("=I", 65)), "not a slice file, or is cut short"),
         (lambda path: (path.unlink(), path.mkdir()), "Is a directory"),
         (lambda path: (path.rename(f"{path}.real"), path.symlink_to(f"{path}.real")), "Too many levels"),
         (lambda path: (path.unlink(), os.mkfifo(path)), "not a slice file, or is cut short"),
@@ -406,6 +521,40 @@ def test_what_is_no_ledger_of_ours_is_refused(
         Ledger.open(path)
 
 
+@pytest.mark.parametrize(
+    ("where", "value", "reason"),
+    [
+        ("devices", 0, "the number of devices is impossible"),
+        ("devices", 65, "the number of devices is impossible"),
+        ("state", 9, "its state is unknown"),
+        ("priority", 101, "its priority is out of range"),
+        ("weight", 0, "its weight is out of range"),
+        ("elastic", 2, "its elastic flag is neither 0 nor 1"),
+        ("compute_by", 6, "who enforces it is unknown"),
+        ("device.0.limit", MOST + 1, "a limit is past all reason"),
+        ("device.0.used", HIGHEST, "a use is past all reason"),
+        ("device.0.compute_milli", 1001, "a compute share is past the whole"),
+        ("slot.7.owner", 1 << 29, "a pid is out of range"),
+        ("slot.7.lane.1.op", 3, "an operation is on no device of the slice"),
+        ("slot.7.mine.0", HIGHEST, "a process holds more than can be"),
+        ("slot.7.mine.0", 5, "memory is held by nobody"),
+    ],
+)
+def test_a_field_that_none_of_ours_writes_is_named(path: Path, where: str, value: int, reason: str) -> None:
+    with_limit(path, 1000)
+    place: Any = opened(path)
+    ledger, *steps, last = [place, *where.split(".")]
+    for step in steps:
+        place = place[int(step)] if step.isdigit() else getattr(place, step)
+    if last.isdigit():
+        place[int(last)] = value
+    else:
+        setattr(place, last, value)
+    lib.hal_ledger_close(ledger)
+    with pytest.raises(StateError, match=f"cannot use the slice file {path}: it is damaged: {reason}"):
+        Ledger.open(path)
+
+
 def test_a_ledger_is_never_made_over_another(path: Path) -> None:
     with_limit(path, 1000)
     before = path.read_bytes()
@@ -416,19 +565,23 @@ def test_a_ledger_is_never_made_over_another(path: Path) -> None:
 
 
 def test_a_ledger_is_the_users_alone_and_names_its_devices(path: Path) -> None:
-    ledger = Ledger.create(path, "x" * 200, [("amd:pci-0000:9b:00.0", 10), ("nvidia:GPU-1", HIGHEST)])
+    ledger = Ledger.create(path, "x" * 200, [("amd:pci-0000:9b:00.0", 10), ("nvidia:GPU-1", MOST)])
     assert path.stat().st_mode & 0o777 == 0o600
     assert [(use.device, use.limit_bytes, use.used_bytes, use.refused) for use in ledger.devices()] == [
         ("amd:pci-0000:9b:00.0", 10, 0, 0),
-        ("nvidia:GPU-1", HIGHEST, 0, 0),
+        ("nvidia:GPU-1", MOST, 0, 0),
     ]
     for index in (-1, 2):
         with pytest.raises(IndexError):
             ledger.set_limit(index, 1)
+    for limit in (-1, MOST + 1):
+        with pytest.raises(ValueError, match="a limit is between 0 and 1 EiB"):
+            ledger.set_limit(0, limit)
     ledger.close()
     ledger.close()
-    with pytest.raises(StateError, match="64 devices, not on 65"):
-        Ledger.create(path, "many", [(f"null:{n}", 1) for n in range(65)])
+    for count in (0, 65):
+        with pytest.raises(StateError, match=f"64 devices, not on {count}"):
+            Ledger.create(path, "many", [(f"null:{n}", 1) for n in range(count)])
 
 
 def test_the_living_of_a_slice_are_named_and_the_dead_are_not(path: Path) -> None:
@@ -447,3 +600,153 @@ def test_the_living_of_a_slice_are_named_and_the_dead_are_not(path: Path) -> Non
     finally:
         other.kill()
         ledger.close()
+
+
+def test_what_is_set_for_a_slice_is_told(path: Path) -> None:
+    with_limit(path, 1000, 2000)
+    ledger, other = Ledger.open(path), Ledger.open(path)
+    control = other.control()
+    assert (control.state, control.priority, control.weight, control.elastic) == (RunState.RUN, 0, 100, False)
+    assert control.enforcement == Enforcement(Rung.NONE, Rung.NONE)
+    assert [use.compute_ratio for use in other.devices()] == [None, None]
+    ledger.set_compute(1, 0.25)
+    ledger.set_priority(-100)
+    ledger.set_weight(10_000)
+    ledger.set_elastic(True)
+    ledger.set_enforcement(Enforcement(Rung.DRIVER, Rung.GUARD))
+    ledger.set_state(RunState.PAUSE)
+    assert other.wait_running(0.01) is RunState.PAUSE
+    ledger.set_state(RunState.STOP)
+    assert other.wait_running(30) is RunState.STOP
+    after = other.control()
+    assert (after.state, after.priority, after.weight, after.elastic) == (RunState.STOP, -100, 10_000, True)
+    assert after.enforcement == Enforcement(Rung.DRIVER, Rung.GUARD)
+    assert after.epoch == control.epoch + 7
+    assert [use.compute_ratio for use in other.devices()] == [None, 0.25]
+    for change in (
+        lambda: ledger.set_priority(101),
+        lambda: ledger.set_weight(0),
+        lambda: ledger.set_compute(0, 1.01),
+        lambda: ledger.set_compute(0, float("nan")),
+    ):
+        with pytest.raises(ValueError, match="between"):
+            change()
+    with pytest.raises(IndexError):
+        ledger.set_compute(2, 1)
+    assert other.control() == after
+
+
+def test_a_slice_made_smaller_than_its_use_says_by_how_much_it_is_over(path: Path) -> None:
+    with_limit(path, 1000)
+    ledger, worker = Ledger.open(path), Worker(path)
+    try:
+        assert worker.tell(b"+", 0, 800)
+        ledger.set_limit(0, 300)
+        use = ledger.use()
+        assert use.over_limit
+        assert (use.devices[0].over_bytes, use.devices[0].used_bytes, use.devices[0].peak_bytes) == (
+            500,
+            800,
+            800,
+        )
+        shape = msgspec.to_builtins(use)
+        assert shape["control"]["state"] == "run"
+        assert shape["devices"][0]["over_bytes"] == 500
+        assert not worker.tell(b"+", 0, 1)  # it does not grow, and nothing is taken away
+        worker.tell(b"-", 0, 499)
+        assert ledger.devices()[0].over_bytes == 1
+        worker.tell(b"-", 0, 1)
+        assert not ledger.use().over_limit
+        assert ledger.use().devices[0].peak_bytes == 800
+        ledger.set_limit(0, 1000)
+        assert worker.tell(b"+", 0, 700)
+    finally:
+        worker.kill()
+        ledger.close()
+
+
+# ---- a job that writes what it likes ------------------------------------------------------------
+
+SIZE = ffi.sizeof("struct hal_ledger")
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    changes=st.lists(
+        st.tuples(
+            st.one_of(st.integers(0, 8192), st.integers(0, SIZE - 8)),
+            st.one_of(st.binary(min_size=1, max_size=8), st.sampled_from([b"\xff" * 8, b"\0" * 8])),
+        ),
+        max_size=12,
+    )
+)
+def test_a_file_of_any_content_is_used_or_refused_and_harms_nobody(changes: list[tuple[int, bytes]]) -> None:
+    path = Path(f"/tmp/hal-fuzz-{os.getpid()}-{time.monotonic_ns()}")
+    with_limit(path, 1000, 500)
+    try:
+        open_before = Ledger.open(path)
+        for offset, raw in changes:
+            corrupted(path, min(offset, SIZE - len(raw)), raw)
+        for ledger in (open_before, None):
+            try:
+                ledger = ledger or Ledger.open(path)
+            except StateError as error:
+                assert re.search("not a slice file|another version|damaged: ", str(error))
+                continue
+            ledger.use()
+            ledger.pids()
+            ledger.reap()
+            slot = lib.hal_ledger_join(ledger._ledger)
+            if slot >= 0:
+                lib.hal_ledger_reserve(ledger._ledger, slot, 0, 10)
+                lib.hal_ledger_leave(ledger._ledger, slot)
+            ledger.close()
+    finally:
+        path.unlink()
+
+
+def test_a_file_cut_short_under_its_readers_ends_none_of_them(path: Path) -> None:
+    """A program may cut its own ledger: whoever looks after it is told, and goes on with the others."""
+    with_limit(path, 1000)
+    neighbour = Ledger.create(path.with_name("other"), "other", [("null:0", 10)])
+    for length in (0, 100, 4096, SIZE // 2):
+        path.unlink()
+        with_limit(path, 1000)
+        ledger, worker = Ledger.open(path), Worker(path)
+        try:
+            assert ledger.pids() == [worker.pid]
+            os.truncate(path, length)
+            shrink = functools.partial(ledger.set_limit, 0, 5)
+            for ask in (ledger.devices, ledger.reap, shrink, ledger.use):
+                try:
+                    ask()
+                except StateError as error:
+                    assert "was cut short while it was in use" in str(error)
+            assert ledger.pids() == [worker.pid]
+            assert ledger.is_lost
+            assert not neighbour.is_lost
+            assert neighbour.devices()[0].limit_bytes == 10
+            worker.kill()
+            assert ledger.pids() == []
+            with pytest.raises(StateError, match="not a slice file, or is cut short"):
+                Ledger.open(path)
+        finally:
+            ledger.close()
+
+
+def test_another_bus_error_still_ends_the_process(tmp_path: Path, path: Path) -> None:
+    with_limit(path, 1000)
+    file = tmp_path / "file"
+    file.write_bytes(b"x" * 8192)
+
+    def work() -> None:
+        faulthandler.disable()
+        Ledger.open(path)
+        with file.open("r+b") as opened_file:
+            view = mmap.mmap(opened_file.fileno(), 8192)
+            os.truncate(file, 0)
+            view[5000]
+
+    _, status = os.waitpid(child(work), 0)
+    assert os.WIFSIGNALED(status)
+    assert os.WTERMSIG(status) == signal.SIGBUS
