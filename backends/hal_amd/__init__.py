@@ -59,8 +59,8 @@ class Backend:
         return expose.expose(self.enumerate() if ids else Inventory(), ids)
 
     def limits(self) -> Enforcement:
-        """The preloaded guard can hold a soft slice to its memory; nothing here holds its compute."""
-        return Enforcement(memory=Rung.GUARD, compute=Rung.NONE)
+        """The preloaded guard can hold a soft slice to its memory and to its share of the device's time."""
+        return Enforcement(memory=Rung.GUARD, compute=Rung.GUARD)
 
     def close(self) -> None:
         self._driver.close()
