@@ -39,17 +39,24 @@ def configure_slice(parser: argparse.ArgumentParser) -> Callable[[argparse.Names
 
     def verb(name: str, text: str, example: str) -> argparse.ArgumentParser:
         return verbs.add_parser(
-            name, help=text, epilog=f"example:\n  {example}", formatter_class=argparse.RawDescriptionHelpFormatter
+            name,
+            help=text,
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
     create = verb("create", "make one", "hal slice create --device GPU-6a77 --memory 8GiB --compute 30%")
     create.add_argument("--device", metavar="ID", required=True, help="the device, or a part of its id")
     create.add_argument("--memory", metavar="SIZE", required=True, help="device memory, such as 8GiB")
     create.add_argument("--name", default="", help="what to call it")
-    create.add_argument("--print-env", action="store_true", help="print what 'hal slice env' prints, nothing else")
+    create.add_argument(
+        "--print-env", action="store_true", help="print what 'hal slice env' prints, nothing else"
+    )
     resize = verb("resize", "change one while programs run in it", "hal slice resize dev --memory 12GiB")
     resize.add_argument("--memory", metavar="SIZE", help="device memory from now on")
-    resize.add_argument("--inelastic", action="store_true", help="no more of the device's time than its share")
+    resize.add_argument(
+        "--inelastic", action="store_true", help="no more of the device's time than its share"
+    )
     for one in (create, resize):
         one.add_argument("--compute", metavar="SHARE", help="share of the device's time, such as 30%%")
         one.add_argument("--elastic", action="store_true", help="more of it while nobody else wants it")

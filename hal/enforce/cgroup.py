@@ -1,4 +1,5 @@
-"""A slice's control group: where the driver or the kernel itself holds its programs to a limit (cgroups(7), version 2).
+"""A slice's control group: where the driver or the kernel itself holds its programs to a limit (cgroups(7),
+version 2).
 
 ``dmem`` is the kernel's controller of device memory (Linux 6.14; regions of amdgpu and xe, such as
 ``drm/0000:03:00.0/vram0``): ``dmem.capacity`` at the root, ``dmem.max`` and ``dmem.current`` in each group.

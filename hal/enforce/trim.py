@@ -1,9 +1,10 @@
-"""Corrects what the guard charges by what the driver says was used: pure, one controller for a slice's device.
+"""Corrects what the guard charges by what the driver says was used: pure, one controller for a slice's
+device.
 
-The guard charges a launch what it took when nobody else seemed to run. While another program shares the device all
-the time, that figure comes out too high and the slice gets less than its share (cuda.h: other work may run between
-two events). The driver's own figure of a process's utilisation knows nothing of that; it is coarse and late, so it
-moves the charge slowly.
+The guard charges a launch what it took when nobody else seemed to run. While another program shares the
+device all the time, that figure comes out too high and the slice gets less than its share (cuda.h: other work
+may run between two events). The driver's own figure of a process's utilisation knows nothing of that; it is
+coarse and late, so it moves the charge slowly.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ class Trim:
         self._time = 0.0
 
     def look(self, now: float, charged_ns: int, used_ratio: float | None) -> int:
-        """``charged_ns`` is the ledger's counter, uncorrected; ``used_ratio`` the share of the device's time that
-        the slice's processes had of late, None when the driver does not tell."""
+        """``charged_ns`` is the ledger's counter, uncorrected; ``used_ratio`` the share of the device's time
+        that the slice's processes had of late, None when the driver does not tell."""
         before, since = self._charged, now - self._time
         self._charged, self._time = charged_ns, now
         if used_ratio is None or before is None or since <= 0:

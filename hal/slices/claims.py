@@ -1,12 +1,12 @@
 """One book of claims per node: whatever lends a device, or a part of one, first claims it here.
 
-The book is a directory on tmpfs that all users of the node share (mode 1777, as /tmp): one small file per claim,
-owned by who made it, so that nobody can end another's. Claims are made one at a time, under one lock; a claim
-counts while its maker holds its file locked, which the kernel ends with the process, or, when it was made to be
-kept, until the file is removed. A restart of the node empties the book.
+The book is a directory on tmpfs that all users of the node share (mode 1777, as /tmp): one small file per
+claim, owned by who made it, so that nobody can end another's. Claims are made one at a time, under one lock;
+a claim counts while its maker holds its file locked, which the kernel ends with the process, or, when it was
+made to be kept, until the file is removed. A restart of the node empties the book.
 
-It stops schedulers that mean well from lending one thing twice. It is no defence against a user who claims what they
-do not use; ``hal slice list --all`` shows who claims what.
+It stops schedulers that mean well from lending one thing twice. It is no defence against a user who claims
+what they do not use; ``hal slice list --all`` shows who claims what.
 """
 
 from __future__ import annotations
@@ -57,13 +57,16 @@ class Held(Struct, frozen=True):
 
 
 def conflict(wanted: Claim, others: Iterable[Claim], memory_bytes: int) -> str | None:
-    """Why a claim cannot stand beside the others on a device of ``memory_bytes``, in a sentence; None: it can."""
+    """Why a claim cannot stand beside the others on a device of ``memory_bytes``, in a sentence; None: it
+    can."""
     here = [other for other in others if other.device == wanted.device and other.id != wanted.id]
     taken = next((other for other in here if other.whole), None)
     if taken is not None:
         return f"{wanted.device} is claimed whole by '{taken.name or taken.id}'"
     if wanted.whole:
-        return f"{wanted.device} has {len(here)} slices on it, so it cannot be claimed whole" if here else None
+        return (
+            f"{wanted.device} has {len(here)} slices on it, so it cannot be claimed whole" if here else None
+        )
     claimed = sum(other.memory_bytes for other in here)
     if wanted.memory_bytes > memory_bytes - claimed:
         return (
@@ -100,8 +103,8 @@ class Book:
     def claim(self, wanted: Claim, memory_bytes: int) -> Claim:
         """Enter a claim on a device that has ``memory_bytes`` for programs. An empty id is filled in.
 
-        Lives until ``end`` or the end of this process, or with ``kept`` until ``end``. Raises TemporaryError when
-        it conflicts with another, StateError when the book cannot be used.
+        Lives until ``end`` or the end of this process, or with ``kept`` until ``end``. Raises TemporaryError
+        when it conflicts with another, StateError when the book cannot be used.
         """
         wanted = msgspec.structs.replace(wanted, id=wanted.id or secrets.token_hex(8))
         with self._locked():
@@ -160,7 +163,8 @@ class Book:
         return self.directory / f"{claim_id}{_SUFFIX}"
 
     def ledger_file(self, claim_id: str) -> Path:
-        """Where the ledger of a claim's slice lies: in a directory of this user's own, made when it is missing."""
+        """Where the ledger of a claim's slice lies: in a directory of this user's own, made when it is
+        missing."""
         mine = self.directory / f"slices-{os.geteuid()}"
         try:
             self._make()
@@ -203,7 +207,9 @@ class Book:
         status = self.directory.lstat()
         shared = stat.S_IMODE(status.st_mode) & 0o1777 == 0o1777
         if not stat.S_ISDIR(status.st_mode) or not (shared or status.st_uid == os.geteuid()):
-            raise StateError(f"{self.directory} is not a directory with mode 1777, as the book of claims has to be")
+            raise StateError(
+                f"{self.directory} is not a directory with mode 1777, as the book of claims has to be"
+            )
 
     def _enter(self, claim: Claim) -> None:
         path = self._path(claim.id)
@@ -242,7 +248,11 @@ class Book:
             claim = msgspec.json.decode(os.pread(descriptor, _LARGEST, 0), type=Claim)
             if claim.id != path.stem or claim.memory_bytes < 0 or not 0 <= claim.compute_milli <= ALL_MILLI:
                 return None
-            if not claim.kept and claim.id not in self._mine and self._is_dead(descriptor, path, status.st_uid):
+            if (
+                not claim.kept
+                and claim.id not in self._mine
+                and self._is_dead(descriptor, path, status.st_uid)
+            ):
                 return None
             return Held(claim, status.st_uid)
         except (msgspec.MsgspecError, OSError):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import msgspec
 from msgspec import Struct
 
-from hal.backend import Group, GoneError, StateError, UnsupportedError
+from hal.backend import GoneError, Group, StateError, UnsupportedError
 from hal.enforce.guard import guard_environment
 from hal.enforce.ledger import Ledger, RunState, SliceUse
 from hal.inventory import Machine
@@ -48,8 +48,8 @@ class HandMade:
     ) -> Shown:
         """Claim a part of a device and make its ledger.
 
-        Raises TemporaryError when others claim too much of it, UnsupportedError when nothing can hold a part of it
-        to the limit asked for, StateError when the name is taken.
+        Raises TemporaryError when others claim too much of it, UnsupportedError when nothing can hold a part
+        of it to the limit asked for, StateError when the name is taken.
         """
         found = self._machine.find(device)
         limits = self._machine.limits(found.id)
@@ -95,7 +95,9 @@ class HandMade:
         figures = {r.name: int(r.value) for r in readings if r.value is not None and r.subject == device}
         total = self._machine.find(device).memory_bytes or figures.get("memory_total_bytes")
         if total is None:
-            raise StateError(f"{device} does not tell how much memory it has, so no part of it can be claimed")
+            raise StateError(
+                f"{device} does not tell how much memory it has, so no part of it can be claimed"
+            )
         return total - figures.get("memory_reserved_bytes", 0)
 
     def mine(self) -> list[Shown]:
@@ -159,7 +161,8 @@ class HandMade:
         return self.find(shown.claim.id)
 
     def destroy(self, shown: Shown, *, force: bool = False) -> None:
-        """Take the slice away. Raises StateError while programs are in it, unless ``force``: then these are killed."""
+        """Take the slice away. Raises StateError while programs are in it, unless ``force``: then these are
+        killed."""
         try:
             ledger = self._open(shown)
         except StateError:  # its file is gone or damaged: the claim is all that is left
