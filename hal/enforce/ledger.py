@@ -170,10 +170,8 @@ class Ledger:
         """The living processes that hold memory of a device, as (pid, bytes), by pid."""
         if not 0 <= index < self._ledger.devices:
             raise IndexError(index)
-        found = []
-        for slot in range(lib.HAL_LEDGER_SLOTS):
-            if pid := lib.hal_ledger_living(self._ledger, slot):
-                found.append((int(pid), int(self._ledger.slot[slot].mine[index])))
+        slots = ((lib.hal_ledger_living(self._ledger, n), n) for n in range(lib.HAL_LEDGER_SLOTS))
+        found = [(int(pid), int(self._ledger.slot[n].mine[index])) for pid, n in slots if pid]
         self._check()
         return sorted(found)
 

@@ -50,8 +50,9 @@ def test_a_set_user_id_program_is_not(tmp_path: Path) -> None:
 def test_a_script_is_what_its_interpreter_is(tmp_path: Path) -> None:
     static = build(tmp_path, "-static")
     script = tmp_path / "script"
-    for line, reason in ((f"#!{static}\n", "it is linked statically"), ("#!/bin/sh\n", None),
-                         ("#!/usr/bin/env python3\n", None), ("#!/no/such/thing\n", None), ("#!\n", None)):  # fmt: skip
+    lines = {f"#!{static}\n": "it is linked statically"}
+    lines |= dict.fromkeys(("#!/bin/sh\n", "#!/usr/bin/env python3\n", "#!/no/such/thing\n", "#!\n"))
+    for line, reason in lines.items():
         script.write_text(line)
         script.chmod(0o755)
         assert why_not(str(script)) == reason, line
@@ -80,8 +81,14 @@ def test_no_bytes_break_the_look(head: bytes, rest: bytes) -> None:
 
 
 def test_processes_that_use_a_runtime_without_the_guard_are_found(tmp_path: Path) -> None:
-    for pid, parent, maps in ((10, 1, "/x/libcuda.so.1\n"), (11, 10, "/x/libcuda.so.1\n/y/libhalguard.so\n"),
-                              (12, 11, "/lib/libc.so.6\n"), (13, 12, "/x/libamdhip64.so.7\n"), (14, 1, "")):  # fmt: skip
+    processes = (
+        (10, 1, "/x/libcuda.so.1\n"),
+        (11, 10, "/x/libcuda.so.1\n/y/libhalguard.so\n"),
+        (12, 11, "/lib/libc.so.6\n"),
+        (13, 12, "/x/libamdhip64.so.7\n"),
+        (14, 1, ""),
+    )
+    for pid, parent, maps in processes:
         directory = tmp_path / str(pid)
         directory.mkdir()
         (directory / "maps").write_text(maps)
