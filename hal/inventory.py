@@ -14,6 +14,7 @@ from hal.model import (
     Enforcement,
     Event,
     Exposure,
+    Hold,
     Inventory,
     Probe,
     Process,
@@ -156,6 +157,22 @@ class Machine:
                 return UNENFORCED
             self._limits[source.name] = found
         return self._limits[source.name]
+
+    def hold_memory(self, device: str, group: str, limit_bytes: int) -> Hold:
+        """Have the vendor's driver hold the programs of a control group to so much of a device's memory."""
+        held = self._ask_owner(device, "hold_memory", device, group, limit_bytes)
+        return Hold(Rung.NONE, "its backend did not answer") if held is FAILED else held
+
+    def share_units(self, device: str, first_milli: int, milli: int) -> Exposure | None:
+        """What gives a program a part of the device's compute units, if its runtime can
+        (contract.SharesUnits)."""
+        shared = self._ask_owner(device, "share_units", device, first_milli, milli)
+        return None if shared is FAILED else shared
+
+    def _ask_owner(self, device: str, method: str, *arguments: Any) -> Any:
+        self.inventory()
+        source = self._owner.get(device)
+        return FAILED if source is None else source.begin(method, *arguments)()
 
     def _ask_all(self, sources: Iterable[Source], method: str) -> list[tuple[Source, Any]]:
         begun = [(source, source.begin(method)) for source in sources]

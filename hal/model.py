@@ -20,6 +20,7 @@ __all__ = [
     "EventKind",
     "Exposure",
     "Heap",
+    "Hold",
     "Inventory",
     "Link",
     "Memory",
@@ -135,6 +136,13 @@ class Rung(StrEnum):
 class Enforcement(Struct, frozen=True):
     memory: Rung
     compute: Rung
+
+
+class Hold(Struct, frozen=True):
+    """Whether something holds a slice's memory, and if not (NONE) why."""
+
+    rung: Rung
+    reason: str = ""
 
 
 class Slice(Struct, frozen=True):

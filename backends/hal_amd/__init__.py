@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hal.backend import EVERY_COST, Cost, Group
 from hal.model import Enforcement, Exposure, Inventory, Probe, Process, Reading, Rung
-from hal_amd import device, expose, processes, telemetry
+from hal_amd import cumask, device, expose, processes, telemetry
 from hal_amd.driver import Driver
 from hal_amd.sysfs import Sysfs
 
@@ -57,6 +57,19 @@ class Backend:
 
     def expose(self, ids: Sequence[str]) -> Exposure:
         return expose.expose(self.enumerate() if ids else Inventory(), ids)
+
+    def share_units(self, device: str, first_milli: int, milli: int) -> Exposure | None:
+        """By ROCr's CU mask; without ROCm's library the number of XCCs is not known: None."""
+        source = self._driver.open()
+        if isinstance(source, Sysfs):
+            return None
+        card, partition = source.find(device)
+        found = next((here for here in self.enumerate().devices if here.id == card.id), None)
+        undivided = partition is None and card.shape.partitions == 1
+        if found is None or found.compute_units is None or found.architecture is None or not undivided:
+            return None
+        units, arch = found.compute_units, found.architecture
+        return Exposure({"HSA_CU_MASK": cumask.mask(units, card.shape.dies, arch, first_milli, milli)})
 
     def limits(self) -> Enforcement:
         """The preloaded guard can hold a soft slice to its memory and to its share of the device's time."""

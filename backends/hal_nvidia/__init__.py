@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hal.backend import EVERY_COST, Cost, Group
-from hal.model import Enforcement, Event, Exposure, Inventory, Probe, Process, Reading, Rung
-from hal_nvidia import device, errors, expose, processes, telemetry
+from hal.model import Enforcement, Event, Exposure, Hold, Inventory, Probe, Process, Reading, Rung
+from hal_nvidia import device, errors, expose, limits, processes, telemetry
 from hal_nvidia.driver import Driver
 from hal_nvidia.events import Watch
 from hal_nvidia.handles import Handles
@@ -66,6 +66,9 @@ class Backend:
 
     def expose(self, ids: Sequence[str]) -> Exposure:
         return expose.expose(self._open, ids)
+
+    def hold_memory(self, device: str, group: str, limit_bytes: int) -> Hold:
+        return limits.hold_memory(self._open(), device, group, limit_bytes)
 
     def limits(self) -> Enforcement:
         """The preloaded guard can hold a soft slice to its memory and to its share of the device's time."""

@@ -6,8 +6,10 @@ from hal.backend.contract import (
     Cost,
     Exposes,
     Group,
+    HoldsMemory,
     Limits,
     ListsProcesses,
+    SharesUnits,
     Watches,
 )
 from hal.backend.errors import GoneError, HalError, StateError, TemporaryError, UnsupportedError
@@ -24,8 +26,10 @@ __all__ = [
     "GoneError",
     "Group",
     "HalError",
+    "HoldsMemory",
     "Limits",
     "ListsProcesses",
+    "SharesUnits",
     "StateError",
     "TemporaryError",
     "UnsupportedError",

@@ -20,9 +20,20 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
-from hal.model import Enforcement, Event, Exposure, Inventory, Probe, Process, Reading
+from hal.model import Enforcement, Event, Exposure, Hold, Inventory, Probe, Process, Reading
 
-__all__ = ["EVERY_COST", "Backend", "Cost", "Exposes", "Group", "Limits", "ListsProcesses", "Watches"]
+__all__ = [
+    "EVERY_COST",
+    "Backend",
+    "Cost",
+    "Exposes",
+    "Group",
+    "HoldsMemory",
+    "Limits",
+    "ListsProcesses",
+    "SharesUnits",
+    "Watches",
+]
 
 
 class Group(StrEnum):
@@ -107,6 +118,28 @@ class Exposes(Protocol):
 
     def expose(self, ids: Sequence[str]) -> Exposure:
         """What shows exactly these devices, in this order. With no ids: what hides them all."""
+        ...
+
+
+@runtime_checkable
+class HoldsMemory(Protocol):
+    """Optional: the vendor's driver itself can hold the programs of a control group to so much memory."""
+
+    def hold_memory(self, device: str, group: str, limit_bytes: int) -> Hold:
+        """Have it hold them: ``group`` is the path of a cgroup v2. Removing the group ends it.
+
+        A driver that cannot, or will not for this user, is an answer and no error.
+        """
+        ...
+
+
+@runtime_checkable
+class SharesUnits(Protocol):
+    """Optional: the vendor's runtime can give a program a part of a device's compute units."""
+
+    def share_units(self, device: str, first_milli: int, milli: int) -> Exposure | None:
+        """What gives a program that sees this device only ``milli`` thousandths of its units, from
+        ``first_milli`` thousandths on; None when this device's runtime cannot."""
         ...
 
 

@@ -13,7 +13,7 @@ from hal_native import ffi, lib
 __all__ = ["write_state"]
 
 # Of the machine's fields, those that are not the description's to set.
-_HEAD = ("magic", "version", "size", "devices", "name", "device", "ledger")
+_HEAD = ("magic", "version", "size", "devices", "name", "device", "ledger", "hold", "timeline")
 
 
 def write_state(description: Description, path: Path) -> None:

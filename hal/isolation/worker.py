@@ -12,10 +12,10 @@ from typing import Any
 
 import msgspec
 
-from hal.backend import Backend, Exposes, Limits, ListsProcesses, Watches
+from hal.backend import Backend, Exposes, HoldsMemory, Limits, ListsProcesses, SharesUnits, Watches
 from hal.entries import installed, load
 from hal.isolation.calls import METHODS, Failure, Reply, Request, receive, send
-from hal.model import Enforcement, Exposure, Rung
+from hal.model import Enforcement, Exposure, Hold, Rung
 
 __all__ = ["serve"]
 
@@ -27,6 +27,8 @@ _WITHOUT: dict[str, tuple[type[Any], Any]] = {
     "expose": (Exposes, Exposure()),
     "limits": (Limits, Enforcement(Rung.NONE, Rung.NONE)),
     "events": (Watches, []),
+    "hold_memory": (HoldsMemory, Hold(Rung.NONE, "its backend knows no such limit")),
+    "share_units": (SharesUnits, None),
 }
 
 

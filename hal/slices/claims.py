@@ -25,7 +25,7 @@ from msgspec import Struct
 
 from hal.backend import StateError, TemporaryError
 
-__all__ = ["ALL_MILLI", "Book", "Claim", "Held", "conflict"]
+__all__ = ["ALL_MILLI", "Book", "Claim", "Held", "conflict", "free_units"]
 
 ALL_MILLI = 1000  # thousandths of a device's time: all of it
 _VERSION = 1
@@ -46,6 +46,8 @@ class Claim(Struct, frozen=True):
     name: str = ""
     by: str = ""  # what made it: "scheduler", "slice"
     kept: bool = False  # it outlives its maker
+    group: str = ""  # the control group that the driver or the kernel holds
+    units_from: int | None = None  # its compute units: from here on, in thousandths of the device's
     version: int = _VERSION
 
 
@@ -80,6 +82,21 @@ def conflict(wanted: Claim, others: Iterable[Claim], memory_bytes: int) -> str |
             f"and {wanted.compute_milli / 10:.0f} % is wanted"
         )
     return None
+
+
+def free_units(others: Iterable[Claim], device: str, milli: int) -> int | None:
+    """Where ``milli`` thousandths of a device's compute units are free: the first such place, or None."""
+    taken = sorted(
+        (other.units_from, other.compute_milli)
+        for other in others
+        if other.device == device and other.units_from is not None
+    )
+    at = 0
+    for first, length in taken:
+        if first - at >= milli:
+            return at
+        at = max(at, first + length)
+    return at if ALL_MILLI - at >= milli else None
 
 
 class Book:

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <strings.h>
 
+#include "hold.h"
 #include "member.h"
 #include "sizes.h"
 #include "timeline.h"
@@ -47,7 +48,7 @@ unsigned emulator_devices(const char *vendor, unsigned index[HAL_LEDGER_DEVICES]
 enum emulator_memory emulator_allocate(unsigned index, uint64_t bytes, uint64_t *address) {
     static _Atomic uint64_t next = UINT64_C(0x700000000000);
     int mine = hal_member_slot(&member);
-    if (mine < 0 || !hal_ledger_reserve(&machine->ledger, mine, index, bytes))
+    if (mine < 0 || !hold_allows(index, bytes) || !hal_ledger_reserve(&machine->ledger, mine, index, bytes))
         return EMULATOR_NO_MEMORY;
     uint64_t at = atomic_fetch_add(&next, (bytes + 511) & ~UINT64_C(511));
     if (!hal_sizes_put(at, (struct hal_allocation){bytes, index})) {

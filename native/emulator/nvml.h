@@ -325,6 +325,16 @@ typedef struct {
     unsigned long long memorySizeMB;
 } nvmlDeviceAttributes_t;
 
+typedef struct {
+    const char *nameSpace;
+    unsigned long long softLimit, hardLimit;
+} nvmlSetMemoryLimits_v1_t;
+
+typedef struct {
+    const char *nameSpace;
+    unsigned long long softLimit, hardLimit, currentUsed;
+} nvmlGetMemoryLimits_v1_t;
+
 /* The first word of a versioned structure: its number over its size. */
 enum {
     nvmlMemory_v2 = 2 << 24 | (int)sizeof(nvmlMemory_v2_t),

@@ -80,7 +80,6 @@
     X(nvmlDeviceGetMemClkMinMaxVfOffset) \
     X(nvmlDeviceGetMemClkVfOffset) \
     X(nvmlDeviceGetMemoryBusWidth) \
-    X(nvmlDeviceGetMemoryLimits_v1) \
     X(nvmlDeviceGetMinMaxClockOfPState) \
     X(nvmlDeviceGetMinMaxFanSpeed) \
     X(nvmlDeviceGetModuleId) \
@@ -170,7 +169,6 @@
     X(nvmlDeviceSetGpuOperationMode) \
     X(nvmlDeviceSetHostname_v1) \
     X(nvmlDeviceSetMemClkVfOffset) \
-    X(nvmlDeviceSetMemoryLimits_v1) \
     X(nvmlDeviceSetMemoryLockedClocks) \
     X(nvmlDeviceSetNvLinkDeviceLowPowerThreshold) \
     X(nvmlDeviceSetNvLinkUtilizationControl) \

@@ -112,6 +112,7 @@ struct hal_ledger_device *slice_device(unsigned device) {
 
 bool slice_reserve(unsigned device, uint64_t bytes) {
     if (current() != OPEN) return false;
+    slice_await_running();
     int slot = hal_member_slot(&member);
     if (slot < 0) {
         if (may_speak()) say("allocation refused: this slice already has as many processes as it can hold");

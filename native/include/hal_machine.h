@@ -19,7 +19,7 @@ enum { HAL_MACHINE_VERSION = 2, HAL_MACHINE_TEXT = 96, HAL_MACHINE_TIMELINE = 28
 
 enum { HAL_UNKNOWN = -1 };
 
-enum { HAL_MACHINE_PARTITIONS = 8, HAL_MACHINE_XIDS = 64 };
+enum { HAL_MACHINE_PARTITIONS = 8, HAL_MACHINE_XIDS = 64, HAL_MACHINE_HOLDS = 32, HAL_MACHINE_PATH = 256 };
 
 /* A fault that an NVIDIA device reported. */
 struct hal_machine_xid {
@@ -109,6 +109,14 @@ struct hal_machine_device {
     struct hal_machine_mig nvidia_partition[HAL_MACHINE_PARTITIONS];
 };
 
+/* A limit that the driver holds the programs of a control group to. */
+struct hal_machine_hold {
+    _Atomic uint32_t state; /* 0: free, 1: being written, 2: holds */
+    uint32_t device;
+    uint64_t soft, hard;
+    char group[HAL_MACHINE_PATH];
+};
+
 struct hal_machine {
     char magic[8]; /* "HALMACHN" */
     uint32_t version;
@@ -126,6 +134,7 @@ struct hal_machine {
     _Atomic uint64_t nvidia_xids;                        /* how many there ever were */
     struct hal_machine_device device[HAL_LEDGER_DEVICES];
     struct hal_ledger ledger; /* device i here is device i there; limit = memory - reserved */
+    struct hal_machine_hold hold[HAL_MACHINE_HOLDS];
     _Alignas(64) uint8_t timeline[HAL_LEDGER_DEVICES][HAL_MACHINE_TIMELINE]; /* emulator/timeline.c */
 };
 
