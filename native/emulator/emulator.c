@@ -16,7 +16,7 @@
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static struct hal_machine *machine;
 
-static struct hal_member member = {.slot = HAL_NOT_JOINED};
+static struct hal_member member;
 
 static void forked(void) {
     hal_member_forked(&member);

@@ -17,7 +17,7 @@ enum state { UNKNOWN, ABSENT, OPEN, CLOSED };
 
 static _Atomic int state = UNKNOWN;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
-static struct hal_member member = {.slot = HAL_NOT_JOINED};
+static struct hal_member member;
 
 /* ---- words to the user ---------------------------------------------------------------------- */
 
