@@ -20,14 +20,22 @@ static atomic_bool ready;
 /* A processor's handle is its place here; a socket, which is one card, is known by its name. */
 static processor table[HAL_LEDGER_DEVICES][AMDSMI_XCP];
 
-static unsigned cards(unsigned index[HAL_LEDGER_DEVICES]) { return emulator_devices("amd", index); }
+static bool absent[HAL_LEDGER_DEVICES]; /* they were lost before the library began */
+
+static unsigned cards(unsigned index[HAL_LEDGER_DEVICES]) {
+    unsigned count = emulator_devices("amd", index), left = 0;
+    for (unsigned i = 0; i < count; i++)
+        if (!absent[index[i]]) index[left++] = index[i];
+    return left;
+}
+
 static void *socket_of(unsigned index) { return emulator_device(index)->model; }
 
 bool amdsmi_ready(void) { return ready; }
 uint32_t amdsmi_major(void) { return emulator_machine()->amdsmi_major; }
 unsigned amdsmi_index(const device *d) { return (unsigned)(d - emulator_machine()->device); }
 
-amdsmi_status_t amdsmi_find(const void *handle, const void *out, const processor **found) {
+amdsmi_status_t amdsmi_named(const void *handle, const void *out, const processor **found) {
     uintptr_t start = (uintptr_t)table, at = (uintptr_t)handle;
     if (!ready) return AMDSMI_STATUS_NOT_INIT;
     if (out == NULL || handle == NULL) return AMDSMI_STATUS_INVAL;
@@ -38,6 +46,12 @@ amdsmi_status_t amdsmi_find(const void *handle, const void *out, const processor
         return AMDSMI_STATUS_NOT_FOUND;
     *found = p;
     return AMDSMI_STATUS_SUCCESS;
+}
+
+amdsmi_status_t amdsmi_find(const void *handle, const void *out, const processor **found) {
+    amdsmi_status_t status = amdsmi_named(handle, out, found);
+    if (status == AMDSMI_STATUS_SUCCESS && (*found)->card->amd_lost) return AMDSMI_STATUS_NOT_FOUND;
+    return status;
 }
 
 void amdsmi_each(amdsmi_visit visit, void *context) {
@@ -97,8 +111,10 @@ static const char *digits(const char *hex) { return hex + (strncmp(hex, "0x", 2)
 
 FUNCTION amdsmi_init(uint64_t flags) {
     FAULTS;
-    unsigned index[HAL_LEDGER_DEVICES], count = cards(index);
+    unsigned index[HAL_LEDGER_DEVICES], all = emulator_devices("amd", index);
     (void)flags; /* there are only GPUs here */
+    for (unsigned i = 0; i < all; i++) absent[index[i]] = emulator_device(index[i])->amd_lost;
+    unsigned count = cards(index);
     if (count == 0) return AMDSMI_STATUS_DRIVER_NOT_LOADED;
     for (unsigned i = 0; i < count; i++)
         for (unsigned part = 0; part < AMDSMI_XCP; part++)
@@ -209,7 +225,14 @@ FUNCTION amdsmi_get_processor_handle_from_bdf(amdsmi_bdf_t bdf, void **handle) {
 
 FIGURE(PROCESSOR, amdsmi_get_gpu_id, uint16_t, d->pci_device_id)
 FIGURE(PROCESSOR, amdsmi_get_gpu_subsystem_id, uint16_t, d->pci_subsystem_id)
-FIGURE(PROCESSOR, amdsmi_get_gpu_device_bdf, amdsmi_bdf_t, amdsmi_bdf(p))
+/* Known since the start, and so of a lost card, too. */
+FUNCTION amdsmi_get_gpu_device_bdf(void *handle, amdsmi_bdf_t *bdf) {
+    FAULTS;
+    const processor *p = NULL;
+    amdsmi_status_t status = amdsmi_named(handle, bdf, &p);
+    if (status == AMDSMI_STATUS_SUCCESS) *bdf = amdsmi_bdf(p);
+    return status;
+}
 /* The same as KFD arranges it (rocm_smi.h, rsmi_dev_pci_id_get). */
 FIGURE(PROCESSOR, amdsmi_get_gpu_bdf_id, uint64_t,
        (uint64_t)d->pci_domain << 32 | (amdsmi_bdf(p) & 0xFFFF))

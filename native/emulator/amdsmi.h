@@ -94,6 +94,16 @@ enum { AMDSMI_RAS_ERR_STATE_DISABLED = 1, AMDSMI_RAS_ERR_STATE_ENABLED = 6 };
 enum { AMDSMI_MEM_PAGE_STATUS_RESERVED = 0, AMDSMI_MEM_PAGE_STATUS_PENDING = 1 };
 enum { AMDSMI_LINK_TYPE_INTERNAL = 0, AMDSMI_LINK_TYPE_PCIE = 1, AMDSMI_LINK_TYPE_XGMI = 2 };
 enum { AMDSMI_XGMI_LINK_UP = 1 };
+enum { AMDSMI_CLK_LIMIT_MIN = 0, AMDSMI_CLK_LIMIT_MAX = 1 };
+enum { AMDSMI_DEV_PERF_LEVEL_MANUAL = 3, AMDSMI_DEV_PERF_LEVEL_LAST = 8 };
+enum { AMDSMI_MAX_FAN_SPEED = 255 };
+enum {
+    AMDSMI_EVT_NOTIF_VMFAULT = 1,
+    AMDSMI_EVT_NOTIF_THERMAL_THROTTLE = 2,
+    AMDSMI_EVT_NOTIF_GPU_PRE_RESET = 3,
+    AMDSMI_EVT_NOTIF_GPU_POST_RESET = 4,
+    AMDSMI_EVT_NOTIF_LAST = 13
+};
 
 /* function:3 | device:5 | bus:8 | domain:48, from the bottom. A union of bit-fields in the vendor's
  * header, which is passed as this integer is. */
@@ -285,6 +295,24 @@ typedef struct {
     uint32_t resources[AMDSMI_XCP][AMDSMI_DEVICES];
     uint64_t reserved[13];
 } amdsmi_accelerator_partition_profile_t;
+
+typedef struct {
+    uint32_t num_profiles, num_resource_profiles;
+    struct {
+        uint32_t profile_index, resource_type;
+        uint32_t partition_resource, num_partitions_share_resource;
+        uint64_t reserved[6];
+    } resource_profiles[32];
+    uint32_t default_profile_index;
+    amdsmi_accelerator_partition_profile_t profiles[32];
+    uint64_t reserved[30];
+} amdsmi_accelerator_partition_profile_config_t;
+
+typedef struct {
+    void *processor_handle;
+    uint32_t event;
+    char message[AMDSMI_TEXT];
+} amdsmi_evt_notification_data_t;
 
 typedef struct {
     uint32_t partition_caps; /* as memory_caps */

@@ -35,22 +35,30 @@ FUNCTION amdsmi_get_gpu_vram_usage(void *handle, amdsmi_vram_usage_t *info) {
     return AMDSMI_STATUS_SUCCESS;
 }
 
-/* All of the memory is visible to the processor (large BAR); GTT is not described. */
-static amdsmi_status_t heap(uint32_t type) {
+/* Nobody uses GTT here. The part that the host sees fills up first. */
+static amdsmi_status_t heap(const processor *p, uint32_t type, uint64_t *size, uint64_t *taken) {
+    const device *d = p->card;
+    *size = total(p);
+    *taken = used(p);
     if (type > AMDSMI_MEM_TYPE_GTT) return AMDSMI_STATUS_INVAL;
-    return type == AMDSMI_MEM_TYPE_GTT ? AMDSMI_STATUS_NOT_SUPPORTED : AMDSMI_STATUS_SUCCESS;
+    if (type == AMDSMI_MEM_TYPE_GTT) *size = d->amd_gtt_bytes, *taken = 0;
+    if (type == AMDSMI_MEM_TYPE_VIS_VRAM && d->amd_visible_bytes != 0) {
+        *size = d->amd_visible_bytes < *size ? d->amd_visible_bytes : *size;
+        *taken = *taken < *size ? *taken : *size;
+    }
+    return *size == 0 ? AMDSMI_STATUS_NOT_SUPPORTED : AMDSMI_STATUS_SUCCESS;
 }
 
 FUNCTION amdsmi_get_gpu_memory_total(void *handle, uint32_t type, uint64_t *bytes) {
+    uint64_t taken;
     PROCESSOR(handle, bytes);
-    if (heap(type) == AMDSMI_STATUS_SUCCESS) *bytes = total(p);
-    return heap(type);
+    return heap(p, type, bytes, &taken);
 }
 
 FUNCTION amdsmi_get_gpu_memory_usage(void *handle, uint32_t type, uint64_t *bytes) {
+    uint64_t size;
     PROCESSOR(handle, bytes);
-    if (heap(type) == AMDSMI_STATUS_SUCCESS) *bytes = used(p);
-    return heap(type);
+    return heap(p, type, &size, bytes);
 }
 
 /* ---- processes ------------------------------------------------------------------------------ */

@@ -18,9 +18,11 @@ static void power(const device *d, amdsmi_gpu_metrics_t *m) {
 }
 
 static void clocks(const device *d, amdsmi_gpu_metrics_t *m) {
-    m->current_gfxclk = clock_of(d->amd_compute_megahertz);
+    m->current_gfxclk = clock_of(amdsmi_held(
+        d->amd_compute_megahertz, d->amd_compute_low_megahertz, d->amd_compute_high_megahertz));
     m->current_socclk = clock_of(d->amd_soc_megahertz);
-    m->current_uclk = clock_of(d->amd_memory_megahertz);
+    m->current_uclk = clock_of(amdsmi_held(
+        d->amd_memory_megahertz, d->amd_memory_low_megahertz, d->amd_memory_high_megahertz));
     m->current_vclk0 = clock_of(d->amd_video_megahertz);
     for (unsigned i = 0; i < d->amd_dies && i < AMDSMI_XCC; i++)
         m->current_gfxclks[i] = m->current_gfxclk;
@@ -53,6 +55,7 @@ static void residencies(const device *d, amdsmi_gpu_metrics_t *m) {
 static void engines(const device *d, amdsmi_gpu_metrics_t *m) {
     m->average_gfx_activity = short_of(d->compute_busy_percent);
     m->average_umc_activity = short_of(d->memory_busy_percent);
+    m->average_mm_activity = short_of(d->amd_media_busy_percent);
     for (unsigned i = 0; i < d->amd_video_engines && i < 4; i++)
         m->vcn_activity[i] = short_of(d->amd_video_busy_percent);
     for (unsigned i = 0; i < d->amd_jpeg_engines && i < 32; i++)
@@ -76,6 +79,9 @@ FUNCTION amdsmi_get_gpu_metrics_info(void *handle, amdsmi_gpu_metrics_t *m) {
     residencies(d, m);
     if (d->amd_pcie_width != 0) m->pcie_link_width = (uint16_t)d->amd_pcie_width;
     m->pcie_replay_count_acc = d->amd_pcie_replays;
+    m->pcie_nak_sent_count_acc = (uint32_t)d->amd_pcie_naks_sent;
+    m->pcie_nak_rcvd_count_acc = (uint32_t)d->amd_pcie_naks_received;
+    m->current_fan_speed = short_of(d->amd_fan_rpm);
     if (d->amd_dies != 0) partitions(d, m);
     return AMDSMI_STATUS_SUCCESS;
 }
