@@ -186,6 +186,7 @@ class EventKind(StrEnum):
     THERMAL = "thermal"
     PARTITION_CHANGED = "partition_changed"
     HOTPLUG = "hotplug"
+    PAGING = "paging"  # memory moved to or from it, or it touched memory that was not there
 
 
 class Event(Struct, frozen=True):
@@ -194,7 +195,7 @@ class Event(Struct, frozen=True):
     subject: str
     kind: EventKind
     time: float  # seconds since 1970, when it was noticed
-    code_space: str = ""  # whose numbers `code` is one of: xid, ras, afid
+    code_space: str = ""  # whose numbers `code` is one of: xid, kfd, ras, afid
     code: int | None = None
     message: str = ""
     source: str = ""

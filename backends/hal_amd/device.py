@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from hal.backend import GoneError, StateError
 from hal.model import Device, DeviceKind, Heap, Inventory, Pci, whole
 from hal_amd import conv, errors, links, slices
-from hal_amd.ask import ask
+from hal_amd.ask import Guarded, ask
 from hal_amd.throttle import Looks
 from hal_amd.version import Versions, versions
 
@@ -51,8 +51,8 @@ class Cards:
     """The cards as they were when they were last looked up: handles are good until one is refused."""
 
     def __init__(self, smi: Any) -> None:
-        self.smi = smi
         self.versions: Versions = versions(smi)
+        self.smi: Any = Guarded(smi, self.versions.refused)
         self._cards: dict[str, Card] | None = None
         self._looks: dict[str, Looks] = {}  # they outlive handles
         self.lost = False  # AMD SMI was shut down, and not by us

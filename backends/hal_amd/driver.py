@@ -56,6 +56,7 @@ class Driver:
         self._sysfs = Sysfs(root)
         self._without = False  # AMD SMI is missing, and the kernel's files are used until `close`
         self._cards: Cards | None = None
+        self._files: dict[Path, tuple[int, int] | None] = {}  # where the library in use was found
 
     def open(self) -> Cards | Sysfs:
         """AMD SMI, initialised, and its cards; the kernel's files where AMD SMI is missing and they show
@@ -81,10 +82,19 @@ class Driver:
         """Somebody else in this process has shut AMD SMI down: the next `open` starts it again."""
         self._cards = None
 
+    def outdated(self) -> str:
+        """Why a new process has to take over; empty while the library in use is the one on disk.
+
+        A driver's upgrade puts another file in its place. The old one stays loaded, and its answers go
+        wrong once the kernel driver is the new one; no process can load the new one beside it.
+        """
+        changed = [str(path) for path, file in self._files.items() if _file(path) not in (file, None)]
+        return f"{changed[0]} was replaced while it was in use" if changed else ""
+
     def probe(self) -> Probe:
         smi = None
         try:
-            smi = self._start() if self._cards is None else self._cards.smi
+            smi = self._start() if self._cards is None else self._cards.smi.module
             count = len(smi.amdsmi_get_processor_handles())
             note = versions(smi).mismatch
         except _UnusableError as unusable:
@@ -108,6 +118,10 @@ class Driver:
     def _start(self) -> Any:
         library = self._find()
         smi = _wrapper(library)
+        if not self._files and (loaded := _loaded()) is not None:
+            places = (Path(library).absolute(), loaded, loaded.with_name(_LIBRARY),
+                      self._root / "opt/rocm/lib" / _LIBRARY)  # fmt: skip
+            self._files = {path: _file(path) for path in places}
         try:
             with _quiet():
                 smi.amdsmi_init()
@@ -184,16 +198,33 @@ def _wrapper(library: str) -> Any:
 
 def _beside() -> str | None:
     """Where ROCm keeps the wrapper that belongs to the library that is now loaded."""
+    loaded = _loaded()
+    if loaded is None:
+        return None
+    folder = loaded.parent.parent / "share" / "amd_smi"
+    return str(folder) if (folder / "amdsmi" / "__init__.py").exists() else None
+
+
+def _loaded() -> Path | None:
+    """The file of the library that is in this process."""
     try:
         maps = Path("/proc/self/maps").read_text().splitlines()
     except OSError:
         return None
     for line in maps:
-        path = Path(line.split(maxsplit=5)[-1])
+        path = Path(line.split(maxsplit=5)[-1].removesuffix(" (deleted)"))
         if path.name.startswith(_LIBRARY):
-            folder = path.parent.parent / "share" / "amd_smi"
-            return str(folder) if (folder / "amdsmi" / "__init__.py").exists() else None
+            return path
     return None
+
+
+def _file(path: Path) -> tuple[int, int] | None:
+    """Which file is there now; none in the middle of an upgrade."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _shut_down(smi: Any) -> None:

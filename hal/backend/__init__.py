@@ -2,6 +2,7 @@
 
 from hal.backend.contract import (
     EVERY_COST,
+    Ages,
     Backend,
     Cost,
     Exposes,
@@ -15,6 +16,7 @@ from hal.backend.table import Answer, Call, Figure, Value, read_table
 
 __all__ = [
     "EVERY_COST",
+    "Ages",
     "Answer",
     "Backend",
     "Call",

@@ -22,7 +22,7 @@ from typing import Protocol, runtime_checkable
 
 from hal.model import Enforcement, Event, Exposure, Inventory, Probe, Process, Reading
 
-__all__ = ["EVERY_COST", "Backend", "Cost", "Exposes", "Group", "Limits", "ListsProcesses", "Watches"]
+__all__ = ["EVERY_COST", "Ages", "Backend", "Cost", "Exposes", "Group", "Limits", "ListsProcesses", "Watches"]
 
 
 class Group(StrEnum):
@@ -98,6 +98,15 @@ class Watches(Protocol):
 
     def events(self) -> list[Event]:
         """What has happened since the last call, the oldest first; never waits. The first call begins."""
+        ...
+
+
+@runtime_checkable
+class Ages(Protocol):
+    """Optional: the vendor's library can be replaced on disk while it is loaded here."""
+
+    def outdated(self) -> str:
+        """Why a new process has to take over; empty while none has to. Cheap: asked after each call."""
         ...
 
 

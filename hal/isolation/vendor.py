@@ -196,7 +196,7 @@ class Vendor:
         try:
             keep = os.dup2(end.fileno(), 3)
             os.closerange(4, os.sysconf("SC_OPEN_MAX"))
-            worker.serve(self._load, socket.socket(fileno=keep))
+            worker.serve(self._load, socket.socket(fileno=keep), self.name)
             status = 0
         finally:
             os._exit(status)

@@ -10,6 +10,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "amdsmi_old.h"
 #include "amdsmi_parts.h"
 #include "amdsmi_symbols.h"
 
@@ -280,20 +281,21 @@ FUNCTION amdsmi_get_gpu_enumeration_info(void *handle, amdsmi_enumeration_info_t
     return AMDSMI_STATUS_SUCCESS;
 }
 
-FUNCTION amdsmi_get_gpu_asic_info(void *handle, amdsmi_asic_info_t *info) {
-    PROCESSOR(handle, info);
-    *info = (amdsmi_asic_info_t){.vendor_id = d->pci_vendor_id,
+FUNCTION amdsmi_get_gpu_asic_info(void *handle, void *out) {
+    PROCESSOR(handle, out);
+    amdsmi_asic_info_t info = {.vendor_id = d->pci_vendor_id,
                                  .subvendor_id = d->pci_subsystem_vendor_id,
                                  .device_id = d->pci_device_id,
                                  .oam_id = AMDSMI_NONE32,
                                  .num_of_compute_units = d->compute_units / emulator_partitions(d),
                                  .subsystem_id = d->pci_subsystem_id};
-    COPY(info->market_name, d->model);
-    COPY(info->vendor_name, VENDOR);
-    snprintf(info->asic_serial, sizeof info->asic_serial, "0x%s", digits(d->serial));
+    COPY(info.market_name, d->model);
+    COPY(info.vendor_name, VENDOR);
+    snprintf(info.asic_serial, sizeof info.asic_serial, "0x%s", digits(d->serial));
     char gfx[32]; /* LLVM's name of the target: 9.0.10 is gfx90a, 11.0.0 is gfx1100 */
     snprintf(gfx, sizeof gfx, "%u%x%x", d->arch_major, d->arch_minor, d->arch_stepping);
-    info->target_graphics_version = strtoull(gfx, NULL, 16);
+    info.target_graphics_version = strtoull(gfx, NULL, 16);
+    amdsmi_put_asic(out, &info);
     return AMDSMI_STATUS_SUCCESS;
 }
 
@@ -305,10 +307,11 @@ FUNCTION amdsmi_get_gpu_board_info(void *handle, amdsmi_board_info_t *info) {
     return AMDSMI_STATUS_SUCCESS;
 }
 
-FUNCTION amdsmi_get_gpu_driver_info(void *handle, amdsmi_driver_info_t *info) {
-    PROCESSOR(handle, info);
-    *info = (amdsmi_driver_info_t){.driver_name = "amdgpu"};
-    COPY(info->driver_version, emulator_machine()->amd_driver);
+FUNCTION amdsmi_get_gpu_driver_info(void *handle, void *out) {
+    PROCESSOR(handle, out);
+    amdsmi_driver_info_t info = {.driver_name = "amdgpu"};
+    COPY(info.driver_version, emulator_machine()->amd_driver);
+    amdsmi_put_driver(out, &info);
     return AMDSMI_STATUS_SUCCESS;
 }
 

@@ -371,7 +371,7 @@ typedef struct {
     uint64_t gfx_below_host_limit_total_acc[AMDSMI_XCC];
 } amdsmi_gpu_xcp_metrics_t;
 
-/* Of library 26. That of 27 is longer: AMDSMI_METRICS_27 bytes. */
+/* Of library 26. That of 27 is longer, those of 24 and 25 are shorter from xcp_stats on. */
 typedef struct {
     amd_metrics_table_header_t common_header;
     uint16_t temperature_edge, temperature_hotspot, temperature_mem;
@@ -411,6 +411,6 @@ typedef struct {
     uint16_t xgmi_link_status[AMDSMI_XGMI_LINKS];
 } amdsmi_gpu_metrics_t;
 
-enum { AMDSMI_METRICS_27 = 4720 };
+enum { AMDSMI_METRICS_24 = 1832, AMDSMI_METRICS_25 = 2368, AMDSMI_METRICS_27 = 4720 };
 
 #endif

@@ -1,6 +1,7 @@
 /* What can be set on the stand-in's cards: power cap, performance level, clock limits; and resets.
  * Which values are refused, and with what, follows rocm_smi.cc. */
 #define _GNU_SOURCE
+#include <stdio.h>
 #include <unistd.h>
 
 #include "amdsmi_parts.h"
@@ -83,12 +84,14 @@ FUNCTION amdsmi_set_gpu_clk_range(void *handle, uint64_t least, uint64_t most, u
 /* It answers again at once; what was set is gone. Programs keep what they hold here. */
 FUNCTION amdsmi_reset_gpu(void *handle) {
     CHANGE(handle);
-    amdsmi_report(d, AMDSMI_EVT_NOTIF_GPU_PRE_RESET, "1");
+    char sequence[16];
+    snprintf(sequence, sizeof sequence, "%x", (unsigned)emulator_machine()->amd_events + 1);
+    amdsmi_report(d, AMDSMI_EVT_NOTIF_GPU_PRE_RESET, sequence);
     d->amd_performance_level = 0;
     d->amd_compute_low_megahertz = d->amd_compute_high_megahertz = 0;
     d->amd_memory_low_megahertz = d->amd_memory_high_megahertz = 0;
     if (d->amd_power_default_milliwatts != HAL_UNKNOWN)
         d->power_limit_milliwatts = d->amd_power_default_milliwatts;
-    amdsmi_report(d, AMDSMI_EVT_NOTIF_GPU_POST_RESET, "1");
+    amdsmi_report(d, AMDSMI_EVT_NOTIF_GPU_POST_RESET, sequence);
     return AMDSMI_STATUS_SUCCESS;
 }

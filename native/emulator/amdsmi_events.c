@@ -7,7 +7,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "amdsmi_parts.h"
+#include "amdsmi_old.h"
 
 enum { TYPES = AMDSMI_EVT_NOTIF_LAST + 1 };
 
@@ -64,14 +64,14 @@ FUNCTION amdsmi_stop_gpu_event_notification(void *handle) {
 }
 
 struct list {
-    amdsmi_evt_notification_data_t *data;
+    void *data;
     uint32_t count, room;
 };
 
 static void put(struct list *list, const processor *p, uint32_t type, const char *message) {
-    amdsmi_evt_notification_data_t *data = &list->data[list->count++];
-    *data = (amdsmi_evt_notification_data_t){(void *)(uintptr_t)p, type, {0}};
-    snprintf(data->message, sizeof data->message, "%s", message);
+    amdsmi_evt_notification_data_t one = {(void *)(uintptr_t)p, type, {0}};
+    snprintf(one.message, sizeof one.message, "%s", message);
+    amdsmi_put_event(list->data, list->count++, &one);
 }
 
 static bool wanted(const struct watch *w, uint32_t type) {
@@ -118,8 +118,7 @@ static bool visit(const processor *p, unsigned position, void *context) {
 }
 
 /* Of all processors that are watched, whichever the caller thinks of. */
-FUNCTION amdsmi_get_gpu_event_notification(int timeout, uint32_t *count,
-                                           amdsmi_evt_notification_data_t *data) {
+FUNCTION amdsmi_get_gpu_event_notification(int timeout, uint32_t *count, void *data) {
     FAULTS;
     const struct timespec tick = {.tv_nsec = 1000000};
     if (!amdsmi_ready()) return AMDSMI_STATUS_NOT_INIT;

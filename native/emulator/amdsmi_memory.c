@@ -3,7 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "amdsmi_parts.h"
+#include "amdsmi_old.h"
 
 static const uint64_t MIB = 1 << 20;
 
@@ -73,7 +73,7 @@ static void name_of(pid_t pid, char name[AMDSMI_TEXT]) {
 }
 
 /* Asked with a count of 0 it gives the count; with too short a list what fits, and an error. */
-FUNCTION amdsmi_get_gpu_process_list(void *handle, uint32_t *count, amdsmi_proc_info_t *list) {
+FUNCTION amdsmi_get_gpu_process_list(void *handle, uint32_t *count, void *list) {
     PROCESSOR(handle, count);
     struct emulator_process all[HAL_LEDGER_SLOTS];
     uint32_t room = *count, found = 0;
@@ -81,11 +81,12 @@ FUNCTION amdsmi_get_gpu_process_list(void *handle, uint32_t *count, amdsmi_proc_
     if (room != 0 && found != 0 && list == NULL) return AMDSMI_STATUS_INVAL;
     *count = found;
     for (uint32_t i = 0; i < found && i < room; i++) {
-        list[i] = (amdsmi_proc_info_t){.pid = (uint32_t)all[i].pid,
-                                       .mem = all[i].bytes,
-                                       .memory_usage.vram_mem = all[i].bytes,
-                                       .cu_occupancy = AMDSMI_NONE32};
-        name_of(all[i].pid, list[i].name);
+        amdsmi_proc_info_t one = {.pid = (uint32_t)all[i].pid,
+                                  .mem = all[i].bytes,
+                                  .memory_usage.vram_mem = all[i].bytes,
+                                  .cu_occupancy = AMDSMI_NONE32};
+        name_of(all[i].pid, one.name);
+        amdsmi_put_process(list, i, &one);
     }
     return room == 0 || room >= found ? AMDSMI_STATUS_SUCCESS : AMDSMI_STATUS_OUT_OF_RESOURCES;
 }

@@ -1,9 +1,10 @@
 /* The stand-in's gpu_metrics: one structure of everything that the firmware measures. Its size is
  * the library's own, whatever the caller has made room for. */
 #define _GNU_SOURCE
+#include <stddef.h>
 #include <string.h>
 
-#include "amdsmi_parts.h"
+#include "amdsmi_old.h"
 
 static uint16_t short_of(int64_t value) { return (uint16_t)amdsmi_or(value, AMDSMI_NONE16); }
 static uint16_t clock_of(uint32_t megahertz) {
@@ -62,11 +63,9 @@ static void engines(const device *d, amdsmi_gpu_metrics_t *m) {
         m->jpeg_activity[i] = short_of(d->amd_jpeg_busy_percent);
 }
 
-FUNCTION amdsmi_get_gpu_metrics_info(void *handle, amdsmi_gpu_metrics_t *m) {
-    CARD(handle, m);
-    size_t size = amdsmi_major() >= 27 ? (size_t)AMDSMI_METRICS_27 : sizeof *m;
-    memset(m, 0xFF, size);
-    m->common_header = (amd_metrics_table_header_t){(uint16_t)size, 1, 8};
+/* What all libraries have; then, from 26 on, its partitions. */
+static void measure(const device *d, amdsmi_gpu_metrics_t *m) {
+    m->common_header = (amd_metrics_table_header_t){(uint16_t)amdsmi_metrics_size(), 1, 8};
     m->temperature_edge = short_of(d->amd_edge_temperature_celsius);
     m->temperature_hotspot = short_of(d->temperature_celsius);
     m->temperature_mem = short_of(d->memory_temperature_celsius);
@@ -83,12 +82,22 @@ FUNCTION amdsmi_get_gpu_metrics_info(void *handle, amdsmi_gpu_metrics_t *m) {
     m->pcie_nak_rcvd_count_acc = (uint32_t)d->amd_pcie_naks_received;
     m->current_fan_speed = short_of(d->amd_fan_rpm);
     if (d->amd_dies != 0) partitions(d, m);
+}
+
+FUNCTION amdsmi_get_gpu_metrics_info(void *handle, void *out) {
+    CARD(handle, out);
+    amdsmi_gpu_metrics_t m;
+    size_t size = amdsmi_metrics_size(), common = sizeof m;
+    if (amdsmi_major() < 26) common = offsetof(amdsmi_gpu_metrics_t, xcp_stats);
+    memset(&m, 0xFF, sizeof m);
+    measure(d, &m);
+    memset(out, 0xFF, size);
+    memcpy(out, &m, common);
     return AMDSMI_STATUS_SUCCESS;
 }
 
 FUNCTION amdsmi_get_gpu_metrics_header_info(void *handle, amd_metrics_table_header_t *header) {
     CARD(handle, header);
-    size_t size = amdsmi_major() >= 27 ? (size_t)AMDSMI_METRICS_27 : sizeof(amdsmi_gpu_metrics_t);
-    *header = (amd_metrics_table_header_t){(uint16_t)size, 1, 8};
+    *header = (amd_metrics_table_header_t){(uint16_t)amdsmi_metrics_size(), 1, 8};
     return AMDSMI_STATUS_SUCCESS;
 }

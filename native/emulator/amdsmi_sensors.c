@@ -3,7 +3,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "amdsmi_parts.h"
+#include "amdsmi_old.h"
 
 static const float RESOLUTION = 15.259F; /* microjoules of one count of the energy counter */
 
@@ -24,11 +24,11 @@ static uint64_t scaled(int64_t milliwatts, int64_t up, int64_t down, uint64_t no
 
 /* MI300 and later measure the power now, MI200 and Navi an average: the other one is none. The
  * limit is hwmon's power1_cap, which the real library hands on undivided. */
-FUNCTION amdsmi_get_power_info(void *handle, amdsmi_power_info_t *info) {
-    CARD(handle, info);
+FUNCTION amdsmi_get_power_info(void *handle, void *out) {
+    CARD(handle, out);
     uint64_t watts = scaled(d->power_milliwatts, 1, 1000, AMDSMI_NONE16);
     bool now = d->arch_major == 9 && d->arch_minor >= 4;
-    *info = (amdsmi_power_info_t){
+    amdsmi_power_info_t info = {
         .socket_power = watts,
         .current_socket_power = now ? (uint32_t)watts : AMDSMI_NONE16,
         .average_socket_power = now ? AMDSMI_NONE16 : (uint32_t)watts,
@@ -36,7 +36,14 @@ FUNCTION amdsmi_get_power_info(void *handle, amdsmi_power_info_t *info) {
         .soc_voltage = AMDSMI_NONE16,
         .mem_voltage = AMDSMI_NONE16,
         .power_limit = (uint32_t)scaled(d->power_limit_milliwatts, 1000, 1, AMDSMI_NONE16)};
+    amdsmi_put_power(out, &info);
     return AMDSMI_STATUS_SUCCESS;
+}
+
+/* Library 25 has it only, but there is one stand-in for all: it must not fail where that one works. */
+FUNCTION amdsmi_get_power_info_v2(void *handle, uint32_t sensor, void *out);
+FUNCTION amdsmi_get_power_info_v2(void *handle, uint32_t sensor, void *out) {
+    return sensor == 0 ? amdsmi_get_power_info(handle, out) : AMDSMI_STATUS_NOT_SUPPORTED;
 }
 
 FUNCTION amdsmi_get_power_cap_info(void *handle, uint32_t sensor, amdsmi_power_cap_info_t *info) {
