@@ -96,14 +96,29 @@ def _size(sizes: dict[int, int], major: int | None) -> int | None:
 
 
 def versions(smi: Any) -> Versions:
-    said = ask(smi, "amdsmi_get_lib_version") or {}
-    library = conv.number(said.get("year", said.get("major")))  # up to 25 `major` is ROCm's own
-    major = None if library is None else int(library)
+    major = _major(smi)
     release = _release(smi)
     rooms = dict(_rooms(smi))
     # One that lies beside its library belongs to it, whatever PyPI's copy says of itself.
     wrapper = major if _came_together(smi) else _WRITTEN_FOR.get(".".join(release.split(".")[:2]))
     return Versions(_by_size(rooms) if wrapper is None else wrapper, major, release, rooms)
+
+
+def _major(smi: Any) -> int | None:
+    """The library's: the first of the numbers that it writes, which 24 and 25 call the year.
+
+    The wrappers name those numbers differently, and one of 25 takes the second of library 26 for the major.
+    """
+    wrapper = getattr(smi, "amdsmi_wrapper", None)
+    try:
+        said = wrapper.amdsmi_version_t()  # type: ignore[union-attr]
+        if wrapper.amdsmi_get_lib_version(ctypes.byref(said)) == 0:  # type: ignore[union-attr]
+            return int.from_bytes(bytes(said)[:4], "little")
+    except (AttributeError, TypeError, ctypes.ArgumentError):  # not the wrapper as it is known
+        pass
+    words = ask(smi, "amdsmi_get_lib_version") or {}
+    first = conv.number(words.get("year", words.get("major")))
+    return None if first is None else int(first)
 
 
 def _rooms(smi: Any) -> Mapping[str, int]:

@@ -131,13 +131,17 @@ FUNCTION amdsmi_shut_down(void) {
     return AMDSMI_STATUS_SUCCESS;
 }
 
-/* The first number is the major one, which libraries 24 and 25 call the year. */
+/* Library 24 has a year and ROCm's major version before its own; 25 the year and its major version,
+ * which is the same number; 26 no year any more. */
 FUNCTION amdsmi_get_lib_version(amdsmi_version_t *version) {
     FAULTS;
     if (!ready) return AMDSMI_STATUS_NOT_INIT;
     if (version == NULL) return AMDSMI_STATUS_INVAL;
     const struct hal_machine *m = emulator_machine();
-    *version = (amdsmi_version_t){m->amdsmi_major, m->amdsmi_minor, m->amdsmi_release, "emulated"};
+    uint32_t now[] = {m->amdsmi_major, m->amdsmi_minor, m->amdsmi_release, 0};
+    uint32_t old[] = {m->amdsmi_major, m->amdsmi_major == 25 ? 25 : 7, m->amdsmi_minor, m->amdsmi_release};
+    memcpy(version, m->amdsmi_major < 26 ? old : now, sizeof now); /* the last one is padding */
+    version->build = "emulated";
     return AMDSMI_STATUS_SUCCESS;
 }
 
