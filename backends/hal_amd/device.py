@@ -18,6 +18,7 @@ __all__ = ["PREFIX", "Card", "Cards", "Shape", "enumerate_devices"]
 
 _log = logging.getLogger(__name__)
 PREFIX = "amd:pci-"
+_DIES = 64  # far more than a card has: each one is a figure
 
 
 class Shape(NamedTuple):
@@ -142,7 +143,7 @@ def _shape(smi: Any, card: Card) -> Shape:
     enabled = int(conv.number(ask(smi, "amdsmi_get_gpu_ecc_enabled", first)) or 0)
     blocks = getattr(smi, "AmdSmiGpuBlock", ())
     return Shape(
-        dies=int(dies),
+        dies=int(dies) if 0 <= dies <= _DIES else 0,
         partitions=len(card.processors),
         hbm=tuple(stack for stack in range(4) if _has_stack(smi, first, stack)),
         links=min(int(count), len(joined.get("links", ()))),
@@ -183,7 +184,9 @@ def _device(smi: Any, card: Card) -> Device:
 def _heaps(smi: Any, first: Any) -> tuple[Heap, ...]:
     """VRAM always; GTT, the host's memory that the card can use, where AMD SMI knows of it."""
     vram, gtt = (
-        conv.number(ask(smi, "amdsmi_get_gpu_memory_total", first, getattr(smi.AmdSmiMemoryType, kind, None)))
+        conv.size(
+            ask(smi, "amdsmi_get_gpu_memory_total", first, getattr(smi.AmdSmiMemoryType, kind, None))
+        ).value
         for kind in ("VRAM", "GTT")
     )
     heaps = [Heap("vram", None if vram is None else int(vram))]

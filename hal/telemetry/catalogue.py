@@ -67,6 +67,9 @@ def _rows() -> list[Metric]:
          "Share of the window in which the video decoder worked."),
         ("jpeg_busy_ratio", "ratio", gauge, device, fast, (),
          "Share of the window in which the JPEG engine worked."),
+        ("media_busy_ratio", "ratio", gauge, device, fast, (),
+         "Share of the window in which the video and JPEG engines worked, where they are not told apart "
+         "(AMD's mm activity)."),
         ("engine_active_ratio", "ratio", gauge, slice_, slow, (),
          "Mean share of the compute units that had work."),
         ("engine_occupancy_ratio", "ratio", gauge, slice_, slow, (),
@@ -124,6 +127,8 @@ def _rows() -> list[Metric]:
          "Bytes sent over PCIe, over the driver's own window."),
         ("pcie_replays_total", "count", counter, device, slow, (),
          "PCIe packets that had to be sent again."),
+        ("pcie_nak_total", "count", counter, device, slow, ("direction",),
+         "PCIe packets found damaged and asked for again: by this end (sent) or the other (received)."),
     )  # fmt: skip
     group(
         Group.LINKS,
