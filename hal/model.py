@@ -158,7 +158,7 @@ class Link(Struct, frozen=True):
 
     a: str
     b: str
-    kind: str  # nvlink, xgmi, pcie
+    kind: str  # nvlink, xgmi, xgmi_hops (through other devices), pcie
     bandwidth_bytes_per_second: int | None = None
     status: Status = Status.UNSUPPORTED
 

@@ -12,6 +12,7 @@ __all__ = ["LEVELS", "best", "matrix", "tree"]
 LEVELS = {
     "nvlink": "NVLink between the two",
     "xgmi": "XGMI (Infinity Fabric) between the two",
+    "xgmi_hops": "XGMI through other devices",
     "pix": "one PCIe switch",
     "pxb": "several PCIe switches, one root port",
     "phb": "the host bridge of one CPU",

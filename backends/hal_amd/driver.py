@@ -21,11 +21,10 @@ from hal.model import Probe, ProbeState
 from hal_amd import errors
 from hal_amd.device import Cards
 from hal_amd.sysfs import Sysfs
-from hal_amd.version import versions
+from hal_amd.version import LIBRARY, loaded_library, versions
 
 __all__ = ["Driver"]
 
-_LIBRARY = "libamd_smi.so"
 _log = logging.getLogger(__name__)
 
 
@@ -118,9 +117,9 @@ class Driver:
     def _start(self) -> Any:
         library = self._find()
         smi = _wrapper(library)
-        if not self._files and (loaded := _loaded()) is not None:
-            places = (Path(library).absolute(), loaded, loaded.with_name(_LIBRARY),
-                      self._root / "opt/rocm/lib" / _LIBRARY)  # fmt: skip
+        if not self._files and (loaded := loaded_library()) is not None:
+            places = (Path(library).absolute(), loaded, loaded.with_name(LIBRARY),
+                      self._root / "opt/rocm/lib" / LIBRARY)  # fmt: skip
             self._files = {path: _file(path) for path in places}
         try:
             with _quiet():
@@ -131,10 +130,10 @@ class Driver:
 
     def _find(self) -> str:
         """The name under which the library loads."""
-        names = [self._library or _LIBRARY]
+        names = [self._library or LIBRARY]
         if self._library is None:
             prefixes = (os.environ.get("ROCM_HOME"), os.environ.get("ROCM_PATH"), self._root / "opt/rocm")
-            names += [str(Path(prefix, "lib", _LIBRARY)) for prefix in prefixes if prefix]
+            names += [str(Path(prefix, "lib", LIBRARY)) for prefix in prefixes if prefix]
         for name in names:
             try:
                 with _quiet():
@@ -198,24 +197,11 @@ def _wrapper(library: str) -> Any:
 
 def _beside() -> str | None:
     """Where ROCm keeps the wrapper that belongs to the library that is now loaded."""
-    loaded = _loaded()
+    loaded = loaded_library()
     if loaded is None:
         return None
     folder = loaded.parent.parent / "share" / "amd_smi"
     return str(folder) if (folder / "amdsmi" / "__init__.py").exists() else None
-
-
-def _loaded() -> Path | None:
-    """The file of the library that is in this process."""
-    try:
-        maps = Path("/proc/self/maps").read_text().splitlines()
-    except OSError:
-        return None
-    for line in maps:
-        path = Path(line.split(maxsplit=5)[-1].removesuffix(" (deleted)"))
-        if path.name.startswith(_LIBRARY):
-            return path
-    return None
 
 
 def _file(path: Path) -> tuple[int, int] | None:
@@ -252,7 +238,7 @@ def _found(library: str) -> Iterator[None]:
     real = ctypes.CDLL
 
     def load(name: Any, *arguments: Any, **options: Any) -> ctypes.CDLL:
-        return real(library if _LIBRARY in str(name) else name, *arguments, **options)
+        return real(library if LIBRARY in str(name) else name, *arguments, **options)
 
     ctypes.CDLL = load  # type: ignore[assignment, misc]
     try:

@@ -1,4 +1,4 @@
-"""What joins two cards: XGMI within a hive, else PCIe."""
+"""What joins two cards: XGMI within a hive, straight or through other cards, else PCIe."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["links"]
 
+_HOP = 15
 _KINDS = {"XGMI": "xgmi", "PCIE": "pcie"}
 
 
@@ -24,10 +25,18 @@ def links(smi: Any, versions: Versions, cards: Sequence[Card]) -> Iterator[Link]
     for a, b in combinations(cards, 2):
         way = ask(smi, "amdsmi_topo_get_link_type", a.first, b.first) or {}
         kind = _KINDS.get(versions.link(smi, way.get("type")))
-        if kind == "xgmi":
+        if kind == "xgmi" and _straight(smi, a, b):
             yield Link(a.id, b.id, kind, *_bandwidth(smi, a, b))
+        elif kind == "xgmi":
+            yield Link(a.id, b.id, "xgmi_hops")
         elif kind is not None:
             yield Link(a.id, b.id, kind)
+
+
+def _straight(smi: Any, a: Card, b: Card) -> bool:
+    """AMD SMI counts one hop for any way over XGMI; KFD's weight is 15 for each real one."""
+    weight = conv.number(ask(smi, "amdsmi_topo_get_link_weight", a.first, b.first))
+    return weight is None or weight <= _HOP
 
 
 def _bandwidth(smi: Any, a: Card, b: Card) -> tuple[int | None, Status]:

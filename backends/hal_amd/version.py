@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 from hal_amd import conv
 from hal_amd.ask import ask
 
-__all__ = ["Versions", "versions"]
+__all__ = ["LIBRARY", "Versions", "loaded_library", "versions"]
+
+LIBRARY = "libamd_smi.so"
 
 _WRITTEN_FOR = {
     "6.2": 24,
@@ -148,5 +150,22 @@ def _release(smi: Any) -> str:
 
 
 def _came_together(smi: Any) -> bool:
-    """Whether the wrapper is the one that ROCm put beside its library."""
-    return Path(str(getattr(smi, "__file__", ""))).parts[-4:-1] == ("share", "amd_smi", "amdsmi")
+    """Whether the wrapper is the one that ROCm put beside the library that is in use."""
+    file = Path(str(getattr(smi, "__file__", "")))
+    if file.parts[-4:-1] != ("share", "amd_smi", "amdsmi"):
+        return False
+    library = loaded_library()
+    return library is not None and library.parent.parent.resolve() == file.parents[3].resolve()
+
+
+def loaded_library() -> Path | None:
+    """The file of the library that is in this process."""
+    try:
+        maps = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return None
+    for line in maps:
+        path = Path(line.split(maxsplit=5)[-1].removesuffix(" (deleted)"))
+        if path.name.startswith(LIBRARY):
+            return path
+    return None

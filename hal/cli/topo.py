@@ -43,7 +43,7 @@ def _topo(options: argparse.Namespace) -> int:
     used = {link.kind for row in table for link in row if link is not None}
     for kind, meaning in LEVELS.items():
         if kind in used:
-            print(f"{kind:<7} {meaning}")
+            print(f"{kind:<9} {meaning}")
     print("?       no driver says\n")
     _print_tree(devices)
     return 0

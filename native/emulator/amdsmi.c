@@ -33,7 +33,15 @@ static unsigned cards(unsigned index[HAL_LEDGER_DEVICES]) {
 static void *socket_of(unsigned index) { return emulator_device(index)->model; }
 
 bool amdsmi_ready(void) { return ready; }
-uint32_t amdsmi_major(void) { return emulator_machine()->amdsmi_major; }
+
+/* What was loaded stays what it is, when the machine gets a newer one. */
+uint32_t amdsmi_major(void) {
+    static _Atomic uint32_t major;
+    uint32_t none = 0;
+    atomic_compare_exchange_strong(&major, &none, emulator_machine()->amdsmi_major);
+    return major;
+}
+
 unsigned amdsmi_index(const device *d) { return (unsigned)(d - emulator_machine()->device); }
 
 amdsmi_status_t amdsmi_named(const void *handle, const void *out, const processor **found) {
@@ -138,9 +146,10 @@ FUNCTION amdsmi_get_lib_version(amdsmi_version_t *version) {
     if (!ready) return AMDSMI_STATUS_NOT_INIT;
     if (version == NULL) return AMDSMI_STATUS_INVAL;
     const struct hal_machine *m = emulator_machine();
-    uint32_t now[] = {m->amdsmi_major, m->amdsmi_minor, m->amdsmi_release, 0};
-    uint32_t old[] = {m->amdsmi_major, m->amdsmi_major == 25 ? 25 : 7, m->amdsmi_minor, m->amdsmi_release};
-    memcpy(version, m->amdsmi_major < 26 ? old : now, sizeof now); /* the last one is padding */
+    uint32_t major = amdsmi_major();
+    uint32_t now[] = {major, m->amdsmi_minor, m->amdsmi_release, 0};
+    uint32_t old[] = {major, major == 25 ? 25 : 7, m->amdsmi_minor, m->amdsmi_release};
+    memcpy(version, major < 26 ? old : now, sizeof now); /* the last one is padding */
     version->build = "emulated";
     return AMDSMI_STATUS_SUCCESS;
 }

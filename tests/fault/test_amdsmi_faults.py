@@ -19,7 +19,7 @@ if importlib.util.find_spec("amdsmi") is None:
 
 HEADER = Path(__file__).parents[2] / "native/emulator/amdsmi.h"
 CODES = [int(code) for code in re.findall(r"^    X\(\w+, (\d+)\)", HEADER.read_text(), re.M)][1:]
-CODES.append(2**32 - 1)
+CODES += [2**32 - 2, 2**32 - 1]  # no error of its own, and unknown
 
 # One process tries them all: the stand-in library takes new rules while it runs.
 TRY = """
