@@ -32,6 +32,7 @@ __all__ = [
     "size",
     "state",
     "text",
+    "turns",
     "unique_id",
     "watts",
 ]
@@ -122,6 +123,11 @@ def megahertz(raw: object) -> Value:
     """A clock. 65535 MHz is no clock either, whatever the width of the field."""
     value = _bounded(raw, _MEGAHERTZ)
     return value if value.value is None else Value(int(value.value) * 1_000_000)
+
+
+def turns(raw: object) -> Value:
+    """Of a fan, in a minute."""
+    return _bounded(raw, 100_000)
 
 
 def lanes(raw: object) -> Value:

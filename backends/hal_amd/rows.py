@@ -77,7 +77,7 @@ def _memory_rows(scope: Scope) -> tuple[Call, ...]:
              _heap("vram", "total", "used", "free", "reserved"), _memory),
         Call(Group.MEMORY, "amdsmi_get_gpu_memory_usage", scope, _heap("gtt", "total", "used"),
              _other_heap("GTT")),
-        Call(Group.MEMORY, "amdsmi_get_gpu_memory_usage", scope, _heap("visible_vram", "total", "used"),
+        Call(Group.MEMORY, "amdsmi_get_gpu_memory_usage", scope, _heap("bar1", "total", "used"),
              _other_heap("VIS_VRAM")),
     )  # fmt: skip
 
@@ -150,6 +150,10 @@ def _temperature(sensor: str, metric: str = "CURRENT") -> Callable[[Any, Subject
     return read
 
 
+def _turns(_: Any, subject: Subject) -> _Values:
+    return (conv.turns(subject.card_says("amdsmi_get_gpu_fan_rpms", 0)),)
+
+
 def _fan(_: Any, subject: Subject) -> _Values:
     speed = conv.number(subject.card_says("amdsmi_get_gpu_fan_speed", 0))
     most = conv.number(subject.card_says("amdsmi_get_gpu_fan_speed_max", 0))
@@ -195,9 +199,12 @@ def _replays(_: Any, subject: Subject) -> _Values:
 
 
 def _naks(_: Any, subject: Subject) -> _Values:
-    """Packets that one end found damaged and asked for again."""
+    """Packets that one end or the other found damaged and asked for again."""
     said = subject.card_says(_PCIE)["pcie_metric"]
-    return tuple(conv.counted(said.get(f"pcie_nak_{way}_count")) for way in ("sent", "received"))
+    sent, received = (conv.counted(said.get(f"pcie_nak_{way}_count")) for way in ("sent", "received"))
+    if sent.value is None or received.value is None:
+        return (sent if sent.value is None else received,)
+    return (Value(sent.value + received.value),)
 
 
 def _throughput(_: Any, subject: Subject) -> _Values:
@@ -212,6 +219,28 @@ def _throughput(_: Any, subject: Subject) -> _Values:
         else:
             values.append(Value(packets * size, Status.ESTIMATED, "packets times the largest payload"))
     return tuple(values)
+
+
+# ---- how the card is divided ------------------------------------------------------------------
+
+_MODES = {"compute": ("SPX", "DPX", "TPX", "QPX", "CPX"), "memory": ("NPS1", "NPS2", "NPS4", "NPS8")}
+
+
+def _mode(kind: str) -> Callable[[Any, Subject], _Values]:
+    def read(_: Any, subject: Subject) -> _Values:
+        now = conv.text(subject.card_says(f"amdsmi_get_gpu_{kind}_partition"))
+        if now not in _MODES[kind]:
+            return (Value(None, Status.UNSUPPORTED, f"amdsmi said {now}"),) * len(_MODES[kind])
+        return tuple(Value(int(mode == now)) for mode in _MODES[kind])
+
+    return read
+
+
+def _mode_row(kind: str) -> Call:
+    labels = ({"kind": kind, "mode": mode} for mode in _MODES[kind])
+    figures = tuple(Figure("partition_mode", "bool", each) for each in labels)
+    source = f"amdsmi_get_gpu_{kind}_partition"
+    return Call(Group.STATE, source, Scope.DEVICE, figures, _mode(kind), Cost.SLOW)
 
 
 # ---- the rows --------------------------------------------------------------------------------
@@ -256,6 +285,8 @@ def _temperature_rows(shape: Shape) -> tuple[Call, ...]:
           for word, sensor, metric in _LIMITS),
         Call(Group.TEMPERATURE, "amdsmi_get_gpu_fan_speed", Scope.PACKAGE,
              (Figure("fan_ratio", "ratio", {"fan": "0"}),), _fan),
+        Call(Group.TEMPERATURE, "amdsmi_get_gpu_fan_rpms", Scope.PACKAGE,
+             (Figure("fan_rpm", "rpm", {"fan": "0"}),), _turns),
     )  # fmt: skip
 
 
@@ -289,13 +320,13 @@ _FIXED = (
          (Figure("pcie_rx_bytes_per_second", "bytes_per_second"),
           Figure("pcie_tx_bytes_per_second", "bytes_per_second")), _throughput, Cost.SLOW),
     Call(Group.PCIE, _PCIE, Scope.DEVICE, (Figure("pcie_replays_total", "count"),), _replays, Cost.SLOW),
-    Call(Group.PCIE, _PCIE, Scope.DEVICE,
-         tuple(Figure("pcie_nak_total", "count", {"direction": way}) for way in ("sent", "received")),
-         _naks, Cost.SLOW),
+    Call(Group.PCIE, _PCIE, Scope.DEVICE, (Figure("pcie_naks_total", "count"),), _naks, Cost.SLOW),
     Call(Group.STATE, "amdsmi_get_gpu_perf_level", Scope.DEVICE, (Figure("performance_state", "count"),),
          none("AMD's performance level is a policy, not a state")),
     Call(Group.STATE, "amdsmi", Scope.DEVICE, (Figure("persistence_enabled", "bool"),),
          none("AMD's driver always stays loaded"), Cost.STATIC),
+    _mode_row("compute"),
+    _mode_row("memory"),
 )  # fmt: skip
 
 

@@ -274,7 +274,7 @@ def _without(group: Group, scope: Scope, cost: Cost, *figures: Figure) -> Call:
 _ROWS = (
     _memory("vram", "vram"),
     _memory("gtt", "gtt"),
-    _memory("visible_vram", "vis_vram"),
+    _memory("bar1", "vis_vram"),
     Call(Group.ACTIVITY, "gpu_busy_percent", Scope.DEVICE,
          (Figure("compute_busy_ratio", "ratio"), Figure("memory_bandwidth_busy_ratio", "ratio"),
           Figure("media_busy_ratio", "ratio")), _busy),
@@ -285,6 +285,8 @@ _ROWS = (
          tuple(Figure("temperature_celsius", "celsius", {"sensor": word}) for word in _SENSORS.values()),
          _temperatures),
     Call(Group.TEMPERATURE, "hwmon pwm1", Scope.PACKAGE, (Figure("fan_ratio", "ratio", {"fan": "0"}),), _fan),
+    Call(Group.TEMPERATURE, "hwmon fan1_input", Scope.PACKAGE, (Figure("fan_rpm", "rpm", {"fan": "0"}),),
+         lambda root, card: (_checked(_hwmon(card, "fan1_input"), conv.turns),)),
     _without(Group.CLOCKS, Scope.DEVICE, Cost.FAST, Figure("clock_hertz", "hertz", {"domain": "compute"})),
     _without(Group.THROTTLE, Scope.PACKAGE, Cost.FAST,
              Figure("throttle_active", "bool", {"reason": "other"})),

@@ -37,6 +37,7 @@ _PLAUSIBLE: dict[str, tuple[float, float]] = {
     "seconds": (0, 1e10),
     "joules": (0, 1e14),
     "bytes_per_second": (0, 1e14),
+    "rpm": (0, 100_000),
 }
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from hal.backend import StateError
+from hal.backend import Group, StateError
 from hal.model import Event, EventKind, Reading, Status
 from hal.telemetry.catalogue import CATALOGUE
 
@@ -93,7 +93,8 @@ def load_policy(path: Path | None = None) -> Policy:
         raise StateError(f"the health policy {source}: {error}") from error
     if policy.schema != SCHEMA:
         raise StateError(f'the health policy {source} has to begin with schema = "{SCHEMA}"')
-    unknown = [rule.metric for rule in policy.figures if rule.metric not in CATALOGUE]
+    figures = {name for name, metric in CATALOGUE.items() if isinstance(metric.group, Group)}
+    unknown = [rule.metric for rule in policy.figures if rule.metric not in figures]
     if unknown:
         raise StateError(f"the health policy {source}: no metric '{unknown[0]}'; see 'hal metrics'")
     return policy

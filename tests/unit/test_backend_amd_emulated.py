@@ -183,6 +183,7 @@ def test_figures(look):
         amd_gtt_bytes=64 << 30,
         amd_visible_bytes=256 << 20,
         amd_fan_level=51,
+        amd_fan_rpm=900,
         amd_pcie_generation=4,
         amd_throttled_percent=20,
         compute_busy_percent=50,
@@ -194,10 +195,14 @@ def test_figures(look):
     assert value["ecc_errors_total", "corrected", "volatile", "gfx"] == 0
     assert (value["pages_retired", "all"], value["pages_retirement_pending",]) == (3, 1)
     assert value["pcie_replays_total",] == 7
-    assert (value["pcie_nak_total", "sent"], value["pcie_nak_total", "received"]) == (2, 3)
+    assert value["pcie_naks_total",] == 5
+    assert value["fan_rpm", "0"] == 900
+    assert (value["partition_mode", "compute", "SPX"], value["partition_mode", "compute", "CPX"]) == (1, 0)
+    assert (value["partition_mode", "memory", "NPS1"], value["partition_mode", "memory", "NPS4"]) == (1, 0)
+    assert (value["throttle_active", "hbm"], value["throttle_seconds_total", "vr"]) == (0, 0)
     assert (value["media_busy_ratio",], value["fan_ratio", "0"]) == (0.3, 0.2)
     assert value["memory_total_bytes", "gtt"] == 64 << 30
-    assert value["memory_total_bytes", "visible_vram"] == 256 << 20
+    assert value["memory_total_bytes", "bar1"] == 256 << 20
     assert (value["pcie_generation",], value["pcie_generation_max",], value["pcie_width",]) == (4, 5, 16)
     assert (value["throttle_active", "power"], value["throttle_active", "thermal"]) == (None, 0)
     assert readings[CARD, "throttle_active", "power"]["status"] == "stale"  # a first look
