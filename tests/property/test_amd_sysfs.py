@@ -1,4 +1,4 @@
-"""Whatever the kernel's files say, or do not: an answer, no value that nobody could have measured, no crash."""
+"""Whatever the kernel's files say, or do not: an answer, no value that nobody can have measured, no crash."""
 
 from __future__ import annotations
 
@@ -44,9 +44,8 @@ with tempfile.TemporaryDirectory() as folder:
 ABSURD = [b"", b"\n", b"N/A", b"-1", b"0", b"1_0", b" 7 ", b"0x", b"\xff\xfe", b"9" * 30, b"9" * 5000,
           b"18446744073709551615", b"-9223372036854775808", b"1e9", "²".encode(), "٣".encode(),
           b"simd_count 4\nsimd_per_cu 0\n", b"drm-driver: amdgpu\ndrm-pdev:", b"\x00" * 64]  # fmt: skip
-content = st.one_of(
-    st.none(), st.sampled_from(ABSURD), st.binary(max_size=40), st.integers().map(lambda n: b"%d" % n)
-)
+numbers = st.integers().map(lambda number: b"%d" % number)
+content = st.one_of(st.none(), st.sampled_from(ABSURD), st.binary(max_size=40), numbers)
 
 
 @settings(max_examples=150, deadline=None)
