@@ -206,13 +206,15 @@ def physical(address: str, partition: int) -> str:
 
 def hexadecimal(raw: object) -> int | None:
     """A number that amdsmi prints as "0x74a1"; other versions give the number."""
+    value: int | float | None
     if isinstance(raw, str):
         try:
-            return int(raw, 16)
+            value = int(raw, 16)
         except ValueError:
             return None
-    value = number(raw)
-    return None if value is None else int(value)
+    else:
+        value = number(raw)
+    return int(value) if value is not None and 0 <= value < 1 << 64 else None
 
 
 def unique_id(asic_serial: object) -> str | None:

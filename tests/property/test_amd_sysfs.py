@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 import msgspec
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import hal_amd
@@ -49,7 +49,8 @@ content = st.one_of(st.none(), st.sampled_from(ABSURD), st.binary(max_size=40), 
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.dictionaries(st.sampled_from(FILES), content, max_size=8), st.integers(0, 40))
+@example({f"{FOLDER}/device": b"9" * 30}, 0)
+@given(st.dictionaries(st.sampled_from(FILES), content, max_size=8), st.integers(0, len(FILES)))
 def test_any_files(changes: dict[str, bytes | None], cut: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
