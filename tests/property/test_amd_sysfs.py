@@ -48,7 +48,7 @@ numbers = st.integers().map(lambda number: b"%d" % number)
 content = st.one_of(st.none(), st.sampled_from(ABSURD), st.binary(max_size=40), numbers)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @example({f"{FOLDER}/device": b"9" * 30}, 0)
 @given(st.dictionaries(st.sampled_from(FILES), content, max_size=8), st.integers(0, len(FILES)))
 def test_any_files(changes: dict[str, bytes | None], cut: int) -> None:
