@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from hal.model import Link, Status
+from hal.model import Level, Link, Status
 from hal_amd import conv, errors
 from hal_amd.ask import ask
 from hal_amd.version import Versions
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["links"]
 
 _KINDS = {"XGMI": "xgmi", "PCIE": "pcie"}
+_LEVELS: dict[object, Level] = {2: Level.NODE, 3: Level.SYS}  # hops: to a CPU and back, or by way of another CPU
 
 
 def links(smi: Any, versions: Versions, cards: Sequence[Card]) -> Iterator[Link]:
@@ -27,7 +28,7 @@ def links(smi: Any, versions: Versions, cards: Sequence[Card]) -> Iterator[Link]
         if kind == "xgmi":
             yield Link(a.id, b.id, kind, *_bandwidth(smi, a, b))
         elif kind is not None:
-            yield Link(a.id, b.id, kind)
+            yield Link(a.id, b.id, kind, level=_LEVELS.get(way.get("hops")))
 
 
 def _bandwidth(smi: Any, a: Card, b: Card) -> tuple[int | None, Status]:

@@ -178,6 +178,7 @@ def links_end_at_devices(subject: Subject) -> None:
         _must({link.a, link.b} <= devices and link.a != link.b, f"a link from {link.a} to {link.b}")
         known = link.bandwidth_bytes_per_second is not None
         _must(known or link.status not in _VALUED, f"{link.a} to {link.b}: {link.status} without a value")
+        _must(link.count is None or link.count > 0, f"{link.a} to {link.b}: {link.count} links")
 
 
 # ---- sampling -----------------------------------------------------------------------------------

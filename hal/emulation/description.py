@@ -153,9 +153,7 @@ def _device(row: Any, n: int, machine: str, defaults: Figures, own: Mapping[str,
     size, reserved = figures["memory_bytes"], figures.get("memory_reserved_bytes", 0)
     if size <= reserved:
         what = f"devices[{n}]: memory_bytes has to be more than memory_reserved_bytes"
-        raise _MistakeError(
-            what, *sorted({told("memory_bytes"), told("memory_reserved_bytes")}, key=len)[::-1]
-        )
+        raise _MistakeError(what, *_places(told, ["memory_bytes", "memory_reserved_bytes"]))
     _chosen(figures, choices, n, told)
     return figures
 
@@ -169,8 +167,13 @@ def _chosen(figures: Figures, choices: dict[str, list[Any]], n: int, told: Calla
             continue
         wanted = ", ".join("/".join(map(str, pair)) for pair in legal)
         what = " with ".join(f"{key} {value}" for key, value in zip(keys, now, strict=True))
-        places = sorted({told(key) for key in keys}, key=len)[::-1]
-        raise _MistakeError(f"devices[{n}]: this part has no {what}, only {wanted}", *places)
+        what = f"devices[{n}]: this part has no {what}, only {wanted}"
+        raise _MistakeError(what, *_places(told, keys))
+
+
+def _places(told: Callable[[str], Place], keys: list[str]) -> list[Place]:
+    """Where some figures of a device are given, those of its own table first."""
+    return sorted(dict.fromkeys(told(key) for key in keys), key=len, reverse=True)
 
 
 def _figures_of(

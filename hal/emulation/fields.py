@@ -5,6 +5,7 @@ That is native/include/hal_machine.h: a field that they do not know is an error,
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import cache
@@ -18,6 +19,12 @@ __all__ = ["Field", "device_fields", "driver_fields", "unknown", "wrong"]
 _HEAD = {"magic", "version", "size", "devices", "name", "device", "ledger", "created", "nvidia_xid",
          "nvidia_xids"}  # fmt: skip
 _PLACE = {"pci_domain", "pci_bus", "pci_device", "pci_function"}  # `pci` says them
+_FORMS = {
+    "pci_path": (
+        re.compile(r"(pci[0-9a-f]{4}:[0-9a-f]{2}(/[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7])*)?"),
+        "a path below /sys/devices like pci0000:14/0000:14:01.0",
+    )
+}  # texts that are more than words
 _RANGES = {"percent": 100, "celsius": 300}  # by the last word of a name: the most that it can be
 
 
@@ -79,7 +86,8 @@ def wrong(key: str, field: Field, value: object) -> str:
         # C stops at the first 0.
         if len(raw) > field.room or 0 in raw:
             return f"{key} cannot be {value!r}: it has room for {field.room} bytes, none of them 0"
-        return ""
+        form, like = _FORMS.get(key, (None, ""))
+        return f"{key} has to be {like}, not {value!r}" if form and not form.fullmatch(value) else ""
     if not isinstance(value, int) or isinstance(value, bool):
         return f"{key} has to be a whole number, not {_word(value)}"
     if not field.low <= value <= field.high:

@@ -35,22 +35,25 @@ FUNCTION amdsmi_get_gpu_vram_usage(void *handle, amdsmi_vram_usage_t *info) {
     return AMDSMI_STATUS_SUCCESS;
 }
 
-/* All of the memory is visible to the processor (large BAR); GTT is not described. */
-static amdsmi_status_t heap(uint32_t type) {
+/* All of the memory is visible to the processor (large BAR). Nothing here allocates in GTT. */
+static amdsmi_status_t heap(const device *d, uint32_t type) {
     if (type > AMDSMI_MEM_TYPE_GTT) return AMDSMI_STATUS_INVAL;
-    return type == AMDSMI_MEM_TYPE_GTT ? AMDSMI_STATUS_NOT_SUPPORTED : AMDSMI_STATUS_SUCCESS;
+    bool missing = type == AMDSMI_MEM_TYPE_GTT && d->amd_gtt_bytes == 0;
+    return missing ? AMDSMI_STATUS_NOT_SUPPORTED : AMDSMI_STATUS_SUCCESS;
 }
 
 FUNCTION amdsmi_get_gpu_memory_total(void *handle, uint32_t type, uint64_t *bytes) {
     PROCESSOR(handle, bytes);
-    if (heap(type) == AMDSMI_STATUS_SUCCESS) *bytes = total(p);
-    return heap(type);
+    if (heap(d, type) == AMDSMI_STATUS_SUCCESS)
+        *bytes = type == AMDSMI_MEM_TYPE_GTT ? d->amd_gtt_bytes : total(p);
+    return heap(d, type);
 }
 
 FUNCTION amdsmi_get_gpu_memory_usage(void *handle, uint32_t type, uint64_t *bytes) {
     PROCESSOR(handle, bytes);
-    if (heap(type) == AMDSMI_STATUS_SUCCESS) *bytes = used(p);
-    return heap(type);
+    if (heap(d, type) == AMDSMI_STATUS_SUCCESS)
+        *bytes = type == AMDSMI_MEM_TYPE_GTT ? 0 : used(p);
+    return heap(d, type);
 }
 
 /* ---- processes ------------------------------------------------------------------------------ */
