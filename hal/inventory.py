@@ -15,6 +15,7 @@ from hal.model import (
     Event,
     Exposure,
     Inventory,
+    Portrait,
     Probe,
     Process,
     Reading,
@@ -134,6 +135,14 @@ class Machine:
         """What has happened to the devices since the last call; the first call begins to watch."""
         answers = [found for _, found in self._ask_all(self._sources, "events") if found is not FAILED]
         return sorted((event for found in answers for event in found), key=lambda event: event.time)
+
+    def describe(self) -> Portrait:
+        """What stand-ins have to be told to answer as these devices do, of every backend that can say it."""
+        whole = Portrait()
+        for _, part in self._ask_all(self._sources, "describe"):
+            if part is not FAILED:
+                whole = Portrait(whole.drivers | part.drivers, whole.devices | part.devices)
+        return whole
 
     def expose(self, ids: Iterable[str]) -> Exposure:
         """What a program needs to see these devices, in this order, and none of any vendor besides."""

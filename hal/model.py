@@ -26,6 +26,7 @@ __all__ = [
     "Memory",
     "MemoryMode",
     "Pci",
+    "Portrait",
     "Probe",
     "ProbeState",
     "Process",
@@ -250,6 +251,13 @@ class Inventory(Struct, frozen=True):
     devices: tuple[Device, ...] = ()
     slices: tuple[Slice, ...] = ()
     links: tuple[Link, ...] = ()
+
+
+class Portrait(Struct, frozen=True):
+    """What a stand-in has to be told to answer as these devices do: fields of a machine description."""
+
+    drivers: dict[str, int | str] = field(default_factory=dict)
+    devices: dict[str, dict[str, Any]] = field(default_factory=dict)  # by id
 
 
 def whole(device: Device) -> Slice:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hal.backend import EVERY_COST, Cost, Group
-from hal.model import Enforcement, Exposure, Inventory, Probe, Process, Reading, Rung
-from hal_amd import device, expose, processes, telemetry
+from hal.model import Enforcement, Exposure, Inventory, Portrait, Probe, Process, Reading, Rung
+from hal_amd import describe, device, expose, processes, telemetry
 from hal_amd.driver import Driver
 from hal_amd.sysfs import Sysfs
 
@@ -61,6 +61,10 @@ class Backend:
     def limits(self) -> Enforcement:
         """The preloaded guard can hold a soft slice to its memory; nothing here holds its compute."""
         return Enforcement(memory=Rung.GUARD, compute=Rung.NONE)
+
+    def describe(self) -> Portrait:
+        source = self._driver.open()
+        return Portrait() if isinstance(source, Sysfs) else describe.portrait(source)
 
     def close(self) -> None:
         self._driver.close()

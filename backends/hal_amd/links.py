@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["links"]
 
 _KINDS = {"XGMI": "xgmi", "PCIE": "pcie"}
-_LEVELS: dict[object, Level] = {2: Level.NODE, 3: Level.SYS}  # hops: to a CPU and back, or by way of another CPU
+_LEVELS: dict[object, Level] = {2: Level.NODE, 3: Level.SYS}  # hops, by way of one CPU or of two
 
 
 def links(smi: Any, versions: Versions, cards: Sequence[Card]) -> Iterator[Link]:

@@ -32,6 +32,7 @@ _COMMANDS = {
     "lease": ("hal.cli.lease", "list and end leases"),
     "serve": ("hal.cli.serve", "serve leases to this user's programs"),
     "emulate": ("hal.cli.emulate", "run a command on an emulated machine"),
+    "capture": ("hal.cli.capture", "write this machine down, to emulate it elsewhere"),
     "demo": ("hal.cli.demo", "see slices lent and held, on what this machine has"),
 }
 

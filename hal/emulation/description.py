@@ -31,7 +31,7 @@ _FOLDER = files("hal.emulation")
 _BDF = re.compile(r"([0-9a-f]{4}):([0-9a-f]{2}):([01][0-9a-f])\.([0-7])")
 _NAMESPACE = uuid.UUID("5d0c3e0c-5f0f-4d53-9a35-6a3d8f1f6f0a")
 _TOP = ["schema", "description", "drivers", "defaults", "models", "devices"]
-_NEEDED = ("vendor", "model", "memory_bytes", "compute_units")  # what a model cannot do without
+_NEEDED = ("vendor", "model", "memory_bytes")  # what a model cannot do without
 
 Figures = dict[str, Any]
 

@@ -48,6 +48,8 @@ def test_each_machine_of_hals_is_written_as_it_is_described(name: str, tmp_path:
             assert (field if isinstance(value, int) else ffi.string(field).decode()) == value
         for index, figures in enumerate(description.devices):
             for key, value in figures.items():
+                if isinstance(value, list):
+                    continue
                 field = getattr(machine.device[index], key)
                 assert (field if isinstance(value, int) else ffi.string(field).decode()) == value, key
             limit = figures["memory_bytes"] - figures["memory_reserved_bytes"]
@@ -77,7 +79,7 @@ def test_a_sensor_that_is_not_described_is_unknown_and_not_zero(attempt: Attempt
 
 
 def test_an_unknown_name_lists_those_there_are() -> None:
-    with pytest.raises(GoneError, match=r"no machine 'mixd'; .*dgx-h100, .*mixed, none"):
+    with pytest.raises(GoneError, match=r"no machine 'mixd'; .*dgx-h100, .*mixed, .*none"):
         load("mixd")
 
 
