@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import tomllib
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -20,8 +20,8 @@ from typing import Any
 from msgspec import Struct
 
 from hal.backend import GoneError, StateError
-from hal.emulation.fields import Field, device_fields, driver_fields, unknown, wrong
-from hal.emulation.lines import Place, line_of, line_of_fault
+from hal.emulation.fields import Field, device_fields, driver_fields, wrong
+from hal.lines import Place, line_of, line_of_fault, nearest
 from hal_native import lib
 
 __all__ = ["SCHEMA", "Description", "load", "names", "parse"]
@@ -92,7 +92,7 @@ def _machine(raw: dict[str, Any], name: str) -> Description:
     if raw.get("schema", None if strange else "") not in (SCHEMA, None):
         raise _MistakeError(f'it has to begin with schema = "{SCHEMA}"', ("schema",))
     if strange:
-        raise _MistakeError(unknown(strange[0], _TOP), (strange[0],))
+        raise _MistakeError(_unknown(strange[0], _TOP), (strange[0],))
     text = raw.get("description", name)
     if not isinstance(text, str):
         raise _MistakeError("description has to be a text", ("description",))
@@ -237,6 +237,10 @@ def _text(source: Traversable, label: str) -> str:
         raise StateError(f"cannot read the machine description {label}: {error}") from error
 
 
+def _unknown(key: str, known: Iterable[str]) -> str:
+    return f"unknown key '{key}'{nearest(key, known)}"
+
+
 def _words(place: Place) -> str:
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in place).lstrip(".")
 
@@ -247,7 +251,7 @@ def _table(value: object, place: Place, fields: Mapping[str, Field]) -> Figures:
         raise _MistakeError(f"{_words(place)} has to be a table", place)
     for key, entry in value.items():
         field = fields.get(key)
-        fault = unknown(key, fields) if field is None else wrong(key, field, entry)
+        fault = _unknown(key, fields) if field is None else wrong(key, field, entry)
         if key == "vendor" and entry not in _vendors():
             fault = f"vendor has to be one of {', '.join(_vendors())}, not {entry!r}"
         if fault:

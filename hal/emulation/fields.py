@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from difflib import get_close_matches
 from functools import cache
 from typing import Any, NamedTuple
 
 from hal_native import ffi, lib
 
-__all__ = ["Field", "device_fields", "driver_fields", "unknown", "wrong"]
+__all__ = ["Field", "device_fields", "driver_fields", "wrong"]
 
 # Of the machine's fields and of a device's, those that are not the description's to set.
 _HEAD = {"magic", "version", "size", "devices", "name", "device", "ledger", "created", "nvidia_xid",
@@ -65,12 +64,6 @@ def _field(name: str, kind: Any) -> Field:
         low = -273 if name.endswith("_celsius") else lib.HAL_UNKNOWN
         return Field(low=low, high=_RANGES.get(name.rpartition("_")[2], 2 ** (bits - 1) - 1))
     return Field(low=0, high=2**bits - 1)
-
-
-def unknown(key: str, known: Mapping[str, object] | list[str]) -> str:
-    """The sentence about a key that there is not, with the nearest one that there is."""
-    near = get_close_matches(key, list(known), n=1)
-    return f"unknown key '{key}'" + (f"; did you mean '{near[0]}'?" if near else "")
 
 
 def wrong(key: str, field: Field, value: object) -> str:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from hal.backend import GoneError, StateError
 from hal.emulation.description import load, names, parse
-from hal.emulation.lines import line_of
 from hal.emulation.state import write_state
+from hal.lines import line_of
 from hal_native import ffi, lib
 
 HEAD = 'schema = "hal.machine/1"\n'

@@ -1,4 +1,6 @@
-"""Where in a TOML text a key is written. tomllib does not say; this asks it, on the way to an error only.
+"""Where in a TOML text a key is written, and what may have been meant by one that there is not.
+
+tomllib gives no places; this asks it for them, on the way to an error only.
 
 What makes a scanner of TOML hard (strings over several lines, quoted and dotted keys) stays tomllib's: a
 text cut after a statement is TOML, too, and the shortest that has the key ends with it.
@@ -8,9 +10,10 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["Place", "line_of", "line_of_fault"]
+__all__ = ["Place", "line_of", "line_of_fault", "nearest"]
 
 Place = tuple[str | int, ...]  # "devices", 0, "pci"
 
@@ -80,3 +83,11 @@ def line_of_fault(text: str, error: tomllib.TOMLDecodeError) -> tuple[int, str]:
     words = re.sub(r" \(at .*\)$", "", str(error))
     at = re.search(r"\(at line (\d+), column \d+\)$", str(error))
     return (int(at[1]) if at else len(text.rstrip().split("\n"))), words
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown word: the known one that is most like it, if any is."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(word, list(known), n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
