@@ -114,9 +114,11 @@ class Machine:
         deadline = time.monotonic() + timeout
         owned = self._by_source(ids)
         begun = [(s, own, s.begin("sample", list(wanted), own, deadline, costs)) for s, own in owned]
+        # Those in this process first: a worker that hangs would use up their time, too.
+        answers = {s.name: finish() for s, _, finish in sorted(begun, key=lambda one: not one[0].here)}
         readings: list[Reading] = []
-        for source, own, finish in begun:
-            found = finish()
+        for source, own, _ in begun:
+            found = answers[source.name]
             if found is FAILED:
                 readings += self._stale(source, own)
             else:
@@ -127,8 +129,8 @@ class Machine:
     def processes(self, ids: Iterable[str] | None = None, *, timeout: float = 5.0) -> list[Process]:
         """Who uses the devices (all), as far as their backends can tell."""
         deadline = time.monotonic() + timeout
-        begun = [source.begin("processes", own, deadline) for source, own in self._by_source(ids)]
-        answers = [finish() for finish in begun]
+        begun = [(s, s.begin("processes", own, deadline)) for s, own in self._by_source(ids)]
+        answers = [finish() for _, finish in sorted(begun, key=lambda one: not one[0].here)]
         return [process for found in answers if found is not FAILED for process in found]
 
     def events(self) -> list[Event]:

@@ -61,6 +61,11 @@ class Source:
             self._look()
         return next(iter(self._faults.values()), self._lost or self._probe or Probe(ProbeState.BROKEN))
 
+    @property
+    def here(self) -> bool:
+        """Whether its calls run in this process, when their results are asked for."""
+        return not isinstance(self._backend, Vendor)
+
     def look_again(self) -> None:
         """Probe once more if it was not ready: drivers get loaded, and libraries recover."""
         if self._backend is not None and self.probe.state is not ProbeState.READY:
