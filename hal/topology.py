@@ -52,9 +52,16 @@ def matrix(
     The level of a link that its driver does not give is that of the PCI tree below ``root`` (by default
     ``HAL_ROOT`` or /), or of the devices' NUMA nodes, when those are known.
     """
-    rows, known = list(devices), list(links)
+    rows, known = [_placed(device, root) for device in devices], list(links)
     above = {d.id: pci.bridges(d.pci.bdf, root) if d.pci else () for d in rows}
     return [[None if a is b else _between(a, b, known, above) for b in rows] for a in rows]
+
+
+def _placed(device: Device, root: Path | None) -> Device:
+    """With the kernel's word for its NUMA node, where its backend has none."""
+    if device.numa_node is not None or device.pci is None:
+        return device
+    return replace(device, numa_node=pci.numa_node(device.pci.bdf, root))
 
 
 def _between(a: Device, b: Device, links: list[Link], above: Mapping[str, tuple[str, ...]]) -> Link | None:
@@ -87,14 +94,14 @@ def tree(devices: Iterable[Device], root: Path | None = None) -> list[Branch]:
             "NUMA node unknown" if node is None else f"NUMA node {node}",
             [(pci.bridges(d.pci.bdf, root) if d.pci else (), d.id) for d in on_node],
         )
-        for node, on_node in by_node(devices).items()
+        for node, on_node in by_node(devices, root).items()
     ]
 
 
-def by_node(devices: Iterable[Device]) -> dict[int | None, list[Device]]:
+def by_node(devices: Iterable[Device], root: Path | None = None) -> dict[int | None, list[Device]]:
     """Devices by NUMA node, the unknown last."""
     nodes: dict[int | None, list[Device]] = {}
-    for device in devices:
+    for device in (_placed(device, root) for device in devices):
         nodes.setdefault(device.numa_node, []).append(device)
     return dict(sorted(nodes.items(), key=lambda pair: (pair[0] is None, pair[0] or 0)))
 

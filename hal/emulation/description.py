@@ -203,9 +203,20 @@ def _model(raw: Any, place: Place) -> Figures:
         if key not in figures:
             raise _MistakeError(f"{_words(place)}: {key} is missing", place)
     choices = raw.get("choices", {})
-    if not isinstance(choices, dict) or not all(isinstance(legal, list) for legal in choices.values()):
-        raise _MistakeError(f"{_words(place)}: choices has to be lists", (*place, "choices"))
+    if not _are_choices(choices):
+        what = 'choices has to be like "FIELD+FIELD" = [["A", "B"], ["A", "C"]]'
+        raise _MistakeError(f"{_words(place)}: {what}", (*place, "choices"))
     return figures | {"choices": choices}
+
+
+def _are_choices(choices: object) -> bool:
+    """Names of fields with a plus between them, and for each the lists of values that go together."""
+    return isinstance(choices, dict) and all(
+        isinstance(legal, list)
+        and all(key in device_fields() for key in fields.split("+"))
+        and all(isinstance(one, list) and len(one) == fields.count("+") + 1 for one in legal)
+        for fields, legal in choices.items()
+    )
 
 
 @cache

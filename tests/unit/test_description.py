@@ -20,6 +20,8 @@ HEAD = 'schema = "hal.machine/1"\n'
 DEVICE = '[[devices]]\nmodel = "h100-sxm-80gb"\npci = "0000:3b:00.0"\n'
 AMD = '[[devices]]\nmodel = "mi300x"\npci = "0000:9b:00.0"\n'
 
+MINE = '[models.mine]\nvendor = "amd"\nmodel = "M"\nmemory_bytes = 1\n'
+
 Attempt = Callable[[str | bytes], None]
 
 
@@ -111,6 +113,8 @@ MISTAKES: list[tuple[str, int, str]] = [
     (HEAD + "[defaults]\nnuma_nod = 2", 3, "defaults: unknown key 'numa_nod'; did you mean 'numa_node'?"),
     (HEAD + '[defaults]\nuuid = "GPU-1"', 3, "defaults: unknown key 'uuid'"),
     (HEAD + "[models.mine]\ncores = 3", 2, "models.mine: vendor is missing"),
+    (HEAD + MINE + "[models.mine.choices]\ncores = [3]", 6, "models.mine: choices has to be like"),
+    (HEAD + MINE + "choices = 3", 6, "models.mine: choices has to be like"),
     (HEAD + '[models.mine]\nvendor = "acme"', 3, "vendor has to be one of amd, nvidia, not 'acme'"),
     (HEAD + "[models.mine.sensors]\npower = 3", 3, "models.mine.sensors: unknown key 'power'"),
     (HEAD + DEVICE.replace("h100-sxm-80gb", "h1000"), 3, "unknown model 'h1000'; the models are: a100"),
@@ -263,6 +267,33 @@ def test_any_one_key_that_is_changed_is_named_with_its_line(at: int, how: str, d
     with pytest.raises(StateError) as refused:
         parse(text, "mine.toml")
     assert re.search(rf"line {at + 1}\b", str(refused.value)), (text.split("\n")[at], str(refused.value))
+
+
+ODD = st.recursive(
+    st.sampled_from(["1", "-1", "0.5", "true", '"x"', '"mine"', '"amd"', '"0000:01:00.0"', "1979-05-27"]),
+    lambda inner: (
+        st.lists(inner, max_size=3).map(lambda each: f"[{', '.join(each)}]")
+        | st.dictionaries(st.sampled_from(["model", "pci", "profile", "a"]), inner, max_size=3).map(
+            lambda each: "{" + ", ".join(f"{key} = {value}" for key, value in each.items()) + "}"
+        )
+    ),
+    max_leaves=6,
+)
+WHERE = ["schema", "description", "drivers", "defaults", "models", "models.mine", "models.mine.choices",
+         "models.mine.vendor", "models.mine.memory_bytes", "models.mine.sensors", "devices", "a",
+         'models.mine.choices."amd_hive+cores"', "defaults.nvidia_partition",
+         "drivers.cuda_version"]  # fmt: skip
+
+
+@given(st.dictionaries(st.sampled_from(WHERE), ODD, max_size=6), st.booleans())
+def test_whatever_a_file_says_there_is_a_machine_or_a_sentence(keys: dict[str, str], whole: bool) -> None:
+    text = "\n".join(f"{key} = {value}" for key, value in ({"schema": '"hal.machine/1"'} | keys).items())
+    if whole:
+        text += '\n[[devices]]\nmodel = "mine"\npci = "0000:01:00.0"\n'
+    try:
+        parse(text, "odd.toml")
+    except StateError as error:
+        assert re.match(r"odd\.toml, line \d+: [^\n]+$", str(error))
 
 
 @given(st.data())

@@ -155,6 +155,14 @@ def test_numa_nodes_speak_where_there_is_no_tree_and_nothing_is_made_up(tmp_path
     assert table[0][2] is table[2][1] is None
 
 
+def test_the_kernel_says_the_node_where_a_backend_does_not(tmp_path: Path) -> None:
+    plug(tmp_path, "0000:17:00.0", ("pci0000:14", "0000:14:01.0"), 1)
+    plug(tmp_path, "0000:19:00.0", ("pci0000:18", "0000:18:01.0"), 1)
+    rows = [device("n:1", "0000:17:00.0"), device("a:1", "0000:19:00.0")]
+    assert matrix(rows, [], tmp_path)[0][1] == Link("n:1", "a:1", "pcie", level=Level.NODE)
+    assert [branch.name for branch in tree(rows, tmp_path)] == ["NUMA node 1"]
+
+
 def test_the_tree_adds_what_a_driver_leaves_open_and_takes_nothing_away(tmp_path: Path) -> None:
     plug(tmp_path, "0000:17:00.0", (ROOT, PORT, UP, DOWN))
     plug(tmp_path, "0000:19:00.0", (ROOT, PORT, UP, DOWN2))
