@@ -183,13 +183,17 @@ def _figures_of(
     if isinstance(model, str) and model in own:
         figures = dict(own[model])
     elif isinstance(model, str) and model in _there("models"):
-        raw = tomllib.loads(_model_text(model))
-        figures = _model(raw, ("models", model))
+        figures = dict(_figures_of_hals(model))
     else:
         known = [*own, *_there("models")]
         what = f"devices[{place[1]}]: unknown model '{model}'; the models are: {', '.join(known)}"
         raise _MistakeError(what, (*place, "model"))
     return figures, figures.pop("choices", {})
+
+
+@cache
+def _figures_of_hals(model: str) -> Figures:
+    return _model(tomllib.loads(_model_text(model)), ("models", model))
 
 
 def _model(raw: Any, place: Place) -> Figures:
@@ -236,6 +240,7 @@ def _identity(pattern: str, place: str) -> dict[str, str]:
     return {"uuid": pattern.replace("{uuid}", str(stable)), "serial": f"{stable.int >> 64:016x}"}
 
 
+@cache
 def _there(folder: str) -> list[str]:
     found = (entry.name for entry in (_FOLDER / folder).iterdir())
     return sorted(name.removesuffix(".toml") for name in found if name.endswith(".toml"))
