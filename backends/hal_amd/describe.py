@@ -27,6 +27,7 @@ _TEMPERATURES = {
     ("EDGE", "CURRENT"): "amd_edge_temperature_celsius",
     ("HBM_0", "CURRENT"): "amd_hbm_temperature_celsius",
 }
+_RESERVED, _PENDING = 0, 1  # AmdSmiMemoryPageStatus
 
 
 def portrait(cards: Cards) -> Portrait:
@@ -173,7 +174,11 @@ def _pcie(smi: Any, first: Any) -> dict[str, int | None]:
 
 def _errors(smi: Any, first: Any) -> dict[str, int | None]:
     count = ask(smi, "amdsmi_get_gpu_total_ecc_count", first) or {}
+    pages = ask(smi, "amdsmi_get_gpu_bad_page_info", first)
+    states = [conv.number(page.get("status")) for page in pages] if isinstance(pages, list) else None
     return {
+        "amd_bad_pages": None if states is None else states.count(_RESERVED),
+        "amd_bad_pages_pending": None if states is None else states.count(_PENDING),
         "amd_ecc_blocks": _known(ask(smi, "amdsmi_get_gpu_ecc_enabled", first)),
         "amd_ecc_corrected": _known(count.get("correctable_count")),
         "amd_ecc_uncorrected": _known(count.get("uncorrectable_count")),

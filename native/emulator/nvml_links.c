@@ -118,8 +118,9 @@ NVML nvmlDeviceGetTopologyCommonAncestor(nvmlDevice_t one, nvmlDevice_t other, u
     if (d == peer) return nvml_give(NVML_TOPOLOGY_INTERNAL, level);
     unsigned deepest, common = common_bridges(d->pci_path, peer->pci_path, &deepest);
     if (common == 1) return nvml_give(NVML_TOPOLOGY_HOSTBRIDGE, level);
-    if (common > 1) /* below the switch that both hang on, one port each, or more switches */
-        return nvml_give(deepest - common > 1 ? NVML_TOPOLOGY_MULTIPLE : NVML_TOPOLOGY_SINGLE, level);
+    /* Below the switch that both hang on each has one port, or there are more switches. */
+    if (common > 1 && deepest - common > 1) return nvml_give(NVML_TOPOLOGY_MULTIPLE, level);
+    if (common > 1) return nvml_give(NVML_TOPOLOGY_SINGLE, level);
     bool near = d->numa_node == peer->numa_node && d->numa_node != HAL_UNKNOWN;
     return nvml_give(near ? NVML_TOPOLOGY_NODE : NVML_TOPOLOGY_SYSTEM, level);
 }
