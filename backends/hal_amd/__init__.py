@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hal.backend import EVERY_COST, Cost, Group, HalError
-from hal.model import Enforcement, Event, Exposure, Inventory, Probe, Process, Reading, Rung
-from hal_amd import device, errors, expose, processes, telemetry
+from hal.model import Enforcement, Event, Exposure, Inventory, Portrait, Probe, Process, Reading, Rung
+from hal_amd import describe, device, errors, expose, processes, telemetry
 from hal_amd.device import Cards
 from hal_amd.driver import Driver
 from hal_amd.events import Watch
@@ -90,6 +90,10 @@ class Backend:
     def limits(self) -> Enforcement:
         """The preloaded guard can hold a soft slice to its memory; nothing here holds its compute."""
         return Enforcement(memory=Rung.GUARD, compute=Rung.NONE)
+
+    def describe(self) -> Portrait:
+        source = self._driver.open()
+        return Portrait() if isinstance(source, Sysfs) else describe.portrait(source)
 
     def close(self) -> None:
         watch, self._watch = self._watch, None

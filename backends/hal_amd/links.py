@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from hal.model import Link, Status
+from hal.model import Level, Link, Status
 from hal_amd import conv, errors
 from hal_amd.ask import ask
 from hal_amd.version import Versions
@@ -18,6 +18,7 @@ __all__ = ["links"]
 
 _HOP = 15
 _KINDS = {"XGMI": "xgmi", "PCIE": "pcie"}
+_LEVELS: dict[object, Level] = {2: Level.NODE, 3: Level.SYS}  # hops, by way of one CPU or of two
 
 
 def links(smi: Any, versions: Versions, cards: Sequence[Card]) -> Iterator[Link]:
@@ -30,7 +31,7 @@ def links(smi: Any, versions: Versions, cards: Sequence[Card]) -> Iterator[Link]
         elif kind == "xgmi":
             yield Link(a.id, b.id, "xgmi_hops")
         elif kind is not None:
-            yield Link(a.id, b.id, kind)
+            yield Link(a.id, b.id, kind, level=_LEVELS.get(way.get("hops")))
 
 
 def _straight(smi: Any, a: Card, b: Card) -> bool:

@@ -20,9 +20,20 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
-from hal.model import Enforcement, Event, Exposure, Inventory, Probe, Process, Reading
+from hal.model import Enforcement, Event, Exposure, Inventory, Portrait, Probe, Process, Reading
 
-__all__ = ["EVERY_COST", "Ages", "Backend", "Cost", "Exposes", "Group", "Limits", "ListsProcesses", "Watches"]
+__all__ = [
+    "EVERY_COST",
+    "Ages",
+    "Backend",
+    "Cost",
+    "Describes",
+    "Exposes",
+    "Group",
+    "Limits",
+    "ListsProcesses",
+    "Watches",
+]
 
 
 class Group(StrEnum):
@@ -124,3 +135,12 @@ class Limits(Protocol):
     """Optional: who can hold a soft slice of these devices to its limit."""
 
     def limits(self) -> Enforcement: ...
+
+
+@runtime_checkable
+class Describes(Protocol):
+    """Optional, for devices that hal can emulate: what a stand-in has to be told to answer like them."""
+
+    def describe(self) -> Portrait:
+        """Every device, by its id; a figure that the library does not give is left out."""
+        ...

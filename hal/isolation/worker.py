@@ -12,10 +12,10 @@ from typing import Any
 
 import msgspec
 
-from hal.backend import Ages, Backend, Exposes, Limits, ListsProcesses, Watches
+from hal.backend import Ages, Backend, Describes, Exposes, Limits, ListsProcesses, Watches
 from hal.entries import installed, load
 from hal.isolation.calls import METHODS, Failure, Reply, Request, receive, send
-from hal.model import Enforcement, Exposure, Rung
+from hal.model import Enforcement, Exposure, Portrait, Rung
 
 __all__ = ["serve"]
 
@@ -27,6 +27,7 @@ _WITHOUT: dict[str, tuple[type[Any], Any]] = {
     "expose": (Exposes, Exposure()),
     "limits": (Limits, Enforcement(Rung.NONE, Rung.NONE)),
     "events": (Watches, []),
+    "describe": (Describes, Portrait()),
 }
 
 

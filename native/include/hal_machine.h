@@ -128,6 +128,9 @@ struct hal_machine_device {
     int64_t nvidia_performance_state, nvidia_persistence, nvidia_compute_mode, nvidia_fan_percent;
     uint32_t nvidia_mig, nvidia_mig_pending; /* 1: partitioned; after the next reset */
     struct hal_machine_mig nvidia_partition[HAL_MACHINE_PARTITIONS];
+
+    /* The bridges above it, as below /sys/devices: "pci0000:00/0000:00:01.0". "": not told. */
+    char pci_path[HAL_MACHINE_TEXT];
 };
 
 struct hal_machine {

@@ -31,8 +31,8 @@ print(json.dumps(to_builtins([probe, inventory, readings, exposed])))
 """
 
 PAIRS = {
-    ("SPX", "NPS1"): 1, ("DPX", "NPS1"): 2, ("DPX", "NPS2"): 2, ("QPX", "NPS1"): 4, ("QPX", "NPS2"): 4,
-    ("QPX", "NPS4"): 4, ("CPX", "NPS1"): 8, ("CPX", "NPS2"): 8, ("CPX", "NPS4"): 8,
+    ("SPX", "NPS1"): 1, ("DPX", "NPS1"): 2, ("DPX", "NPS2"): 2, ("QPX", "NPS1"): 4,
+    ("QPX", "NPS4"): 4, ("CPX", "NPS1"): 8, ("CPX", "NPS4"): 8,
 }  # fmt: skip
 
 
