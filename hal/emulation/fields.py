@@ -15,8 +15,8 @@ from hal_native import ffi, lib
 __all__ = ["Field", "device_fields", "driver_fields", "wrong"]
 
 # Of the machine's fields and of a device's, those that are not the description's to set.
-_HEAD = {"magic", "version", "size", "devices", "name", "device", "ledger", "hold", "timeline", "created", "nvidia_xid",
-         "nvidia_xids"}  # fmt: skip
+_HEAD = {"magic", "version", "size", "devices", "name", "device", "ledger", "created", "nvidia_xid",
+         "nvidia_xids", "hold", "timeline"}  # fmt: skip
 _PLACE = {"pci_domain", "pci_bus", "pci_device", "pci_function"}  # `pci` says them
 _FORMS = {
     "pci_path": (
