@@ -64,7 +64,8 @@ class Slices:
     def use(self, lease: Lease) -> DeviceUse | None:
         """None: a whole device, or a slice whose programs have cut their ledger short."""
         ledger = self._open.get(lease.id)
-        return None if ledger is None or ledger.is_lost else ledger.devices()[0]
+        devices = [] if ledger is None else _devices(ledger)
+        return devices[0] if devices else None
 
     def reap(self) -> None:
         """Give back, in every slice, what dead processes held."""
@@ -103,7 +104,7 @@ class Slices:
         """The machine's devices as placement sees them, with what programs outside our slices use."""
         inside: dict[str, int] = {}
         for ledger in self._open.values():
-            for use in [] if ledger.is_lost else ledger.devices():
+            for use in _devices(ledger):
                 inside[use.device] = inside.get(use.device, 0) + use.used_bytes
         devices = self._machine.inventory(refresh=True).devices
         figures: dict[str, dict[str, int]] = {}
@@ -127,3 +128,11 @@ class Slices:
                 )
             )
         return tuple(found)
+
+
+def _devices(ledger: Ledger) -> list[DeviceUse]:
+    """Nothing, of one that its programs have cut short."""
+    try:
+        return ledger.devices()
+    except StateError:
+        return []

@@ -102,7 +102,8 @@ const char *hal_ledger_damage(const struct hal_ledger *l) {
     int32_t priority = atomic_load(&l->priority);
     uint32_t weight = atomic_load(&l->weight);
     if (atomic_load(&l->state) >= HAL_SLICE_STATES) return DAMAGED "its state is unknown";
-    if (priority < -HAL_LEDGER_PRIORITY || priority > HAL_LEDGER_PRIORITY) return DAMAGED "its priority is out of range";
+    if (priority < -HAL_LEDGER_PRIORITY || priority > HAL_LEDGER_PRIORITY)
+        return DAMAGED "its priority is out of range";
     if (weight < 1 || weight > HAL_LEDGER_WEIGHT) return DAMAGED "its weight is out of range";
     if (atomic_load(&l->elastic) > 1) return DAMAGED "its elastic flag is neither 0 nor 1";
     if (atomic_load(&l->memory_by) >= HAL_ENFORCERS || atomic_load(&l->compute_by) >= HAL_ENFORCERS)
