@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include <stdint.h>
 
+#include "charge.h"
 #include "guard.h"
 #include "slice.h"
 
@@ -23,12 +24,13 @@ HOOK result hipGetProcAddress(const char *name, void **out, int version, uint64_
 #define INDEX(function, base) ROW_##function,
 enum { ROWS(INDEX) ROW_COUNT };
 
-#define ROW(function, base) [ROW_##function] = {#function, base, 0, (void *)function, NULL},
+#define ROW(function, base) [ROW_##function] = {#function, base, 0, (void *)function, NULL, NULL},
 static struct guard_row rows[] = {ROWS(ROW)};
 
 static const char *const sonames[] = {"libamdhip64.so.7", "libamdhip64.so.6", "libamdhip64.so", NULL};
 
-struct guard_family guard_hip = {"hip", sonames, rows, ROW_COUNT};
+static void *ask(const struct guard_row *row);
+struct guard_family guard_hip = {"hip", sonames, rows, ROW_COUNT, ask, false};
 
 #define REAL(function) ((__typeof__(&function))guard_real(&guard_hip, &rows[ROW_##function]))
 
@@ -36,10 +38,17 @@ struct guard_family guard_hip = {"hip", sonames, rows, ROW_COUNT};
  * runtime does for itself inside a call is part of that call and is not counted twice. */
 static _Thread_local int inside;
 
+GUARD_NEEDS(guard_hip, result, hipGetDevice, int *)
+
+static void *ask(const struct guard_row *row) {
+    void *found = NULL;
+    int status;
+    if (REAL(hipGetProcAddress) == NULL) return NULL;
+    return REAL(hipGetProcAddress)(row->base, &found, 0, 0, &status) == SUCCESS ? found : NULL;
+}
+
 static result current_device(int *out) {
-    static struct guard_row row = {"hipGetDevice", "hipGetDevice", 0, NULL, NULL};
-    result (*get)(int *) = (result(*)(int *))guard_real(&guard_hip, &row);
-    return get != NULL ? get(out) : NOT_INITIALIZED;
+    return hipGetDevice_of() != NULL ? hipGetDevice_of()(out) : NOT_INITIALIZED;
 }
 
 result hipMalloc(void **out, size_t bytes) {
@@ -48,7 +57,8 @@ result hipMalloc(void **out, size_t bytes) {
     int on = 0;
     if (inside > 0 || !slice_active() || (slice_is_plural() && current_device(&on) != SUCCESS))
         return real(out, bytes);
-    if (!slice_reserve((unsigned)on, bytes)) {
+    struct charge c = {.bytes = bytes, .device = (unsigned)on};
+    if (!charge_begin(c.device, bytes)) {
         result state = current_device(&on); /* no device at all is said before no memory */
         return state != SUCCESS ? state : OUT_OF_MEMORY;
     }
@@ -56,12 +66,12 @@ result hipMalloc(void **out, size_t bytes) {
     result outcome = real(out, bytes);
     /* Asked for nothing, HIP gives NULL and success: nothing will be freed. */
     if (outcome == SUCCESS && *out != NULL &&
-        !slice_remember((uint64_t)(uintptr_t)*out, (unsigned)on, bytes)) {
+        !charge_keep(CHARGE_MEMORY, (uint64_t)(uintptr_t)*out, c)) {
         REAL(hipFree)(*out);
         outcome = OUT_OF_MEMORY;
     }
     inside--;
-    if (outcome != SUCCESS) slice_release((unsigned)on, bytes);
+    if (outcome != SUCCESS) charge_undo(c.device, bytes);
     return outcome;
 }
 
@@ -69,15 +79,12 @@ result hipFree(void *address) {
     result (*real)(void *) = REAL(hipFree);
     if (real == NULL) return NOT_INITIALIZED;
     uint64_t key = (uint64_t)(uintptr_t)address;
-    struct slice_claim claim;
-    if (inside > 0 || !slice_active() || !slice_take(key, &claim)) return real(address);
+    struct charge c;
+    if (inside > 0 || !charge_take(CHARGE_MEMORY, key, &c)) return real(address);
     inside++;
     result outcome = real(address);
     inside--;
-    if (outcome == SUCCESS)
-        slice_release(claim.device, claim.bytes);
-    else
-        slice_remember(key, claim.device, claim.bytes);
+    charge_end(CHARGE_MEMORY, key, c, outcome == SUCCESS);
     return outcome;
 }
 
@@ -96,7 +103,6 @@ result hipGetProcAddress(const char *name, void **out, int version, uint64_t fla
     result (*real)(const char *, void **, int, uint64_t, int *) = REAL(hipGetProcAddress);
     if (real == NULL) return NOT_INITIALIZED;
     result outcome = real(name, out, version, flags, status);
-    if (outcome == SUCCESS && out != NULL && *out != NULL)
-        *out = guard_swap(&guard_hip, *out, name, version);
+    if (outcome == SUCCESS && out != NULL && *out != NULL) *out = guard_swap(&guard_hip, *out);
     return outcome;
 }
