@@ -22,7 +22,7 @@ struct pool {
 
 static struct pool pools[POOLS];
 static _Atomic unsigned opened; /* none is open from here on */
-static _Atomic bool freed;      /* since the last look */
+static _Atomic bool freed;      /* pools may be smaller than they were */
 static struct pool *_Atomic recent;
 
 static uint64_t bytes_of(uint64_t charged) { return charged & ((UINT64_C(1) << VERSION_SHIFT) - 1); }
@@ -154,9 +154,17 @@ static bool settle_all(unsigned device, bool trim, bool any_device) {
     return gave;
 }
 
+static bool keeps_something(void) {
+    unsigned count = atomic_load(&opened);
+    for (struct pool *p = pools; p < pools + count; p++)
+        if (atomic_load(&p->driver) != NULL && bytes_of(atomic_load(&p->charged)) > atomic_load(&p->live)) return true;
+    return false;
+}
+
 void pool_settle_freed(void) {
     if (!atomic_load_explicit(&freed, memory_order_relaxed) || !atomic_exchange(&freed, false)) return;
     settle_all(0, false, true);
+    if (keeps_something()) atomic_store(&freed, true); /* it may let go of that later */
 }
 
 bool pool_squeeze(unsigned device) { return settle_all(device, true, false); }

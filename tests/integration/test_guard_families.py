@@ -28,7 +28,13 @@ FAMILIES = [
 ]  # fmt: skip
 # Memory that no node frees stays with its graph until the process ends.
 KEEPS = {"graph", "graph1", "graph2", "graph3", "graph4", "captured"}
-FRAMES = [("linked", "main"), ("dlsym", "main"), ("proc", "main"), ("linked", "constructor"), ("proc", "child")]
+FRAMES = [
+    ("linked", "main"),
+    ("dlsym", "main"),
+    ("proc", "main"),
+    ("linked", "constructor"),
+    ("proc", "child"),
+]
 
 
 @pytest.fixture(scope="session")
@@ -105,13 +111,17 @@ def used(ledger: Ledger) -> int:
 
 @pytest.mark.parametrize(("how", "when"), FRAMES, ids=[f"{how}-{when}" for how, when in FRAMES])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_stops_at_the_limit_and_gives_back(family: str, how: str, when: str, fill: Fill, slice_: Ledger) -> None:
+def test_stops_at_the_limit_and_gives_back(
+    family: str, how: str, when: str, fill: Fill, slice_: Ledger
+) -> None:
     program = fill(family, how, when, ledger=slice_.path)
     assert program.full() == {"held": GIB, "code": 2, "untouched": 1, "free": 0, "total": GIB, "all": GIB}
     assert used(slice_) == GIB
     assert program.free() == "freed bad=0"
     assert used(slice_) == (GIB if family in KEEPS else 0)
-    assert re.match(r"hal: slice test: refused 0.03 GiB: 1.00 of 1.00 GiB in use on device-0\n", program.finish())
+    assert re.match(
+        r"hal: slice test: refused 0.03 GiB: 1.00 of 1.00 GiB in use on device-0\n", program.finish()
+    )
     assert used(slice_) == 0
 
 
@@ -131,7 +141,9 @@ def test_is_the_same_without_a_slice(family: str, fill: Fill) -> None:
 @pytest.mark.parametrize(
     "family", ["alloc", "pitch", "managed", "async", "pool", "vmm", "mapped", "array", "mipmap", "graph"]
 )
-def test_processes_together_stop_at_the_limit(family: str, processes: int, fill: Fill, slice_: Ledger) -> None:
+def test_processes_together_stop_at_the_limit(
+    family: str, processes: int, fill: Fill, slice_: Ledger
+) -> None:
     programs = [fill(family, ledger=slice_.path) for _ in range(processes)]
     held = [program.full() for program in programs]
     assert sum(one["held"] for one in held) == GIB

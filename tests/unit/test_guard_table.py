@@ -82,7 +82,9 @@ def _header(name: str) -> str:
 @pytest.fixture(scope="module")
 def declared() -> set[str]:
     """The functions that cuda.h declares, under the names that programs write."""
-    return set(re.findall(r"^(?:__CUDA_DEPRECATED )?CUresult\s+CUDAAPI\s+(\w+)\s*\(", _header("cuda.h"), re.M))
+    return set(
+        re.findall(r"^(?:__CUDA_DEPRECATED )?CUresult\s+CUDAAPI\s+(\w+)\s*\(", _header("cuda.h"), re.M)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +107,9 @@ def test_what_allocates_is_hooked_or_named(declared: set[str]) -> None:
     bases = {base for base, _, _ in _rows().values()}
     allocating = {name for name in declared if ALLOCATING.search(name) and not ASKING.search(name)}
     uncovered = allocating - bases - set(UNCOVERED)
-    assert not uncovered, f"cuda.h has functions that look as if they allocated, and are not hooked: {sorted(uncovered)}"
+    assert not uncovered, (
+        f"cuda.h has functions that look as if they allocated, and are not hooked: {sorted(uncovered)}"
+    )
 
 
 def test_what_is_named_is_there_and_not_hooked(declared: set[str]) -> None:
