@@ -2,21 +2,30 @@
 #define _GNU_SOURCE
 #include "hip.h"
 
+#include "charge.h"
 #include "slice.h"
 
-#define ROW(function, base) [ROW_##function] = {#function, base, 0, (void *)function, NULL},
+#define ROW(function, base) [ROW_##function] = {#function, base, 0, (void *)function, NULL, NULL},
 struct guard_row hip_rows[] = {HIP_ROWS(ROW)};
 
 static const char *const sonames[] = {"libamdhip64.so.7", "libamdhip64.so.6", "libamdhip64.so", NULL};
 
-struct guard_family guard_hip = {"hip", sonames, hip_rows, ROW_COUNT};
+static void *ask(const struct guard_row *row);
+struct guard_family guard_hip = {"hip", sonames, hip_rows, ROW_COUNT, ask, false};
 
 _Thread_local int hip_inside;
 
+GUARD_NEEDS(guard_hip, result, hipGetDevice, int *)
+
+static void *ask(const struct guard_row *row) {
+    void *found = NULL;
+    int status;
+    if (REAL(hipGetProcAddress) == NULL) return NULL;
+    return REAL(hipGetProcAddress)(row->base, &found, 0, 0, &status) == SUCCESS ? found : NULL;
+}
+
 result hip_current_device(int *out) {
-    static struct guard_row row = {"hipGetDevice", "hipGetDevice", 0, NULL, NULL};
-    result (*get)(int *) = (result(*)(int *))guard_real(&guard_hip, &row);
-    return get != NULL ? get(out) : NOT_INITIALIZED;
+    return hipGetDevice_of() != NULL ? hipGetDevice_of()(out) : NOT_INITIALIZED;
 }
 
 result hipMalloc(void **out, size_t bytes) {
@@ -25,7 +34,8 @@ result hipMalloc(void **out, size_t bytes) {
     int on = 0;
     if (hip_inside > 0 || !slice_active() || (slice_is_plural() && hip_current_device(&on) != SUCCESS))
         return real(out, bytes);
-    if (!slice_reserve((unsigned)on, bytes)) {
+    struct charge c = {.bytes = bytes, .device = (unsigned)on};
+    if (!charge_begin(c.device, bytes)) {
         result state = hip_current_device(&on); /* no device at all is said before no memory */
         return state != SUCCESS ? state : OUT_OF_MEMORY;
     }
@@ -33,12 +43,12 @@ result hipMalloc(void **out, size_t bytes) {
     result outcome = real(out, bytes);
     /* Asked for nothing, HIP gives NULL and success: nothing will be freed. */
     if (outcome == SUCCESS && *out != NULL &&
-        !slice_remember((uint64_t)(uintptr_t)*out, (unsigned)on, bytes)) {
+        !charge_keep(CHARGE_MEMORY, (uint64_t)(uintptr_t)*out, c)) {
         REAL(hipFree)(*out);
         outcome = OUT_OF_MEMORY;
     }
     hip_inside--;
-    if (outcome != SUCCESS) slice_release((unsigned)on, bytes);
+    if (outcome != SUCCESS) charge_undo(c.device, bytes);
     return outcome;
 }
 
@@ -46,15 +56,12 @@ result hipFree(void *address) {
     result (*real)(void *) = REAL(hipFree);
     if (real == NULL) return NOT_INITIALIZED;
     uint64_t key = (uint64_t)(uintptr_t)address;
-    struct slice_claim claim;
-    if (hip_inside > 0 || !slice_active() || !slice_take(key, &claim)) return real(address);
+    struct charge c;
+    if (hip_inside > 0 || !charge_take(CHARGE_MEMORY, key, &c)) return real(address);
     hip_inside++;
     result outcome = real(address);
     hip_inside--;
-    if (outcome == SUCCESS)
-        slice_release(claim.device, claim.bytes);
-    else
-        slice_remember(key, claim.device, claim.bytes);
+    charge_end(CHARGE_MEMORY, key, c, outcome == SUCCESS);
     return outcome;
 }
 
@@ -73,7 +80,6 @@ result hipGetProcAddress(const char *name, void **out, int version, uint64_t fla
     result (*real)(const char *, void **, int, uint64_t, int *) = REAL(hipGetProcAddress);
     if (real == NULL) return NOT_INITIALIZED;
     result outcome = real(name, out, version, flags, status);
-    if (outcome == SUCCESS && out != NULL && *out != NULL)
-        *out = guard_swap(&guard_hip, *out, name, version);
+    if (outcome == SUCCESS && out != NULL && *out != NULL) *out = guard_swap(&guard_hip, *out);
     return outcome;
 }

@@ -7,20 +7,14 @@
 
 enum { CAPTURE_NONE = 0, CAPTURE_RELAXED = 2, NOT_READY = 600 };
 
-/* What the guard itself needs of the runtime; asked for by name on first use. */
-#define RUNTIME(returns, name, ...)                                                                  \
-    static returns (*name##_of(void))(__VA_ARGS__) {                                                 \
-        static struct guard_row row = {#name, #name, 0, NULL, NULL};                                 \
-        return (returns(*)(__VA_ARGS__))guard_real(&guard_hip, &row);                                \
-    }
-RUNTIME(result, hipStreamIsCapturing, void *, int *)
-RUNTIME(result, hipThreadExchangeStreamCaptureMode, int *)
-RUNTIME(result, hipEventCreate, void **)
-RUNTIME(result, hipEventRecord, void *, void *)
-RUNTIME(result, hipEventQuery, void *)
-RUNTIME(result, hipEventElapsedTime, float *, void *, void *)
-RUNTIME(result, hipPeekAtLastError, void)
-RUNTIME(result, hipGetLastError, void)
+GUARD_NEEDS(guard_hip, result, hipStreamIsCapturing, void *, int *)
+GUARD_NEEDS(guard_hip, result, hipThreadExchangeStreamCaptureMode, int *)
+GUARD_NEEDS(guard_hip, result, hipEventCreate, void **)
+GUARD_NEEDS(guard_hip, result, hipEventRecord, void *, void *)
+GUARD_NEEDS(guard_hip, result, hipEventQuery, void *)
+GUARD_NEEDS(guard_hip, result, hipEventElapsedTime, float *, void *, void *)
+GUARD_NEEDS(guard_hip, result, hipPeekAtLastError, void)
+GUARD_NEEDS(guard_hip, result, hipGetLastError, void)
 
 /* "Not ready" and the like would stay the program's last error, were it not taken back. */
 static result quietly(result outcome) {

@@ -33,7 +33,7 @@ static void test_one(void) {
     put(1); /* the driver gave the same address again */
     CHECK(take(1) && !take(1));
     uint64_t last = UINT64_MAX;
-    CHECK(hal_sizes_put(last, (struct hal_allocation){UINT64_MAX, UINT32_MAX}));
+    CHECK(hal_sizes_put(last, (struct hal_allocation){UINT64_MAX, 1, UINT32_MAX}));
     CHECK(hal_sizes_take(last, &a) && a.bytes == UINT64_MAX && a.device == UINT32_MAX);
 }
 
