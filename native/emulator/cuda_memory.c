@@ -68,7 +68,7 @@ CUDA cuMemGetInfo_v2(size_t *available, size_t *all) {
     if (available == NULL || all == NULL) return CUDA_ERROR_INVALID_VALUE;
     const struct hal_machine_device *d = emulator_device(device);
     *all = d->memory_bytes - d->memory_reserved_bytes;
-    *available = *all - emulator_used(device);
+    *available = *all - emulator_used_lately(device);
     return CUDA_SUCCESS;
 }
 
