@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.frame import Figure, at_most, note
-
 from hal.emulation.description import load
 from hal.emulation.run import emulated
 from hal.enforce.guard import guard_environment

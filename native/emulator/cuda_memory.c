@@ -1,7 +1,7 @@
 /* libcuda.so.1 over the emulated machine: linear memory, host memory, and memory of other processes.
  *
- * An allocation takes exactly the bytes that were asked for. Managed memory takes them at once from the device
- * that is current, as if all of it were used there. */
+ * * An allocation takes exactly the bytes that were asked for. Managed memory takes them at once from the
+ * device that is current, as if all of it were used there. */
 #define _GNU_SOURCE
 #include "cuda_memory.h"
 

@@ -1,6 +1,7 @@
-/* The guard is preloaded into programs that bring an older glibc than it was built with: it needs nothing that is
- * newer than 2.28. What glibc gave a new version since then is here, for the guard alone; the dl functions, which
- * moved, are asked for by their first version (guard.c). A test reads the list of what is needed. */
+/* The guard is preloaded into programs that bring an older glibc than it was built with: it needs nothing
+ * that is newer than 2.28. What glibc gave a new version since then is here, for the guard alone; the dl
+ * functions, which moved, are asked for by their first version (guard.c). A test reads the list of what is
+ * needed. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>

@@ -395,7 +395,7 @@ assert allocate(ctypes.addressof(at), 2 << 30) == 2 and allocate(ctypes.addresso
 
 def test_nvml_shows_the_slice(script: Script, machine_env: dict[str, str], tmp_path: Path) -> None:
     uuid = script(
-        "import pynvml; pynvml.nvmlInit(); print(pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(0)))",
+        "import pynvml as n; n.nvmlInit(); print(n.nvmlDeviceGetUUID(n.nvmlDeviceGetHandleByIndex(0)))",
         None,
     ).stdout.strip()
     mine = Ledger.create(tmp_path / "mine", "mine", [(f"nvidia:{uuid}", GIB)])
