@@ -1,7 +1,8 @@
 /* libcuda.so.1 over the emulated machine: arrays and mipmapped arrays.
  *
- * How large an array is, the driver alone knows. Here each level lies in blocks of 64 bytes by 8 rows, and the whole
- * in 64 KiB, the alignment that arrays state. Sparse arrays, and those whose mapping is deferred, take nothing. */
+ * * How large an array is, the driver alone knows. Here each level lies in blocks of 64 bytes by 8 rows, and
+ * the whole in 64 KiB, the alignment that arrays state. Sparse arrays, and those whose mapping is deferred,
+ * take nothing. */
 #define _GNU_SOURCE
 #include <stdbool.h>
 #include <stdlib.h>

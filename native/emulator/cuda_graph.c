@@ -1,8 +1,8 @@
 /* libcuda.so.1 over the emulated machine: graphs, and allocation by their nodes.
  *
- * Each device has a pool for graphs. A launch takes from it what all allocation nodes need together, growing it in
- * steps of 2 MiB; what the graph frees itself is free when the launch returns, the rest when the program frees it.
- * The pool keeps what is free until cuDeviceGraphMemTrim. */
+ * * Each device has a pool for graphs. A launch takes from it what all allocation nodes need together,
+ * growing it in steps of 2 MiB; what the graph frees itself is free when the launch returns, the rest when
+ * the program frees it. The pool keeps what is free until cuDeviceGraphMemTrim. */
 #define _GNU_SOURCE
 #include "cuda_graph.h"
 
@@ -35,7 +35,10 @@ static CUresult add(CUgraphNode *out, CUgraph graph, struct CUgraphNode_st wante
     CUgraphNode made = malloc(sizeof *made);
     CUgraphNode *more = realloc(graph->node, (graph->nodes + 1) * sizeof *more);
     if (more != NULL) graph->node = more;
-    if (made == NULL || more == NULL || graph->nodes == MOST_NODES) return free(made), CUDA_ERROR_OUT_OF_MEMORY;
+    if (made == NULL || more == NULL || graph->nodes == MOST_NODES) {
+        free(made);
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
     *made = wanted;
     graph->node[graph->nodes++] = made;
     if (out != NULL) *out = made;
@@ -72,7 +75,8 @@ CUDA cuGraphAddMemFreeNode(CUgraphNode *out, CUgraph graph, const CUgraphNode *b
     (void)before, (void)count;
     TRY(cuda_ready());
     if (out == NULL || graph == NULL || address == 0) return CUDA_ERROR_INVALID_VALUE;
-    return add(out, graph, (struct CUgraphNode_st){.type = CU_GRAPH_NODE_TYPE_MEM_FREE, .allocation.dptr = address});
+    struct CUgraphNode_st node = {.type = CU_GRAPH_NODE_TYPE_MEM_FREE, .allocation.dptr = address};
+    return add(out, graph, node);
 }
 
 CUresult cuda_graph_capture(CUgraph graph, unsigned device, uint64_t bytes, CUdeviceptr *out) {
@@ -88,7 +92,8 @@ CUresult cuda_graph_capture(CUgraph graph, unsigned device, uint64_t bytes, CUde
 }
 
 CUresult cuda_graph_capture_free(CUgraph graph, CUdeviceptr address) {
-    return add(NULL, graph, (struct CUgraphNode_st){.type = CU_GRAPH_NODE_TYPE_MEM_FREE, .allocation.dptr = address});
+    struct CUgraphNode_st node = {.type = CU_GRAPH_NODE_TYPE_MEM_FREE, .allocation.dptr = address};
+    return add(NULL, graph, node);
 }
 
 CUDA cuGraphGetNodes(CUgraph graph, CUgraphNode *out, size_t *count) {
@@ -105,7 +110,8 @@ CUDA cuGraphNodeGetType(CUgraphNode node, int *out) {
 }
 
 CUDA cuGraphMemAllocNodeGetParams(CUgraphNode node, CUDA_MEM_ALLOC_NODE_PARAMS *out) {
-    if (node == NULL || out == NULL || node->type != CU_GRAPH_NODE_TYPE_MEM_ALLOC) return CUDA_ERROR_INVALID_VALUE;
+    if (node == NULL || out == NULL || node->type != CU_GRAPH_NODE_TYPE_MEM_ALLOC)
+        return CUDA_ERROR_INVALID_VALUE;
     *out = node->allocation;
     return CUDA_SUCCESS;
 }
@@ -173,8 +179,9 @@ static bool grow(CUgraphExec exec, unsigned device) {
     uint64_t idle = pool[device].reserved - pool[device].used;
     if (needs > idle && !emulator_take(device, needs - idle)) return false;
     if (needs > idle) pool[device].reserved += needs - idle;
-    if (pool[device].reserved > pool[device].reserved_high) pool[device].reserved_high = pool[device].reserved;
-    if (pool[device].used + needs > pool[device].used_high) pool[device].used_high = pool[device].used + needs;
+    uint64_t reserved = pool[device].reserved, used = pool[device].used + needs;
+    if (reserved > pool[device].reserved_high) pool[device].reserved_high = reserved;
+    if (used > pool[device].used_high) pool[device].used_high = used;
     return true;
 }
 

@@ -1,7 +1,7 @@
 /* libcuda.so.1 over the emulated machine: linear memory, host memory, and memory of other processes.
  *
- * An allocation takes exactly the bytes that were asked for. Managed memory takes them at once from the device
- * that is current, as if all of it were used there. */
+ * * An allocation takes exactly the bytes that were asked for. Managed memory takes them at once from the
+ * device that is current, as if all of it were used there. */
 #define _GNU_SOURCE
 #include "cuda_memory.h"
 
@@ -68,7 +68,7 @@ CUDA cuMemGetInfo_v2(size_t *available, size_t *all) {
     if (available == NULL || all == NULL) return CUDA_ERROR_INVALID_VALUE;
     const struct hal_machine_device *d = emulator_device(device);
     *all = d->memory_bytes - d->memory_reserved_bytes;
-    *available = *all - emulator_used(device);
+    *available = *all - emulator_used_lately(device);
     return CUDA_SUCCESS;
 }
 

@@ -1,4 +1,5 @@
-/* Memory in the stand-in libcuda: linear, pools, virtual, arrays, graphs; see cuda.h for what the columns mean. */
+/* Memory in the stand-in libcuda: linear, pools, virtual, arrays, graphs; see cuda.h for what the columns
+ * mean. */
 #ifndef HAL_CUDA_MEMORY_H
 #define HAL_CUDA_MEMORY_H
 

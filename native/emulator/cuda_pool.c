@@ -1,8 +1,8 @@
 /* libcuda.so.1 over the emulated machine: pools, and allocation in stream order.
  *
- * A pool takes memory from its device in steps of 32 MiB (as the driver's reserved figure is seen to grow), or of 2
- * MiB where no more is left, hands out any part of it, and gives back what is over its threshold at a
- * synchronization. Streams have no depth here: a free takes effect at once. */
+ * * A pool takes memory from its device in steps of 32 MiB (as the driver's reserved figure is seen to
+ * grow), or of 2 MiB where no more is left, hands out any part of it, and gives back what is over its
+ * threshold at a synchronization. Streams have no depth here: a free takes effect at once. */
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <stdbool.h>
@@ -146,7 +146,8 @@ CUDA cuMemPoolTrimTo(CUmemoryPool p, size_t keep) {
 
 CUDA cuMemPoolSetAttribute(CUmemoryPool p, int attribute, void *value) {
     TRY(known(p));
-    if (value == NULL || attribute < 1 || attribute > CU_MEMPOOL_ATTR_USED_MEM_HIGH) return CUDA_ERROR_INVALID_VALUE;
+    if (value == NULL || attribute < 1 || attribute > CU_MEMPOOL_ATTR_USED_MEM_HIGH)
+        return CUDA_ERROR_INVALID_VALUE;
     if (attribute < CU_MEMPOOL_ATTR_RELEASE_THRESHOLD) return CUDA_SUCCESS; /* how it reuses: at once, here */
     uint64_t number = *(uint64_t *)value;
     pthread_mutex_lock(&lock);
@@ -244,4 +245,6 @@ CUDA cuMemAllocAsync_ptsz(CUdeviceptr *out, size_t bytes, CUstream s) {
 CUDA cuMemAllocFromPoolAsync_ptsz(CUdeviceptr *out, size_t bytes, CUmemoryPool p, CUstream s) {
     return cuMemAllocFromPoolAsync(out, bytes, p, cuda_own_stream(s));
 }
-CUDA cuMemFreeAsync_ptsz(CUdeviceptr address, CUstream s) { return cuMemFreeAsync(address, cuda_own_stream(s)); }
+CUDA cuMemFreeAsync_ptsz(CUdeviceptr address, CUstream s) {
+    return cuMemFreeAsync(address, cuda_own_stream(s));
+}

@@ -1,7 +1,7 @@
 /* libcuda.so.1 over the emulated machine: virtual memory management.
  *
- * Memory is made in multiples of 2 MiB, and goes when nobody holds its handle and nothing is mapped to it. What is
- * exported stays the exporter's: whoever imports it gets a handle that takes no memory. */
+ * * Memory is made in multiples of 2 MiB, and goes when nobody holds its handle and nothing is mapped to it.
+ * What is exported stays the exporter's: whoever imports it gets a handle that takes no memory. */
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <stdbool.h>
@@ -129,7 +129,8 @@ CUDA cuMemMap(CUdeviceptr at, size_t bytes, size_t offset, CUmemGenericAllocatio
               unsigned long long flags) {
     struct hal_allocation there;
     TRY(cuda_ready());
-    if (at == 0 || at % GRANULARITY != 0 || bytes == 0 || bytes % GRANULARITY != 0 || offset != 0 || flags != 0)
+    if (at == 0 || at % GRANULARITY != 0 || bytes == 0 || bytes % GRANULARITY != 0 || offset != 0 ||
+        flags != 0)
         return CUDA_ERROR_INVALID_VALUE;
     pthread_mutex_lock(&lock);
     struct physical *p = physical(handle);

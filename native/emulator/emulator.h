@@ -41,6 +41,9 @@ uint64_t emulator_address(uint64_t bytes, uint64_t alignment);
 /* Bytes that programs hold on a device now, the dead left out. */
 uint64_t emulator_used(unsigned index);
 
+/* The same for who asks all the time: the dead are looked for once every few milliseconds. */
+uint64_t emulator_used_lately(unsigned index);
+
 struct emulator_process {
     pid_t pid;
     uint64_t bytes;

@@ -9,7 +9,9 @@ enum { KIND_SHIFT = 60 };
 
 static uint64_t keyed(enum charge_kind kind, uint64_t key) { return key + ((uint64_t)kind << KIND_SHIFT); }
 
-static struct charge charge_from(struct hal_allocation a) { return (struct charge){a.bytes, a.note, a.device}; }
+static struct charge charge_from(struct hal_allocation a) {
+    return (struct charge){a.bytes, a.note, a.device};
+}
 
 bool charge_begin(unsigned device, uint64_t bytes) {
     if (slice_try(device, bytes)) return true;

@@ -26,8 +26,8 @@ void charge_undo(unsigned device, uint64_t bytes);
 /* Keeps an honoured one for its free; false: no memory for that. */
 bool charge_keep(enum charge_kind kind, uint64_t key, struct charge c);
 
-/* Something is about to be freed: takes it out before the driver can hand its key to another thread. False: not
- * made under the guard. After the driver: either given back, or put back where it was. */
+/* Something is about to be freed: takes it out before the driver can hand its key to another thread. False:
+ * not made under the guard. After the driver: either given back, or put back where it was. */
 bool charge_take(enum charge_kind kind, uint64_t key, struct charge *out);
 void charge_end(enum charge_kind kind, uint64_t key, struct charge c, bool freed);
 

@@ -25,16 +25,17 @@ CUDA_NEEDS(result, cuDevicePrimaryCtxGetState, device, unsigned *, int *)
 
 static void *ask(const struct guard_row *row) {
     enum { PER_THREAD_DEFAULT_STREAM = 2 };
-    size_t length = strlen(row->name);
-    bool own = length > 5 && (strcmp(row->name + length - 5, "_ptsz") == 0 || strcmp(row->name + length - 5, "_ptds") == 0);
+    const char *suffix = strstr(row->name, "_pt");
+    bool own = suffix != NULL && (strcmp(suffix, "_ptsz") == 0 || strcmp(suffix, "_ptds") == 0);
     uint64_t flags = own ? PER_THREAD_DEFAULT_STREAM : 0;
     void *found = NULL;
     int status;
+    result outcome = NOT_INITIALIZED;
     if (REAL(cuGetProcAddress_v2) != NULL)
-        return REAL(cuGetProcAddress_v2)(row->base, &found, row->since, flags, &status) == SUCCESS ? found : NULL;
-    if (REAL(cuGetProcAddress) != NULL && REAL(cuGetProcAddress)(row->base, &found, row->since, flags) == SUCCESS)
-        return found;
-    return NULL;
+        outcome = REAL(cuGetProcAddress_v2)(row->base, &found, row->since, flags, &status);
+    else if (REAL(cuGetProcAddress) != NULL)
+        outcome = REAL(cuGetProcAddress)(row->base, &found, row->since, flags);
+    return outcome == SUCCESS ? found : NULL;
 }
 
 result cuGetProcAddress(const char *name, void **out, int version, uint64_t flags) {
@@ -150,8 +151,8 @@ static bool primary_active(device on) {
 /* Its handle is learned by holding it for a moment, which never makes one that is not there. */
 static uint64_t primary(device on, result (*release)(device)) {
     void *context = NULL;
-    if (!slice_active() || release == NULL || cuDevicePrimaryCtxRetain_of() == NULL || !primary_active(on)) return 0;
-    if (cuDevicePrimaryCtxRetain_of()(&context, on) != SUCCESS) return 0;
+    if (!slice_active() || release == NULL || cuDevicePrimaryCtxRetain_of() == NULL) return 0;
+    if (!primary_active(on) || cuDevicePrimaryCtxRetain_of()(&context, on) != SUCCESS) return 0;
     release(on);
     return (uint64_t)(uintptr_t)context;
 }

@@ -90,7 +90,8 @@ HOOK result cuEventSynchronize(void *event);
 
 HOOK result cuMemAlloc(unsigned *out, unsigned bytes);
 HOOK result cuMemAlloc_v2(pointer *out, size_t bytes);
-HOOK result cuMemAllocPitch(unsigned *out, unsigned *pitch, unsigned width, unsigned height, unsigned element);
+HOOK result cuMemAllocPitch(unsigned *out, unsigned *pitch, unsigned width, unsigned height,
+                            unsigned element);
 HOOK result cuMemAllocPitch_v2(pointer *out, size_t *pitch, size_t width, size_t height, unsigned element);
 HOOK result cuMemAllocManaged(pointer *out, size_t bytes, unsigned flags);
 HOOK result cuMemFree(unsigned address);
@@ -106,7 +107,8 @@ HOOK result cuMemPoolCreate(void **out, const struct memory_prop *props);
 HOOK result cuMemPoolDestroy(void *pool);
 HOOK result cuMemPoolTrimTo(void *pool, size_t keep);
 
-HOOK result cuMemCreate(uint64_t *out, size_t bytes, const struct memory_prop *prop, unsigned long long flags);
+HOOK result cuMemCreate(uint64_t *out, size_t bytes, const struct memory_prop *prop,
+                        unsigned long long flags);
 HOOK result cuMemRelease(uint64_t handle);
 HOOK result cuMemMap(pointer at, size_t bytes, size_t offset, uint64_t handle, unsigned long long flags);
 HOOK result cuMemUnmap(pointer at, size_t bytes);
@@ -152,8 +154,8 @@ HOOK result cuLaunchGridAsync(void *f, int width, int height, void *stream);
 
 /* ---- the table --------------------------------------------------------------------------------- */
 
-/* Function, the name that cuGetProcAddress knows, and the version from which that name means this function. The
- * _ptsz and _ptds forms have the name without it: the caller's flags choose them. */
+/* Function, the name that cuGetProcAddress knows, and the version from which that name means this function.
+ * The _ptsz and _ptds forms have the name without it: the caller's flags choose them. */
 #define CUDA_MEMORY_ROWS(X)                                                    \
     X(cuMemAlloc, "cuMemAlloc", 2000)                                          \
     X(cuMemAlloc_v2, "cuMemAlloc", 3020)                                       \
@@ -244,8 +246,8 @@ extern struct guard_row cuda_rows[ROW_COUNT];
 /* Which of the slice's devices the caller is on: the visible ones are the slice's, in order. */
 result cuda_current_device(device *out);
 
-/* The same for a call that allocates in the current context; false: it is none of the guard's business, and the
- * driver answers. */
+/* The same for a call that allocates in the current context; false: it is none of the guard's business, and
+ * the driver answers. */
 bool cuda_here(unsigned *on, uint64_t *context);
 
 /* What an allocation that the slice has no room for gives: OUT_OF_MEMORY, or what is wrong with the caller's

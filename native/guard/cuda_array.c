@@ -1,6 +1,7 @@
-/* CUDA driver API: arrays. The driver alone knows how large one is, and says so of an array whose mapping is deferred
- * (CUDA 11.6): such a twin, which takes no memory, is made first and asked. Where that fails the size is computed.
- * Sparse and deferred arrays have no memory of their own: what is mapped to them is charged (cuda_vmm.c). */
+/* CUDA driver API: arrays. The driver alone knows how large one is, and says so of an array whose mapping is
+ * deferred (CUDA 11.6): such a twin, which takes no memory, is made first and asked. Where that fails the
+ * size is computed. Sparse and deferred arrays have no memory of their own: what is mapped to them is
+ * charged (cuda_vmm.c). */
 #define _GNU_SOURCE
 #include "charge.h"
 #include "cuda.h"
@@ -30,7 +31,8 @@ static uint64_t computed(const struct array_3d *d, unsigned levels) {
     uint64_t sum = 0;
     for (unsigned level = 0; level < levels && level < 32; level++) {
         uint64_t w = d->width >> level, h = d->height >> level, z = d->depth >> level;
-        sum += ((w > 0 ? w : 1) * element_bits(d->format, d->channels) + 7) / 8 * (h > 0 ? h : 1) * (z > 0 ? z : 1);
+        uint64_t row = ((w > 0 ? w : 1) * element_bits(d->format, d->channels) + 7) / 8;
+        sum += row * (h > 0 ? h : 1) * (z > 0 ? z : 1);
     }
     return (sum + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
 }

@@ -1,7 +1,8 @@
-/* CUDA driver API: memory that graphs allocate. The driver takes it, for all graphs of a device together, when one is
- * launched, and keeps it until cuDeviceGraphMemTrim; so that is a pool of its own (pool.h).
+/* CUDA driver API: memory that graphs allocate. The driver takes it, for all graphs of a device together,
+ * when one is launched, and keeps it until cuDeviceGraphMemTrim; so that is a pool of its own (pool.h).
  *
- * An executable graph's first launch, and its first after a trim, has to find room for all that its nodes allocate. */
+ * * An executable graph's first launch, and its first after a trim, has to find room for all that its nodes
+ * allocate. */
 #define _GNU_SOURCE
 #include <stdlib.h>
 
@@ -81,7 +82,8 @@ static void instantiated(void *graph, void *exec) {
     struct charge c = {0};
     if (!slice_active() || cuGraphGetNodes_of() == NULL || cuGraphMemAllocNodeGetParams_of() == NULL) return;
     sum_up(graph, &c, 0);
-    if (c.bytes > 0 && charge_keep(CHARGE_GRAPH, (uint64_t)(uintptr_t)exec, c)) atomic_fetch_add(&allocating, 1);
+    if (c.bytes > 0 && charge_keep(CHARGE_GRAPH, (uint64_t)(uintptr_t)exec, c))
+        atomic_fetch_add(&allocating, 1);
 }
 
 #define INSTANTIATE(name, parameters, arguments)                                                    \
@@ -96,8 +98,10 @@ INSTANTIATE(cuGraphInstantiate, (void **out, void *graph, void **node, char *log
             (out, graph, node, log, length))
 INSTANTIATE(cuGraphInstantiate_v2, (void **out, void *graph, void **node, char *log, size_t length),
             (out, graph, node, log, length))
-INSTANTIATE(cuGraphInstantiateWithFlags, (void **out, void *graph, unsigned long long flags), (out, graph, flags))
-INSTANTIATE(cuGraphInstantiateWithParams, (void **out, void *graph, void *parameters), (out, graph, parameters))
+INSTANTIATE(cuGraphInstantiateWithFlags, (void **out, void *graph, unsigned long long flags),
+            (out, graph, flags))
+INSTANTIATE(cuGraphInstantiateWithParams, (void **out, void *graph, void *parameters),
+            (out, graph, parameters))
 INSTANTIATE(cuGraphInstantiateWithParams_ptsz, (void **out, void *graph, void *parameters),
             (out, graph, parameters))
 

@@ -1,10 +1,11 @@
-/* CUDA driver API: linear memory. Each allocation is charged as many bytes as were asked for; a pitched one as many
- * as its rows take; a managed one in full, to the device that is current. */
+/* CUDA driver API: linear memory. Each allocation is charged as many bytes as were asked for; a pitched one
+ * as many as its rows take; a managed one in full, to the device that is current. */
 #define _GNU_SOURCE
 #include "charge.h"
 #include "cuda.h"
 
-enum { PITCH = 512 }; /* what rows are a multiple of on every device so far; the driver's answer is what is charged */
+/* What rows are a multiple of on every device so far; the driver's answer is what is charged. */
+enum { PITCH = 512 };
 
 /* The end of an allocation: what the driver gave is kept, and only then shown to the program. */
 static result honour(result outcome, pointer fresh, struct charge c, result (*undo)(pointer)) {

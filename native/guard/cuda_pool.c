@@ -1,4 +1,4 @@
-/* CUDA driver API: allocation in stream order. A pool is charged what it has taken from its device (pool.h). */
+/* CUDA driver API: allocation in stream order. A pool is charged what it has taken (pool.h). */
 #define _GNU_SOURCE
 #include "charge.h"
 #include "cuda.h"

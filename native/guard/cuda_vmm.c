@@ -1,5 +1,6 @@
-/* CUDA driver API: virtual memory management. Memory that is located on a device is charged from cuMemCreate until
- * nobody holds its handle and nothing is mapped to it; host memory, and what another process exported, never is. */
+/* CUDA driver API: virtual memory management. Memory that is located on a device is charged from cuMemCreate
+ * until nobody holds its handle and nothing is mapped to it; host memory, and what another process exported,
+ * never is. */
 #define _GNU_SOURCE
 #include <stdlib.h>
 

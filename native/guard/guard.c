@@ -7,7 +7,7 @@
 
 #include "slice.h"
 
-/* glibc 2.34 moved these from libdl to libc, under a new version; the first one is there in both (glibc.c). */
+/* glibc 2.34 moved these from libdl to libc, under a new version; the first is there in both (glibc.c). */
 #if defined(__x86_64__)
 #define FIRST_GLIBC "GLIBC_2.2.5"
 #elif defined(__aarch64__)
@@ -116,7 +116,7 @@ HOOK void *dlsym(void *restrict handle, const char *restrict name) {
     struct guard_family *family = handle != RTLD_NEXT ? family_of(name) : NULL;
     if (family == NULL) return next(handle, name);
     if (handle == RTLD_DEFAULT) {
-        /* It finds our hook in any case; without the vendor's library there is to be nothing, and an error. */
+        /* It finds our hook in any case; without the vendor's library there is nothing to be found. */
         return loaded(family, name) != NULL ? next(handle, name) : next(RTLD_NEXT, name);
     }
     void *found = next(handle, name);

@@ -29,7 +29,7 @@ struct guard_family {
     const char *const *sonames; /* the library, newest first; ends with NULL */
     struct guard_row *rows;
     size_t count;
-    void *(*ask)(const struct guard_row *row); /* what the vendor's GetProcAddress says of a row; may be NULL */
+    void *(*ask)(const struct guard_row *row); /* the vendor's GetProcAddress; may be NULL */
     _Atomic bool asked;                        /* all rows that there are were resolved */
 };
 

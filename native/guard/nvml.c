@@ -1,5 +1,5 @@
-/* NVML in a slice: memory figures are the slice's, and process lists have only the slice's processes in them. Layouts
- * as nvml.h of CUDA 11 to 13 has them. Devices that the slice is not on are shown as they are. */
+/* NVML in a slice: memory figures are the slice's, and process lists have only the slice's processes in
+ * them. Layouts as nvml.h of CUDA 11 to 13 has them. Other devices are shown as they are. */
 #define _GNU_SOURCE
 #include <stdlib.h>
 #include <string.h>
@@ -7,7 +7,8 @@
 #include "guard.h"
 #include "slice.h"
 
-enum { SUCCESS = 0, UNINITIALIZED = 1, INSUFFICIENT_SIZE = 7, OUT_OF_MEMORY = 20, UUID_ROOM = 96, MOST = 1 << 20 };
+enum { SUCCESS = 0, UNINITIALIZED = 1, INSUFFICIENT_SIZE = 7, OUT_OF_MEMORY = 20 };
+enum { UUID_ROOM = 96, MOST = 1 << 20 };
 
 typedef int result; /* nvmlReturn_t */
 
@@ -100,7 +101,8 @@ result nvmlDeviceGetMemoryInfo_v2(void *of, struct memory_v2 *out) {
     if (real == NULL) return UNINITIALIZED;
     result outcome = real(of, out);
     /* What the driver keeps for itself is not a part of the slice. */
-    if (outcome == SUCCESS && slice_active() && narrow(of, &out->total, &out->free, &out->used)) out->reserved = 0;
+    if (outcome == SUCCESS && slice_active() && narrow(of, &out->total, &out->free, &out->used))
+        out->reserved = 0;
     return outcome;
 }
 

@@ -113,7 +113,8 @@ bool pool_settle(struct pool *p, uint64_t promised) {
     before = atomic_load(&p->charged); /* charged is what the slice's ledger has */
     do {
         has = bytes_of(before);
-    } while (!atomic_compare_exchange_weak(&p->charged, &before, next(before, has > lacks ? has - lacks : 0)));
+        now = has > lacks ? has - lacks : 0;
+    } while (!atomic_compare_exchange_weak(&p->charged, &before, next(before, now)));
     return atomic_load(&p->promised) >= lacks; /* it was another's growth that was seen, and that one pays */
 }
 
@@ -157,7 +158,8 @@ static bool settle_all(unsigned device, bool trim, bool any_device) {
 static bool keeps_something(void) {
     unsigned count = atomic_load(&opened);
     for (struct pool *p = pools; p < pools + count; p++)
-        if (atomic_load(&p->driver) != NULL && bytes_of(atomic_load(&p->charged)) > atomic_load(&p->live)) return true;
+        if (atomic_load(&p->driver) != NULL && bytes_of(atomic_load(&p->charged)) > atomic_load(&p->live))
+            return true;
     return false;
 }
 

@@ -1,7 +1,7 @@
-/* Pools of the vendors' runtimes: what a pool has taken from its device is charged, whether it is in use or kept for
- * later. So memory that is reused inside a pool costs nothing more, and what the pool hands back to the device is
- * given back to the slice when the guard next looks: at the pool's next allocation, at a synchronization, at a
- * query, and before anything is refused. Knows no vendor. */
+/* Pools of the vendors' runtimes: what a pool has taken from its device is charged, whether it is in use or
+ * kept for later. So memory that is reused inside a pool costs nothing more, and what the pool hands back to
+ * the device is given back to the slice when the guard next looks: at the pool's next allocation, at a
+ * synchronization, at a query, and before anything is refused. Knows no vendor. */
 #ifndef HAL_GUARD_POOL_H
 #define HAL_GUARD_POOL_H
 
@@ -26,8 +26,8 @@ unsigned pool_device(const struct pool *p);
 /* Reserves what an allocation may make the pool grow by, 0 when it has so much to spare. False: refused. */
 bool pool_begin(struct pool *p, uint64_t bytes, uint64_t *promised);
 
-/* The driver was asked: corrects the charge to what the pool has now. False: the pool grew by more than there is
- * room for, and the allocation has to be undone. */
+/* The driver was asked: corrects the charge to what the pool has now. False: the pool grew by more than
+ * there is room for, and the allocation has to be undone. */
 bool pool_settle(struct pool *p, uint64_t promised);
 
 /* Bytes of it were handed out, or freed (in stream order: they may be in use for a while). */

@@ -104,7 +104,9 @@ bool slice_try(unsigned device, uint64_t bytes) {
     slice_await_running();
     int slot = hal_member_slot(&member);
     bool done = slot >= 0 && hal_ledger_reserve(member.ledger, slot, device, bytes);
-    if (say_all()) say(SAY_ALL, "%s %llu bytes on device %u", done ? "charged" : "no room for", (unsigned long long)bytes, device);
+    if (say_all())
+        say(SAY_ALL, "%s %llu bytes on device %u", done ? "charged" : "no room for",
+            (unsigned long long)bytes, device);
     return done;
 }
 

@@ -24,14 +24,16 @@ struct hal_ledger *slice_ledger(void);
 /* The ledger's account of a device; NULL when the slice has no such device or could not be used. */
 struct hal_ledger_device *slice_device(unsigned device);
 
-/* Reserves; false: the slice has no room, or its ledger could not be used (an unreadable limit is no licence). */
+/* Reserves; false: the slice has no room, or its ledger could not be used (an unreadable limit is no
+ * licence). */
 bool slice_try(unsigned device, uint64_t bytes);
 void slice_release(unsigned device, uint64_t bytes);
 
 /* Says on stderr, once a second at most, what was refused and why. */
 void slice_refused(unsigned device, uint64_t bytes);
 
-/* What the slice is on, by hal's own names; and whether a process belongs to it (pids as this namespace has them). */
+/* What the slice is on, by hal's own names; and whether a process belongs to it (pids as this namespace has
+ * them). */
 unsigned slice_devices(void);
 const char *slice_id(unsigned device);
 bool slice_has(uint32_t pid);

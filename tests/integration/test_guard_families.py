@@ -1,5 +1,5 @@
-"""Every family of CUDA's memory functions stops exactly at the slice's limit and gives everything back, however and
-whenever a program reaches it, and however many processes share the slice."""
+"""Every family of CUDA's memory functions stops exactly at the slice's limit and gives everything back,
+however and whenever a program reaches it, and however many processes share the slice."""
 
 from __future__ import annotations
 

@@ -24,9 +24,9 @@ cu = ctypes.CDLL("libcuda.so.1")
 u64, size, null = c_uint64, c_size_t, c_void_p
 class Location(Structure): _fields_ = [("type", c_int), ("id", c_int)]
 class Prop(Structure):
-    _fields_ = [("type", c_int), ("handles", c_int), ("at", Location), ("meta", c_void_p), ("flags", c_uint64)]
+    _fields_ = [("type", c_int), ("handles", c_int), ("at", Location), ("meta", null), ("flags", u64)]
 class Pool(Structure):
-    _fields_ = [("type", c_int), ("handles", c_int), ("at", Location), ("security", c_void_p), ("most", c_size_t),
+    _fields_ = [("type", c_int), ("handles", c_int), ("at", Location), ("security", null), ("most", size),
                 ("rest", ctypes.c_ubyte * 56)]
 class Node(Structure):
     _fields_ = [("pool", Pool), ("access", c_void_p), ("n", c_size_t), ("bytes", c_size_t), ("at", c_uint64)]
@@ -192,7 +192,8 @@ def test_mapped_memory_stays_until_it_is_unmapped(script: Script, slice_: Ledger
 start()
 at = u64(0); ok(cu.cuMemAddressReserve(byref(at), size(8 * MIB), size(0), u64(0), u64(0)))
 handles = [vmm(2 * MIB) for _ in range(4)]
-for n, handle in enumerate(handles): ok(cu.cuMemMap(u64(at.value + n * 2 * MIB), size(2 * MIB), size(0), handle, u64(0)))
+for n, handle in enumerate(handles):
+    ok(cu.cuMemMap(u64(at.value + n * 2 * MIB), size(2 * MIB), size(0), handle, u64(0)))
 for handle in handles: ok(cu.cuMemRelease(handle))
 assert free() == GIB - 8 * MIB
 assert cu.cuMemUnmap(u64(at.value + 2 * MIB), size(8 * MIB)) == 1  # refused: it changes nothing
@@ -261,7 +262,7 @@ def test_an_array_is_charged_what_the_driver_says_it_takes(script: Script, slice
     script(
         """
 start(); array = null()
-ok(cu.cuArray3DCreate_v2(byref(array), byref(Deep(100, 100, 0, 0x01, 1, 0))))  # 128 bytes by 104 rows, in 64 KiB
+ok(cu.cuArray3DCreate_v2(byref(array), byref(Deep(100, 100, 0, 0x01, 1, 0))))  # 128 B by 104, in 64 KiB
 assert free() == GIB - 65536
 ok(cu.cuArrayDestroy(array)); assert free() == GIB
 ok(cu.cuMipmappedArrayCreate(byref(array), byref(Deep(4096, 4096, 0, 0x20, 1, 0)), 13))
@@ -369,7 +370,7 @@ def test_the_log_has_levels(level: str, lines: list[str], script: Script, slice_
 
 
 def test_lookups_in_other_places(script: Script, slice_: Ledger) -> None:
-    """dlmopen in a slice opens the driver where the guard is; RTLD_DEFAULT finds nothing before there is a driver."""
+    """dlmopen in a slice opens the driver where the guard is; without a driver RTLD_DEFAULT finds nothing."""
     text = """
 import ctypes, sys
 libc = ctypes.CDLL(None); libc.dlsym.restype = libc.dlmopen.restype = libc.dlerror.restype = ctypes.c_void_p
@@ -394,7 +395,7 @@ assert allocate(ctypes.addressof(at), 2 << 30) == 2 and allocate(ctypes.addresso
 
 def test_nvml_shows_the_slice(script: Script, machine_env: dict[str, str], tmp_path: Path) -> None:
     uuid = script(
-        "import pynvml; pynvml.nvmlInit(); print(pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(0)))",
+        "import pynvml as n; n.nvmlInit(); print(n.nvmlDeviceGetUUID(n.nvmlDeviceGetHandleByIndex(0)))",
         None,
     ).stdout.strip()
     mine = Ledger.create(tmp_path / "mine", "mine", [(f"nvidia:{uuid}", GIB)])
@@ -413,7 +414,8 @@ import pynvml as n
 start(); alloc(300 * MIB); n.nvmlInit(); d = n.nvmlDeviceGetHandleByIndex(0)
 v1, v2 = n.nvmlDeviceGetMemoryInfo(d), n.nvmlDeviceGetMemoryInfo(d, version=n.nvmlMemory_v2)
 seen = n.nvmlDeviceGetComputeRunningProcesses(d)
-print(v1.total, v1.free, v1.used, v2.total, v2.free, v2.used, v2.reserved, [p.pid == os.getpid() for p in seen],
+own = [p.pid == os.getpid() for p in seen]
+print(v1.total, v1.free, v1.used, v2.total, v2.free, v2.used, v2.reserved, own,
       n.nvmlDeviceGetGraphicsRunningProcesses(d))
 """
             used = 300 * MIB
