@@ -12,12 +12,16 @@ from hal.model import Status
 
 __all__ = [
     "CLOCK_REASONS",
+    "COMPUTE_MODES",
+    "PARTITION_MODES",
     "bdf",
     "bytes_of_kibibytes",
     "celsius",
+    "choice",
     "count",
     "fan",
     "flag",
+    "fraction",
     "hertz",
     "joules",
     "kilobytes",
@@ -26,6 +30,7 @@ __all__ = [
     "multiprocessors",
     "pci_ids",
     "performance",
+    "process_bytes",
     "ratio",
     "reasons",
     "seconds",
@@ -36,6 +41,10 @@ __all__ = [
 _UNAVAILABLE = {0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF}  # NVML_VALUE_NOT_AVAILABLE_uint, _ulonglong
 _NOT_AVAILABLE = Value(None, Status.UNSUPPORTED, "NVML_VALUE_NOT_AVAILABLE")
 _NO_LEVEL = 32  # NVML_PSTATE_UNKNOWN
+_NO_MEMORY = 1 << 50  # no device has as much
+# NVML_COMPUTEMODE_... and nvmlDeviceGetMigMode's in the catalogue's words, by number.
+COMPUTE_MODES = ("default", "exclusive_thread", "prohibited", "exclusive_process")
+PARTITION_MODES = ("off", "mig")
 _LINK_STATES = {0: 0, 1: 1, 2: 1, 3: 0}  # NVML_NVLINK_STATE_...: 2 sleeps, 3 carries nothing
 # CUDA cores in a multiprocessor by compute capability: NVML counts the cores only.
 _CORES = {(7, 0): 64, (7, 2): 64, (7, 5): 64, (8, 0): 64, (8, 6): 128, (8, 7): 128, (8, 9): 128, (9, 0): 128,
@@ -92,6 +101,13 @@ def ratio(percent: object) -> Answer:
     return raw if isinstance(raw, Value) else _absurd(raw, " %")
 
 
+def fraction(percent: object) -> Answer:
+    """A figure of GPM, whose rounding may be a little past the end; without a cycle it is no number."""
+    if isinstance(percent, float) and 0 <= percent <= 101:
+        return min(percent / 100, 1.0)
+    return _absurd(percent, " %")
+
+
 def fan(percent: object) -> Answer:
     """A fan may turn faster than what its maker calls its greatest speed."""
     raw = count(percent)
@@ -105,6 +121,21 @@ def celsius(degrees: object) -> Answer:
         return degrees
     raw = count(degrees)
     return raw if isinstance(raw, Value) else _absurd(raw, " degrees")
+
+
+def choice(raw: object, of: int) -> tuple[Answer, ...]:
+    """1 for the one of so many that NVML's number means, 0 for the others."""
+    answer = count(raw)
+    if not isinstance(answer, Value) and answer >= of:
+        answer = _absurd(raw, "")
+    if isinstance(answer, Value):
+        return (answer,) * of
+    return tuple(int(number == answer) for number in range(of))
+
+
+def process_bytes(raw: object) -> Answer:
+    answer = count(raw)
+    return answer if isinstance(answer, Value) or answer < _NO_MEMORY else _absurd(raw, " bytes")
 
 
 def flag(raw: object) -> Answer:

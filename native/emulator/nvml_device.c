@@ -57,7 +57,6 @@ NVML nvmlDeviceGetBAR1MemoryInfo(nvmlDevice_t handle, nvmlBAR1Memory_t *out) {
     struct nvml_mig mig;
     READY;
     CHECK(out != NULL);
-    /* All partitions share it, and each is told of the whole. */
     const struct hal_machine_device *d;
     if (nvml_mig_of(handle, &mig))
         d = mig.d;
@@ -66,6 +65,10 @@ NVML nvmlDeviceGetBAR1MemoryInfo(nvmlDevice_t handle, nvmlBAR1Memory_t *out) {
     unsigned long long total, used;
     TRY(nvml_give_wide(d->nvidia_bar1_bytes, &total));
     TRY(nvml_give_wide(d->nvidia_bar1_used_bytes, &used));
+    if (d->nvidia_mig && handle != nvml_handle(d)) { /* each partition has its part */
+        total = total / 8 * mig.gpu->size;
+        used = 0;
+    }
     *out = (nvmlBAR1Memory_t){total, total - used, used};
     return NVML_SUCCESS;
 }
@@ -76,6 +79,7 @@ NVML nvmlDeviceGetUtilizationRates(nvmlDevice_t handle, nvmlUtilization_t *out) 
     nvmlUtilization_t now;
     DEVICE(handle);
     CHECK(out != NULL);
+    if (d->nvidia_mig) return NVML_ERROR_NOT_SUPPORTED; /* neither of the whole nor of a part */
     TRY(nvml_give(d->compute_busy_percent, &now.gpu));
     TRY(nvml_give(d->memory_busy_percent, &now.memory));
     *out = now;
