@@ -6,6 +6,7 @@ Each test is one child process on an emulated machine; `_child` at the end of th
 from __future__ import annotations
 
 import ctypes
+import itertools
 import json
 import math
 import os
@@ -17,13 +18,21 @@ from typing import Any
 
 import pytest
 
-from hal.backend import EVERY_COST, Group, HalError
+from hal.backend import EVERY_COST, Cost, Group, HalError
 from hal.emulation.description import load
 from hal.emulation.run import emulated
-from hal.model import Reading, Status
+from hal.model import Process, Reading, Status
 from hal_native import lib
 
 CODES = [*range(1, 30), 999]
+NOT_FOUND = 6
+DRIVERS = ["470.256.02", "535.183.06", "580.95.05"]
+# Called in each generation, whatever else is.
+EVERYWHERE = """nvmlDeviceGetCount_v2 nvmlDeviceGetHandleByUUID nvmlDeviceGetMemoryInfo
+nvmlDeviceGetUtilizationRates nvmlDeviceGetFieldValues nvmlDeviceGetBAR1MemoryInfo nvmlDeviceGetComputeMode
+nvmlDeviceGetMigMode nvmlDeviceGetProcessUtilization
+nvmlEventSetCreate nvmlEventSetWait_v2 nvmlDeviceRegisterEvents nvmlDeviceGetSupportedEventTypes
+nvmlDeviceGetMemoryErrorCounter""".split()  # noqa: SIM905
 
 
 @pytest.fixture(params=["dgx-h100"])
@@ -40,9 +49,18 @@ def child(env: dict[str, str], part: str, **extra: str) -> Any:
     return json.loads(result.stdout)
 
 
-def test_every_status_at_every_call(machine: dict[str, str]) -> None:
-    report = child(machine, "statuses")
-    assert report["calls"] > 20
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_every_status_at_every_call(machine: dict[str, str], driver: str) -> None:
+    report = child(machine, "statuses", HAL_EMULATOR_NVIDIA_DRIVER=driver)
+    assert report["calls"] > 40
+    assert {*EVERYWHERE} <= {*report["names"]}
+    assert report["wrong"] == []
+
+
+@pytest.mark.parametrize("part", ["whole", "mig"])
+def test_every_status_at_every_call_of_gpm(machine: dict[str, str], part: str) -> None:
+    report = child(machine, f"gpm_{part}_statuses")
+    assert report["calls"] >= 5
     assert report["wrong"] == []
 
 
@@ -115,7 +133,11 @@ def test_partitions(machine: dict[str, str]) -> None:
         ["1g.10gb", 9984 << 20, 16, 16 / 132],
     ]
     assert report["memory"] == [40448 << 20, 0, 9984 << 20, 0]
-    assert set(report["activity"]) == {"unsupported"}
+    assert report["bar1"] == [64 << 30, 16 << 30]
+    assert report["activity"] == [
+        ["compute_busy_ratio", "stale"],  # the first of two samples
+        ["memory_bandwidth_busy_ratio", "unsupported"],
+    ]
     assert report["exposed"] is True
     assert report["gone"] == "GoneError"
 
@@ -153,27 +175,59 @@ class _Run:
         return self.backend.sample(list(Group), self.ids[:1] if ids is None else ids, math.inf)
 
     def called(self) -> list[str]:
-        """Every function of NVML that the backend has bound by now."""
-        return sorted(self.nvml._nvmlGetFunctionPointer_cache)
+        """Every function of NVML that was called while there were rules, past pynvml or through it."""
+        ask = self.nvml.nvmlLib.hal_emulator_called
+        ask.restype = ctypes.c_char_p
+        return sorted(name.decode() for name in iter(map(ask, itertools.count()).__next__, None))
+
+    def listen(self) -> None:
+        """A rule that changes nothing."""
+        self.nvml.nvmlLib.hal_emulator_faults(None, b"*=0")
+
+
+def _allocate() -> None:
+    """3 MiB of the first device, by this process."""
+    cuda = ctypes.CDLL("libcuda.so.1")
+    context, address = ctypes.c_void_p(), ctypes.c_uint64()
+    assert cuda.cuInit(0) == 0
+    assert cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0) == 0
+    assert cuda.cuCtxSetCurrent(context) == 0
+    assert cuda.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t(3 << 20)) == 0
+
+
+def _partition(run: _Run, *shapes: tuple[int, int]) -> list[Any]:
+    """GPU instances of the first device with one compute instance each."""
+    nvml = run.nvml
+    gpu = nvml.nvmlDeviceGetHandleByIndex(0)
+    nvml.nvmlDeviceSetMigMode(gpu, 1)
+    made = []
+    for profile, compute in shapes:
+        instance = nvml.nvmlDeviceCreateGpuInstance(gpu, profile)
+        made.append((instance, nvml.nvmlGpuInstanceCreateComputeInstance(instance, compute)))
+    return made
 
 
 def _statuses() -> dict[str, Any]:
     from hal_nvidia import errors
 
     run = _Run()
+    _allocate()
+    run.listen()
     run.backend.events()
-    run.backend.processes(run.ids[:1], math.inf)
+    run.backend.enumerate()
     good = {_value(r): r for r in run.sample()}
+    (process,) = run.backend.processes(run.ids[:1], math.inf)
     calls = run.called()
     wrong: list[str] = []
     for call in calls:
         for code in CODES:
             run.faults(f"{call}={code}")
             readings: list[Reading] = []
+            processes: list[Process] = []
             for ask in (
                 run.backend.enumerate,
                 lambda into=readings: into.extend(run.sample()),
-                lambda: run.backend.processes(run.ids[:1], math.inf),
+                lambda into=processes: into.extend(run.backend.processes(run.ids[:1], math.inf)),
                 run.backend.events,
             ):
                 try:
@@ -186,6 +240,8 @@ def _statuses() -> dict[str, Any]:
             expected = errors.status(run.nvml.NVMLError(code))
             changed = 0
             for r in readings:
+                if "gpm" in r.source.lower():
+                    continue  # has tests of its own, because it needs time
                 if r.status is Status.OK:
                     before = good.get(_value(r))
                     if r.labels.get("block") == "all" or r.name == "energy_joules_total":
@@ -196,10 +252,77 @@ def _statuses() -> dict[str, Any]:
                     changed += 1
                     if r.status is not expected or r.value is not None:
                         wrong.append(f"{call}={code}: {r.name} is {r.status}, not {expected}")
+            for p in processes:
+                told = (p.memory_bytes, p.compute_busy_ratio, p.busy_status)
+                kept = p.memory_bytes == process.memory_bytes
+                if not kept or (p.compute_busy_ratio is None) == (p.busy_status is Status.OK):
+                    wrong.append(f"{call}={code}: {told}")
+            what = [Status.STALE if code == NOT_FOUND else expected]  # nobody did anything
+            if call == "nvmlDeviceGetProcessUtilization" and [p.busy_status for p in processes] != what:
+                wrong.append(f"{call}={code}: {processes}")
             if call.startswith("nvmlDeviceGetPower") and not changed and call != "nvmlDeviceGetPowerUsage":
                 wrong.append(f"{call}={code}: nobody noticed")
         run.faults(None)
+    return {"calls": len(calls), "names": calls, "wrong": wrong[:20]}
+
+
+def _gpm_statuses(run: _Run, id: str) -> dict[str, Any]:
+    """Each call that GPM makes, when the first of two samples is read and when the second is."""
+    from hal_nvidia import errors, gpm
+
+    gpm._LEAST = 0.0
+    run.listen()
+
+    def figures(cost: Cost = Cost.SLOW) -> list[Reading]:
+        found = run.backend.sample([Group.ACTIVITY], [id], math.inf, frozenset({cost}))
+        return [
+            r for r in found if r.source == "nvmlGpmMetricsGet" and r.name != "memory_bandwidth_busy_ratio"
+        ]
+
+    figures()
+    figures()
+    run.backend.enumerate()  # gives the samples back
+    calls = [name for name in run.called() if name.startswith("nvmlGpm")]
+    wrong: list[str] = []
+    for call, code, before in itertools.product(calls, CODES, (0, 1)):
+        run.faults(None)
+        run.backend.enumerate()
+        for _ in range(before):
+            figures()
+        run.faults(f"{call}={code}")
+        expected = errors.status(run.nvml.NVMLError(code))
+        if before and call in ("nvmlGpmQueryDeviceSupport", "nvmlGpmSampleAlloc"):
+            continue  # of which only the first look makes use
+        if call == "nvmlGpmSampleFree":
+            run.backend.enumerate()
+            continue
+        if call == "nvmlGpmMetricsGet" and not before:
+            expected = Status.STALE
+        found = {(r.status, r.value) for r in figures()}
+        if found != {(expected, None)}:
+            wrong.append(f"{call}={code}, {before} before: {found}, not {expected}")
+    for metric, code in itertools.product(gpm.METRICS, CODES):
+        if metric == gpm.BUSY and "MIG" not in id:
+            continue  # has it from nvmlDeviceGetUtilizationRates
+        run.faults(f"metric {metric}={code}")
+        expected = errors.status(run.nvml.NVMLError(errors.of_part(code)))
+        cost = Cost.FAST if metric == gpm.BUSY else Cost.SLOW
+        figures(cost)
+        statuses = [r.status for r in figures(cost)]
+        if expected not in statuses or Status.OK in statuses:
+            wrong.append(f"metric {metric}={code}: {statuses}")
     return {"calls": len(calls), "wrong": wrong[:20]}
+
+
+def _gpm_whole_statuses() -> dict[str, Any]:
+    run = _Run()
+    return _gpm_statuses(run, run.ids[0])
+
+
+def _gpm_mig_statuses() -> dict[str, Any]:
+    run = _Run()
+    _partition(run, (9, 2))
+    return _gpm_statuses(run, next(s.id for s in run.backend.enumerate().slices if s.parent is not None))
 
 
 def _fields() -> dict[str, Any]:
@@ -216,9 +339,11 @@ def _fields() -> dict[str, Any]:
         for code in CODES:
             run.faults(f"field {field}={code}")
             run.backend.enumerate()
-            expected = errors.status(run.nvml.NVMLError(code))
+            expected = errors.status(run.nvml.NVMLError(errors.of_part(code)))
             for r in run.sample():
                 before = good[_value(r)]
+                if "gpm" in r.source.lower():
+                    continue
                 if r.status is Status.OK:
                     if r.name != "energy_joules_total" and r.value != before.value:
                         wrong.append(f"field {field}={code}: {r}")
@@ -274,15 +399,19 @@ def _lost() -> dict[str, Any]:
     run.machine.device[3].nvidia_lost = 1
     lost, good = run.ids[3], set(run.ids) - {run.ids[3]}
     readings = [*run.sample(run.ids), *run.sample(run.ids)]  # by the kept handle, then without one
+    # It has no fan, and what GPM said is so for a tenth of a second.
+    others = {"fan_ratio"} | {r.name for r in readings if r.source == "nvmlGpmMetricsGet"}
     count = len(run.backend.enumerate().devices)
     run.machine.device[3].nvidia_lost = 0
     run.sample(run.ids)
     back = run.sample([lost])
     return {
         "devices": [len(run.ids), count],
-        "lost": sorted({r.status.value for r in readings if r.subject == lost and r.name != "fan_ratio"}),
+        "lost": sorted({r.status.value for r in readings if r.subject == lost and r.name not in others}),
         "good": all(
-            r.status in (Status.OK, Status.UNSUPPORTED) for r in readings if r.subject in good
+            r.status in (Status.OK, Status.UNSUPPORTED)
+            for r in readings
+            if r.subject in good and r.name not in others
         ),
         "back": any(r.status is Status.OK for r in back),
     }  # fmt: skip
@@ -290,12 +419,7 @@ def _lost() -> dict[str, Any]:
 
 def _versions() -> dict[str, Any]:
     run = _Run()
-    cuda = ctypes.CDLL("libcuda.so.1")
-    context, address = ctypes.c_void_p(), ctypes.c_uint64()
-    assert cuda.cuInit(0) == 0
-    assert cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0) == 0
-    assert cuda.cuCtxSetCurrent(context) == 0
-    assert cuda.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t(3 << 20)) == 0
+    _allocate()
     readings = {(r.name, *r.labels.values()): r for r in run.sample()}
     processes = run.backend.processes(run.ids[:1], math.inf)
     failures: list[str] = []
@@ -337,12 +461,7 @@ def _events() -> dict[str, Any]:
 def _mig() -> dict[str, Any]:
     run = _Run()
     nvml = run.nvml
-    gpu = nvml.nvmlDeviceGetHandleByIndex(0)
-    nvml.nvmlDeviceSetMigMode(gpu, 1)
-    made = []
-    for profile, compute in ((9, 2), (19, 0)):
-        instance = nvml.nvmlDeviceCreateGpuInstance(gpu, profile)
-        made.append((instance, nvml.nvmlGpuInstanceCreateComputeInstance(instance, compute)))
+    made = _partition(run, (9, 2), (19, 0))
     slices = [s for s in run.backend.enumerate().slices if s.parent is not None]
     ids = [s.id for s in slices]
     readings = run.sample(ids)
@@ -356,18 +475,18 @@ def _mig() -> dict[str, Any]:
         run.sample(ids)
     except HalError as error:
         gone = type(error).__name__
-    wanted = ("memory_total_bytes", "memory_used_bytes")
+    figures = ("memory_total_bytes", "memory_used_bytes")
     return {
         "slices": [[s.profile, s.memory.bytes, s.compute_units, s.compute_ratio] for s in slices],
-        "memory": [r.value for r in readings if r.name in wanted],
-        "activity": [r.status.value for r in readings if r.name.endswith("_ratio")],
+        "memory": [r.value for r in readings if r.name in figures and r.labels["heap"] == "vram"],
+        "bar1": [r.value for r in readings if r.name == "memory_total_bytes" and r.labels["heap"] == "bar1"],
+        "activity": sorted({(r.name, r.status.value) for r in readings if r.name.endswith("busy_ratio")}),
         "exposed": exposed == ",".join(s.uuid or "" for s in slices),
         "gone": gone,
     }
 
 
 def _catalogue() -> dict[str, Any]:
-    from hal.backend import Cost
     from hal.telemetry.catalogue import CATALOGUE
 
     run = _Run()
