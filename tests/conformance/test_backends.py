@@ -62,12 +62,26 @@ hip_version = 70051831
     )
     for model, bus in (("h100-sxm-80gb", "19"), ("mi300x", "9b"))
 )  # fmt: skip
+OLD = """schema = "hal.machine/1"
+[drivers]
+nvidia_driver = "{driver}"
+nvml_version = "11.470"
+cuda_version = 11040
+[[devices]]
+model = "a100-sxm-40gb"
+pci = "0000:07:00.0"
+[[devices]]
+model = "h100-sxm-80gb"
+pci = "0000:19:00.0"
+"""
 CASES = {
     "cpu": ("cpu", None, 1),
     "null": ("null", None, 1),
     "nvidia-mixed": ("nvidia", "mixed", 2),
     "nvidia-dgx-h100": ("nvidia", "dgx-h100", 8),
     "nvidia-sensorless": ("nvidia", SENSORLESS, 1),
+    "nvidia-470": ("nvidia", OLD.format(driver="470.256.02"), 2),
+    "nvidia-535": ("nvidia", OLD.format(driver="535.183.06"), 2),
     "amd-mixed": ("amd", "mixed", 2),
     "amd-mi300x-8": ("amd", "mi300x-8", 8),
     "amd-sensorless": ("amd", SENSORLESS, 1),
@@ -122,9 +136,9 @@ def case(
     if machine is None:
         yield of(name, count, env | {"HAL_NULL": "1"})
         return
-    if machine is SENSORLESS:
-        path = tmp_path_factory.mktemp("machine") / "sensorless.toml"
-        path.write_text(SENSORLESS)
+    if machine.startswith("schema"):
+        path = tmp_path_factory.mktemp("machine") / "own.toml"
+        path.write_text(machine)
         machine = str(path)
     with emulated(load(machine), env) as own:
         yield of(name, count, own)
