@@ -30,10 +30,10 @@ __all__ = [
     "multiprocessors",
     "pci_ids",
     "performance",
-    "process_bytes",
     "ratio",
     "reasons",
     "seconds",
+    "size",
     "text",
     "watts",
 ]
@@ -41,7 +41,9 @@ __all__ = [
 _UNAVAILABLE = {0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF}  # NVML_VALUE_NOT_AVAILABLE_uint, _ulonglong
 _NOT_AVAILABLE = Value(None, Status.UNSUPPORTED, "NVML_VALUE_NOT_AVAILABLE")
 _NO_LEVEL = 32  # NVML_PSTATE_UNKNOWN
-_NO_MEMORY = 1 << 50  # no device has as much
+# More than any device has: bytes of memory, milliwatts, megahertz.
+_MOST_BYTES, _MOST_MILLIWATTS, _MOST_MEGAHERTZ = 1 << 50, 100_000_000, 100_000
+_MOST = 1 << 62
 # NVML_COMPUTEMODE_... and nvmlDeviceGetMigMode's in the catalogue's words, by number.
 COMPUTE_MODES = ("default", "exclusive_thread", "prohibited", "exclusive_process")
 PARTITION_MODES = ("off", "mig")
@@ -63,11 +65,16 @@ def count(raw: object) -> Answer:
     """A whole number, such as bytes; NVML's NOT_AVAILABLE is unsupported."""
     if type(raw) is not int or raw in _UNAVAILABLE:
         return _NOT_AVAILABLE
-    return raw if raw >= 0 else _absurd(raw, "")
+    return raw if 0 <= raw <= _MOST else _absurd(raw, "")
+
+
+def size(raw: object) -> Answer:
+    """Bytes of a memory, or of a part of one."""
+    return _scaled(raw, 1, _MOST_BYTES, " bytes")
 
 
 def watts(milliwatts: object) -> Answer:
-    return _divided(milliwatts, 1000)
+    return _divided(milliwatts, 1000, _MOST_MILLIWATTS, " mW")
 
 
 def joules(millijoules: object) -> Answer:
@@ -79,7 +86,7 @@ def seconds(nanoseconds: object) -> Answer:
 
 
 def hertz(megahertz: object) -> Answer:
-    return _scaled(megahertz, 1_000_000)
+    return _scaled(megahertz, 1_000_000, _MOST_MEGAHERTZ, " MHz")
 
 
 def kilobytes(raw: object) -> Answer:
@@ -131,11 +138,6 @@ def choice(raw: object, of: int) -> tuple[Answer, ...]:
     if isinstance(answer, Value):
         return (answer,) * of
     return tuple(int(number == answer) for number in range(of))
-
-
-def process_bytes(raw: object) -> Answer:
-    answer = count(raw)
-    return answer if isinstance(answer, Value) or answer < _NO_MEMORY else _absurd(raw, " bytes")
 
 
 def flag(raw: object) -> Answer:
@@ -191,16 +193,18 @@ def multiprocessors(cores: object, capability: object) -> int | None:
     return None if per_unit is None or isinstance(total, Value) or not total else int(total) // per_unit
 
 
-def _scaled(raw: object, factor: int) -> Answer:
-    if type(raw) is int and raw >= 0 and raw not in _UNAVAILABLE:
+def _scaled(raw: object, factor: int, most: int = _MOST, unit: str = "") -> Answer:
+    if type(raw) is int and 0 <= raw <= most and raw not in _UNAVAILABLE:
         return raw * factor
-    return count(raw)
+    answer = count(raw)
+    return answer if isinstance(answer, Value) else _absurd(raw, unit)
 
 
-def _divided(raw: object, divisor: int) -> Answer:
-    if type(raw) is int and raw >= 0 and raw not in _UNAVAILABLE:
+def _divided(raw: object, divisor: int, most: int = _MOST, unit: str = "") -> Answer:
+    if type(raw) is int and 0 <= raw <= most and raw not in _UNAVAILABLE:
         return raw / divisor
-    return count(raw)
+    answer = count(raw)
+    return answer if isinstance(answer, Value) else _absurd(raw, unit)
 
 
 def _absurd(raw: object, unit: str) -> Value:

@@ -63,7 +63,7 @@ def processes(handles: Handles, root: Path, ids: Sequence[str], deadline: float)
             for entry in _ask(handles, running, gpu, subject):
                 if not 0 < entry.pid <= _MOST_PID:
                     continue
-                used = conv.process_bytes(entry.usedGpuMemory)
+                used = conv.size(entry.usedGpuMemory)
                 # A process that computes and draws is in both lists with the same figure.
                 if isinstance(memory.get(entry.pid, Value(None)), Value):
                     memory[entry.pid] = used

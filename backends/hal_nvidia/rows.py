@@ -31,12 +31,12 @@ def vram(name: str) -> Figure:
 
 
 def _memory_v2(nvml: Any, gpu: Gpu) -> tuple[Answer, ...]:
-    count = conv.count
+    size = conv.size
     info = nvml.nvmlDeviceGetMemoryInfo(gpu.handle, nvml.nvmlMemory_v2)
     total, used, free, reserved = info.total, info.used, info.free, info.reserved
     if used > total or free > total or reserved > total:
         return _more_than_all(total, used, free, reserved)
-    return count(total), count(used), count(free), count(reserved)
+    return size(total), size(used), size(free), size(reserved)
 
 
 def _memory_v1(nvml: Any, gpu: Gpu) -> tuple[Answer, ...]:
@@ -44,22 +44,22 @@ def _memory_v1(nvml: Any, gpu: Gpu) -> tuple[Answer, ...]:
     total, used, free = info.total, info.used, info.free
     if used > total or free > total:
         return _more_than_all(total, used, free, None)
-    answer = conv.count(used)
+    answer = conv.size(used)
     return (
-        conv.count(total),
+        conv.size(total),
         answer
         if isinstance(answer, Value)
         else Value(answer, Status.OK, "v1: what the driver reserves is counted as used"),
-        conv.count(free),
+        conv.size(free),
         Value(None, Status.UNSUPPORTED, "the driver has no nvmlDeviceGetMemoryInfo_v2"),
     )
 
 
 def _more_than_all(total: int, *parts: int | None) -> tuple[Answer, ...]:
     """Sentinels where they are sentinels, and errors where a part is more than the whole."""
-    answers: list[Answer] = [conv.count(total)]
+    answers: list[Answer] = [conv.size(total)]
     for part in parts:
-        answer = conv.count(part)
+        answer = conv.size(part)
         if not isinstance(answer, Value) and not isinstance(answers[0], Value) and answer > total:
             answer = Value(None, Status.ERROR, f"NVML said {part} of {total} bytes")
         answers.append(answer)
@@ -74,7 +74,7 @@ def _aperture(nvml: Any, gpu: Gpu) -> tuple[Answer, ...]:
     info = nvml.nvmlDeviceGetBAR1MemoryInfo(gpu.handle)
     if info.bar1Used > info.bar1Total or info.bar1Free > info.bar1Total:
         return _more_than_all(info.bar1Total, info.bar1Used, info.bar1Free)
-    return conv.count(info.bar1Total), conv.count(info.bar1Used), conv.count(info.bar1Free)
+    return conv.size(info.bar1Total), conv.size(info.bar1Used), conv.size(info.bar1Free)
 
 
 def _bar1(scope: Scope) -> Call:

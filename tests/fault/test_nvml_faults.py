@@ -371,6 +371,18 @@ def _absurd() -> dict[str, Any]:
         ("nvidia_rows_pending", 2, "rows_remap_pending"),
         ("nvidia_pcie_replays", 0xFFFFFFFF, "pcie_replays_total"),
         ("memory_reserved_bytes", 1 << 60, "memory_reserved_bytes"),
+        ("memory_bytes", 1 << 60, "memory_total_bytes"),
+        ("nvidia_bar1_bytes", 0, "memory_used_bytes"),
+        ("nvidia_bar1_used_bytes", 1 << 60, "memory_used_bytes"),
+        ("nvidia_ofa_percent", 0xFFFF, "optical_flow_busy_ratio"),
+        ("nvidia_compute_mode", 4, "compute_mode"),
+        ("nvidia_mig", 5, "partition_mode"),
+        ("nvidia_memory_power_milliwatts", 0x7FFFFFFF, "power_rail_watts"),
+        ("nvidia_power_instant_milliwatts", 0x7FFFFFFF, "power_watts"),
+        ("nvidia_memory_megahertz", 0x7FFFFFFF, "clock_hertz"),
+        ("nvidia_pcie_rx_bytes", -2, "pcie_rx_bytes_total"),
+        ("nvidia_pcie_naks_sent", 0xFFFFFFFF, "pcie_naks_total"),
+        ("nvidia_throttled_reliability_ns", -2, "throttle_seconds_total"),
     ):
         before = getattr(device, field)
         old = {_value(r): r.status for r in run.sample()}
