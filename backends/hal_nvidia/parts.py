@@ -104,7 +104,8 @@ def _count_one_by_one(nvml: Any, gpu: Gpu) -> int:
         except AttributeError:
             return 0
         except nvml.NVMLError as failure:
-            if errors.code_of(failure) == errors.INVALID_ARGUMENT or errors.is_unsupported(failure):
+            past_the_last = link > 0 and errors.code_of(failure) == errors.INVALID_ARGUMENT
+            if past_the_last or errors.is_unsupported(failure):
                 return link
             raise
     return _MOST_LINKS

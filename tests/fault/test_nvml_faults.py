@@ -10,14 +10,17 @@ import itertools
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import hal_nvidia
 from hal.backend import EVERY_COST, Cost, Group, HalError
 from hal.emulation.description import load
 from hal.emulation.run import emulated
@@ -27,6 +30,14 @@ from hal_native import lib
 CODES = [*range(1, 30), 999]
 NOT_FOUND = 6
 DRIVERS = ["470.256.02", "535.183.06", "580.95.05"]
+# What a driver may lack so that others of its calls are made: each fault a rule.
+WITHOUT = {
+    "nothing": "",
+    "the batched": "nvmlDeviceGetFieldValues=13;nvmlDeviceGetMemoryErrorCounter=3;"
+    "nvmlDeviceGetTemperature=13;nvmlDeviceGetNumFans=13;nvmlDeviceGetMemoryInfo_v2=25;"
+    "nvmlDeviceGetComputeRunningProcesses_v3=13",
+}
+EVERY_DRIVER = [*((driver, "nothing") for driver in DRIVERS), (DRIVERS[-1], "the batched")]
 # Called in each generation, whatever else is.
 EVERYWHERE = """nvmlDeviceGetCount_v2 nvmlDeviceGetHandleByUUID nvmlDeviceGetMemoryInfo
 nvmlDeviceGetUtilizationRates nvmlDeviceGetFieldValues nvmlDeviceGetBAR1MemoryInfo nvmlDeviceGetComputeMode
@@ -49,12 +60,32 @@ def child(env: dict[str, str], part: str, **extra: str) -> Any:
     return json.loads(result.stdout)
 
 
-@pytest.mark.parametrize("driver", DRIVERS)
-def test_every_status_at_every_call(machine: dict[str, str], driver: str) -> None:
-    report = child(machine, "statuses", HAL_EMULATOR_NVIDIA_DRIVER=driver)
+@pytest.mark.parametrize(("driver", "without"), EVERY_DRIVER)
+def test_every_status_at_every_call(machine: dict[str, str], driver: str, without: str) -> None:
+    extra = {"HAL_EMULATOR_NVIDIA_DRIVER": driver, "TEST_WITHOUT": WITHOUT[without]}
+    report = child(machine, "statuses", **extra)
     assert report["calls"] > 40
     assert {*EVERYWHERE} <= {*report["names"]}
     assert report["wrong"] == []
+
+
+def test_no_call_of_the_backend_is_left_out(machine: dict[str, str]) -> None:
+    """What its source names is called where statuses are injected, in one generation or another."""
+    named = {
+        name
+        for source in Path(hal_nvidia.__file__).parent.glob("*.py")
+        for name in re.findall(r"""(?:nvml(?:Lib)?\.|")(nvml[A-Z]\w+)""", source.read_text())
+        if not re.fullmatch(r"nvmlLib|nvmlDeviceGet|\w+_t|nvml(Memory|FanSpeedInfo)_v\d", name)
+    }
+    called: set[str] = set()
+    for driver, without in EVERY_DRIVER:
+        extra = {"HAL_EMULATOR_NVIDIA_DRIVER": driver, "TEST_WITHOUT": WITHOUT[without]}
+        called |= {*child(machine, "statuses_calls", **extra)}
+    for part in ("gpm_whole_calls", "gpm_mig_calls"):
+        called |= {*child(machine, part)}
+    called |= {re.sub(r"(_v\d|WithFlags)$", "", name) for name in called}
+    assert len(named) > 50
+    assert sorted(named - called) == []
 
 
 @pytest.mark.parametrize("part", ["whole", "mig"])
@@ -166,10 +197,13 @@ class _Run:
         self.nvml = pynvml
         self.backend = Backend()
         self.ids = [device.id for device in self.backend.enumerate().devices]
+        self.without = ""
         self.machine = lib.hal_machine_open(os.environb[b"HAL_EMULATED_MACHINE"])
 
     def faults(self, text: str | None) -> None:
-        self.nvml.nvmlLib.hal_emulator_faults(None if text is None else text.encode(), None)
+        """The first rule of a function is the one that holds."""
+        rules = ";".join(filter(None, (text, self.without)))
+        self.nvml.nvmlLib.hal_emulator_faults(rules.encode(), None)
 
     def sample(self, ids: list[str] | None = None) -> list[Reading]:
         return self.backend.sample(list(Group), self.ids[:1] if ids is None else ids, math.inf)
@@ -182,7 +216,7 @@ class _Run:
 
     def listen(self) -> None:
         """A rule that changes nothing."""
-        self.nvml.nvmlLib.hal_emulator_faults(None, b"*=0")
+        self.nvml.nvmlLib.hal_emulator_faults(self.without.encode(), b"*=0")
 
 
 def _allocate() -> None:
@@ -207,16 +241,54 @@ def _partition(run: _Run, *shapes: tuple[int, int]) -> list[Any]:
     return made
 
 
-def _statuses() -> dict[str, Any]:
-    from hal_nvidia import errors
-
+def _heard() -> tuple[_Run, dict[Any, Reading], Process]:
+    """A run in which everything was called once, with what it gave."""
     run = _Run()
     _allocate()
+    device = run.machine.device
+    device[0].nvidia_fan_percent, device[0].nvidia_fan_rpm = 40, 2000
+    device[7].nvidia_links = 0
+    run.without = os.environ["TEST_WITHOUT"]
     run.listen()
+    run.backend.enumerate()
+    run.backend.events()
     run.backend.events()
     run.backend.enumerate()
     good = {_value(r): r for r in run.sample()}
     (process,) = run.backend.processes(run.ids[:1], math.inf)
+    run.backend.close()
+    run.backend.enumerate()
+    return run, good, process
+
+
+def _statuses_calls() -> list[str]:
+    return _heard()[0].called()
+
+
+def _gpm_calls(run: _Run, id: str) -> list[str]:
+    run.listen()
+    run.backend.sample([Group.ACTIVITY], [id], math.inf)
+    time.sleep(0.12)
+    run.backend.sample([Group.ACTIVITY], [id], math.inf)
+    run.backend.enumerate()
+    return run.called()
+
+
+def _gpm_whole_calls() -> list[str]:
+    run = _Run()
+    return _gpm_calls(run, run.ids[0])
+
+
+def _gpm_mig_calls() -> list[str]:
+    run = _Run()
+    _partition(run, (9, 2))
+    return _gpm_calls(run, next(s.id for s in run.backend.enumerate().slices if s.parent is not None))
+
+
+def _statuses() -> dict[str, Any]:
+    from hal_nvidia import errors
+
+    run, good, process = _heard()
     calls = run.called()
     wrong: list[str] = []
     for call in calls:
@@ -229,6 +301,7 @@ def _statuses() -> dict[str, Any]:
                 lambda into=readings: into.extend(run.sample()),
                 lambda into=processes: into.extend(run.backend.processes(run.ids[:1], math.inf)),
                 run.backend.events,
+                run.backend.close,
             ):
                 try:
                     ask()
