@@ -30,6 +30,7 @@ __all__ = [
     "multiprocessors",
     "pci_ids",
     "performance",
+    "rail",
     "ratio",
     "reasons",
     "seconds",
@@ -75,6 +76,13 @@ def size(raw: object) -> Answer:
 
 def watts(milliwatts: object) -> Answer:
     return _divided(milliwatts, 1000, _MOST_MILLIWATTS, " mW")
+
+
+def rail(milliwatts: object) -> Answer:
+    """Power of a part of the package. NVML says 0 of one that it does not measure, and succeeds."""
+    if milliwatts == 0:
+        return Value(None, Status.UNSUPPORTED, "NVML said 0 mW, as it does where there is no such sensor")
+    return watts(milliwatts)
 
 
 def joules(millijoules: object) -> Answer:

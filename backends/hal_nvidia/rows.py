@@ -310,8 +310,8 @@ FIELDS = (
               otherwise=_answer("nvmlDeviceGetTotalEnergyConsumption", conv.joules)),
     )),
     FieldRow(Group.POWER, _PACKAGE, _SLOW, (  # the scope is NVML_POWER_SCOPE_...
-        Field(Figure("power_rail_watts", "watts", {"rail": "module"}), 185, conv.watts, 1),
-        Field(Figure("power_rail_watts", "watts", {"rail": "memory"}), 185, conv.watts, 2),
+        Field(Figure("power_rail_watts", "watts", {"rail": "module"}), 185, conv.rail, 1),
+        Field(Figure("power_rail_watts", "watts", {"rail": "memory"}), 185, conv.rail, 2),
     )),
     FieldRow(Group.TEMPERATURE, _PACKAGE, _FAST, (
         Field(Figure("temperature_celsius", "celsius", {"sensor": "memory"}), 82, conv.celsius),

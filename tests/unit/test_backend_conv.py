@@ -60,6 +60,11 @@ def test_nvidia_absurd_figures_are_errors(convert, raw):
     assert str(raw) in value.detail
 
 
+def test_a_rail_of_no_watts_is_one_without_a_sensor():
+    assert nvidia.rail(20_000) == 20
+    assert nvidia.rail(0).status is Status.UNSUPPORTED
+
+
 def test_nvidia_fractions():
     assert nvidia.fraction(37.5) == 0.375
     assert nvidia.fraction(100.2) == 1.0  # rounding of the counters
