@@ -17,6 +17,7 @@ __all__ = [
     "NotMeasured",
     "at_least",
     "at_most",
+    "begin",
     "note",
     "progress",
     "ratio",
@@ -97,6 +98,13 @@ def ratio(
 _running = ""
 
 
+def begin(name: str) -> None:
+    """What `progress` tells of from now on."""
+    global _running
+    _running = name
+    progress("…")
+
+
 def progress(text: str) -> None:
     """What is being done, on a terminal only; the table comes at the end."""
     if sys.stderr.isatty():
@@ -105,10 +113,8 @@ def progress(text: str) -> None:
 
 def run(modules: Iterable[ModuleType]) -> Iterator[tuple[str, Figure]]:
     """Each module's figures with its name. One that cannot measure gives a figure that says why."""
-    global _running
     for module in modules:
-        _running = module.__name__.rpartition(".")[2]
-        progress("…")
+        begin(module.__name__.rpartition(".")[2])
         try:
             for figure in module.figures():
                 yield _running, figure

@@ -41,8 +41,8 @@ def test_the_table_has_value_target_and_verdict_side_by_side() -> None:
         "FIGURE           VALUE  TARGET  VERDICT",
         "short            1.2 ×  ≤ 1.25  reached       why",
         "a longer name     14 ×  ≤ 1     MISSED",
-        "noted         3.14 ms",
-        "gone                –          not measured  not measured: no peer",
+        "noted          3.14 ms",
+        "gone                 –          not measured  not measured: no peer",
         "1 of 2 targets missed, 1 not measured",
     ]
 
