@@ -1,4 +1,4 @@
-"""A full fast-class sample of eight devices, over the bare calls of the vendor's Python library that it takes."""
+"""A full fast-class sample of eight devices, over the bare calls of the vendor's library that it takes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from benchmarks.frame import Figure, at_most, ratio
+from benchmarks.frame import Figure, at_most, compared
 from benchmarks.installed import inside
 from benchmarks.recorded import record
 
@@ -62,9 +62,9 @@ def compare(backend_name: str, library: str, prefix: str) -> dict[str, Any]:
         directly()  # what it learns about the devices, it asks once
         bare = record(importlib.import_module(library), prefix, directly)
         least = bare.answered()
-        compared = ratio(lambda: machine.sample(ids=ids, costs=fast), least.ask, rounds=ROUNDS)
+        both = compared(lambda: machine.sample(ids=ids, costs=fast), least.ask, rounds=ROUNDS)
     return {
-        "ratio": compared.ratio,
-        "remark": f"{compared.first * 1e3:.2f} ms for {len(readings)} readings of {len(ids)} devices; "
-        f"{len(least.calls)} bare calls in {compared.second * 1e3:.2f} ms (hal makes {bare.made})",
+        "ratio": both.ratio,
+        "remark": f"{both.first * 1e3:.2f} ms for {len(readings)} readings of {len(ids)} devices; "
+        f"{len(least.calls)} bare calls in {both.second * 1e3:.2f} ms (hal makes {bare.made})",
     }

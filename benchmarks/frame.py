@@ -18,9 +18,9 @@ __all__ = [
     "at_least",
     "at_most",
     "begin",
+    "compared",
     "note",
     "progress",
-    "ratio",
     "run",
     "seconds",
     "table",
@@ -66,21 +66,22 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 class Compared(NamedTuple):
-    """Two ways, measured in turn."""
+    """Two ways, measured in turn; all of them medians."""
 
-    ratio: float  # the first over the second: the median of the rounds' ratios
-    first: float  # medians, in what `measure` gives
+    ratio: float  # the first over the second, of each round
+    difference: float  # the first minus the second, of each round
+    first: float  # in what `measure` gives
     second: float
 
 
-def ratio(
+def compared(
     first: Callable[[], object],
     second: Callable[[], object],
     *,
     rounds: int,
     measure: Callable[[Callable[[], object]], float] = seconds,
 ) -> Compared:
-    """The first over the second, A B A B …, after one round that does not count.
+    """A B A B …, after one round that does not count.
 
     The median of the rounds' own ratios: what slows the machine for a while slows both halves of a round.
     """
@@ -89,7 +90,12 @@ def ratio(
     for number in range(rounds):
         progress(f"round {number + 1} of {rounds}")
         pairs.append((measure(first), measure(second)))
-    return Compared(median(a / b for a, b in pairs), median(a for a, _ in pairs), median(b for _, b in pairs))
+    return Compared(
+        ratio=median(a / b for a, b in pairs),
+        difference=median(a - b for a, b in pairs),
+        first=median(a for a, _ in pairs),
+        second=median(b for _, b in pairs),
+    )
 
 
 # ---- running -----------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.frame import NotMeasured, progress
 
-__all__ = ["PEERS", "inside", "path_of", "program"]
+__all__ = ["PEERS", "environment", "inside", "path_of", "program"]
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ("nvitop", "gpustat")  # from PyPI: what people use for the same
@@ -38,8 +38,8 @@ def path_of(name: str) -> Path:
 def program(*command: str, env: Mapping[str, str] | None = None) -> Callable[[], object]:
     """The whole run of a program, from its start to its end, its output thrown away."""
     words = [str(path_of(command[0])), *command[1:]]
-    environment = _environment() if env is None else dict(env)
-    return lambda: subprocess.run(words, env=environment, stdout=subprocess.DEVNULL, check=True)
+    around = environment() if env is None else dict(env)
+    return lambda: subprocess.run(words, env=around, stdout=subprocess.DEVNULL, check=True)
 
 
 def inside(machine: str, function: Callable[..., Any], *arguments: Any, latency: str = "") -> Any:
@@ -54,7 +54,7 @@ def inside(machine: str, function: Callable[..., Any], *arguments: Any, latency:
         f"frame.begin({_stem(function)!r}); print(json.dumps(m.{function.__name__}(*{arguments!r})))"
     )
     command = [str(path_of("hal")), "emulate", machine, "--", str(path_of("python")), "-P", "-c", code]
-    env = _environment() | ({"HAL_EMULATOR_LATENCY": latency} if latency else {})
+    env = environment() | ({"HAL_EMULATOR_LATENCY": latency} if latency else {})
     done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode != 0:
         raise NotMeasured(f"{function.__name__} on {machine} ended with {done.returncode}")
@@ -65,7 +65,7 @@ def _stem(function: Callable[..., Any]) -> str:
     return function.__module__.rpartition(".")[2]
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """As a user's shell has it: nothing of the checkout's own environment, nothing of hal's variables."""
     kept = {
         name: value

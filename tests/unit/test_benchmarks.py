@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks import frame
-from benchmarks.frame import Figure, NotMeasured, at_least, at_most, note, ratio, run, table
+from benchmarks.frame import Figure, NotMeasured, at_least, at_most, compared, note, run, table
 
 
 def module(name: str, figures: Any) -> ModuleType:
@@ -55,9 +55,9 @@ def test_two_ways_are_measured_in_turn_and_a_slow_round_does_not_count() -> None
         work()
         return next(clock)
 
-    compared = ratio(lambda: order.append("A"), lambda: order.append("B"), rounds=3, measure=measure)
+    both = compared(lambda: order.append("A"), lambda: order.append("B"), rounds=3, measure=measure)
     assert order == ["A", "B"] * 4
-    assert compared == (2, 4, 2)
+    assert (both.ratio, both.difference, both.first, both.second) == (2, 2, 4, 2)
 
 
 def test_what_cannot_be_measured_says_why_and_the_others_are_measured() -> None:
