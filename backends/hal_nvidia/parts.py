@@ -39,7 +39,7 @@ def fan_rows(nvml: Any, gpu: Gpu) -> list[Call]:
         return (Figure("fan_ratio", "ratio", {"fan": str(fan)}),)
 
     def turns(fan: int) -> Callable[[Any, Gpu], tuple[Answer, ...]]:
-        return lambda nvml, gpu: (conv.count(_turns(nvml, gpu, fan)),)
+        return lambda nvml, gpu: (conv.count(turns_of(nvml, gpu, fan)),)
 
     def speed(fan: int) -> Callable[[Any, Gpu], tuple[Answer, ...]]:
         return lambda nvml, gpu: (conv.fan(nvml.nvmlDeviceGetFanSpeed_v2(gpu.handle, fan)),)
@@ -64,7 +64,7 @@ def fan_rows(nvml: Any, gpu: Gpu) -> list[Call]:
     ]  # fmt: skip
 
 
-def _turns(nvml: Any, gpu: Gpu, fan: int) -> int:
+def turns_of(nvml: Any, gpu: Gpu, fan: int) -> int:
     """Past pynvml, whose function asks for the first fan only."""
     info = nvml.c_nvmlFanSpeedInfo_t(version=nvml.nvmlFanSpeedInfo_v1, fan=fan)
     status = nvml.nvmlLib.nvmlDeviceGetFanSpeedRPM(gpu.handle, ctypes.byref(info))
