@@ -231,6 +231,11 @@ class Process(Struct, frozen=True):
     name: str | None  # None: its /proc entry cannot be read
     memory_bytes: int | None
     status: Status = Status.OK  # of memory_bytes
+    compute_busy_ratio: float | None = None  # share of the driver's last window for it
+    memory_bandwidth_busy_ratio: float | None = None
+    encoder_busy_ratio: float | None = None
+    decoder_busy_ratio: float | None = None
+    busy_status: Status = Status.UNSUPPORTED  # of the ratios; stale: it has done nothing that was counted yet
 
 
 class ProbeState(StrEnum):

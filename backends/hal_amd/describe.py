@@ -10,7 +10,7 @@ from typing import Any
 
 from hal.backend import Value
 from hal.model import Device, Portrait
-from hal_amd import conv, device
+from hal_amd import conv, device, links
 from hal_amd.ask import ask
 from hal_amd.device import Card, Cards
 
@@ -36,6 +36,15 @@ def portrait(cards: Cards) -> Portrait:
     known = {one.id: one for one in device.enumerate_devices(cards).devices}
     hives: dict[object, int] = {}
     devices = {id: _device(smi, card, known[id], hives) for id, card in cards.all().items()}
+    for id, card in cards.all().items():
+        hive = [other for key, other in cards.all().items() if _joins(devices[id], devices[key])]
+        words = "".join(links.width(smi, card, other) for other in hive)
+        if words.replace("-", "1", 1).strip("1"):  # else one link to each but itself, which needs no word
+            devices[id]["amd_xgmi"] = words
+        one = next(filter(None, (links.one_link(smi, card, other) for other in hive)), None)
+        rate = devices[id].get("amd_xgmi_gigabits")
+        if one is not None and rate:
+            devices[id]["amd_xgmi_lanes"] = one * 8 // 1000 // rate
     version = ask(smi, "amdsmi_get_lib_version") or {}
     drivers: dict[str, Any] = {
         "amd_driver": next((one.driver for one in known.values() if one.driver), None),
@@ -81,6 +90,10 @@ def _device(smi: Any, card: Card, known: Device, hives: dict[object, int]) -> di
             None if kind is None else _known(ask(smi, "amdsmi_get_temp_metric", first, kind, what))
         )
     return {field: value for field, value in figures.items() if value is not None}
+
+
+def _joins(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return "amd_hive" in a and a["amd_hive"] == b.get("amd_hive")
 
 
 def _known(raw: object) -> int | None:
@@ -154,7 +167,7 @@ def _pcie(smi: Any, first: Any) -> dict[str, int | None]:
     said = ask(smi, "amdsmi_get_pcie_info", first) or {}
     most, now = said.get("pcie_static") or {}, said.get("pcie_metric") or {}
     joined = (ask(smi, "amdsmi_get_link_metrics", first) or {}).get("links") or [{}]
-    rate, whole = _known(joined[0].get("bit_rate")), _known(joined[0].get("max_bandwidth"))
+    rate = _known(joined[0].get("bit_rate"))
 
     def generation(speed: object) -> int | None:
         answer = conv.generation(speed)
@@ -168,7 +181,6 @@ def _pcie(smi: Any, first: Any) -> dict[str, int | None]:
         "amd_pcie_max_width": _known(most.get("max_pcie_width")),
         "amd_pcie_replays": _known(now.get("pcie_replay_count")),
         "amd_xgmi_gigabits": rate or None,
-        "amd_xgmi_lanes": whole // rate if rate and whole else None,
     }
 
 

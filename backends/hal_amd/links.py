@@ -14,7 +14,7 @@ from hal_amd.version import Versions
 if TYPE_CHECKING:
     from hal_amd.device import Card
 
-__all__ = ["links"]
+__all__ = ["links", "one_link", "width"]
 
 _HOP = 15
 _KINDS = {"XGMI": "xgmi", "PCIE": "pcie"}
@@ -38,6 +38,23 @@ def _straight(smi: Any, a: Card, b: Card) -> bool:
     """AMD SMI counts one hop for any way over XGMI; KFD's weight is 15 for each real one."""
     weight = conv.number(ask(smi, "amdsmi_topo_get_link_weight", a.first, b.first))
     return weight is None or weight <= _HOP
+
+
+def one_link(smi: Any, a: Card, b: Card) -> int | None:
+    """Megabytes per second that one link between two cards carries."""
+    said = ask(smi, "amdsmi_get_minmax_bandwidth_between_processors", a.first, b.first) or {}
+    least = conv.number(said.get("min_bandwidth"))
+    return int(least) if least and a is not b else None
+
+
+def width(smi: Any, a: Card, b: Card) -> str:
+    """How many links join two cards of a hive, as machine descriptions have it: "1" to "9", "-" for none, "?"
+    when AMD SMI does not tell (it gives the bandwidth of one and of all)."""
+    if a is b or not _straight(smi, a, b):
+        return "-"
+    said = ask(smi, "amdsmi_get_minmax_bandwidth_between_processors", a.first, b.first) or {}
+    one, most = conv.number(said.get("min_bandwidth")), conv.number(said.get("max_bandwidth"))
+    return str(int(most / one)) if one and most and 1 <= most / one <= 9 else "?"
 
 
 def _bandwidth(smi: Any, a: Card, b: Card) -> tuple[int | None, Status]:

@@ -50,7 +50,7 @@ class Backend:
         return processes.processes(self._open(), self._root, ids, deadline)
 
     def events(self) -> list[Event]:
-        """XIDs. A driver without events has none to tell."""
+        """XIDs, lost GPUs and what else NVML has events of. A driver without events has none to tell."""
         nvml = self._open().nvml
         try:
             if self._watch is None:
@@ -79,7 +79,9 @@ class Backend:
 
     def close(self) -> None:
         self._stop_watching()
-        self._session = None
+        session, self._session = self._session, None
+        if session is not None:
+            session.forget()
         self._driver.close()
 
     def _open(self) -> Handles:

@@ -12,6 +12,7 @@ from typing import Any
 from hal.model import Portrait
 from hal_nvidia import conv, device, parts
 from hal_nvidia.handles import Gpu
+from hal_nvidia.parts import turns_of
 
 __all__ = ["portrait"]
 
@@ -39,6 +40,11 @@ _CALLS: dict[str, Callable[[Any, Any], Any]] = {
     "nvidia_decoder_percent": lambda n, h: n.nvmlDeviceGetDecoderUtilization(h)[0],
     "nvidia_jpeg_percent": lambda n, h: n.nvmlDeviceGetJpgUtilization(h)[0],
     "nvidia_ofa_percent": lambda n, h: n.nvmlDeviceGetOfaUtilization(h)[0],
+    "nvidia_bar1_bytes": lambda n, h: n.nvmlDeviceGetBAR1MemoryInfo(h).bar1Total,
+    "nvidia_bar1_used_bytes": lambda n, h: n.nvmlDeviceGetBAR1MemoryInfo(h).bar1Used,
+    "nvidia_module_power_milliwatts": lambda n, h: _rail(n, h, 1),
+    "nvidia_memory_power_milliwatts": lambda n, h: _rail(n, h, 2),
+    "nvidia_fan_rpm": lambda n, h: turns_of(n, Gpu(h, False), 0),
     "nvidia_fan_percent": lambda n, h: n.nvmlDeviceGetFanSpeed(h),
     "nvidia_graphics_megahertz": lambda n, h: n.nvmlDeviceGetClockInfo(h, 0),
     "nvidia_sm_megahertz": lambda n, h: n.nvmlDeviceGetClockInfo(h, 1),
@@ -51,6 +57,9 @@ _CALLS: dict[str, Callable[[Any, Any], Any]] = {
     "nvidia_clock_reasons": lambda n, h: n.nvmlDeviceGetCurrentClocksEventReasons(h),
     "nvidia_throttled_power_ns": lambda n, h: _field(n, h, 74),
     "nvidia_throttled_thermal_ns": lambda n, h: _field(n, h, 75),
+    "nvidia_throttled_board_ns": lambda n, h: _field(n, h, 77),
+    "nvidia_throttled_idle_ns": lambda n, h: _field(n, h, 78),
+    "nvidia_throttled_reliability_ns": lambda n, h: _field(n, h, 79),
     "nvidia_throttled_sync_ns": lambda n, h: _field(n, h, 76),
     "nvidia_throttled_hardware_thermal_ns": lambda n, h: _field(n, h, 270),
     "nvidia_throttled_brake_ns": lambda n, h: _field(n, h, 271),
@@ -59,6 +68,10 @@ _CALLS: dict[str, Callable[[Any, Any], Any]] = {
     "nvidia_pcie_width": lambda n, h: n.nvmlDeviceGetCurrPcieLinkWidth(h),
     "nvidia_pcie_width_max": lambda n, h: n.nvmlDeviceGetMaxPcieLinkWidth(h),
     "nvidia_pcie_replays": lambda n, h: n.nvmlDeviceGetPcieReplayCounter(h),
+    "nvidia_pcie_naks_received": lambda n, h: _field(n, h, 174),
+    "nvidia_pcie_naks_sent": lambda n, h: _field(n, h, 177),
+    "nvidia_pcie_tx_bytes": lambda n, h: _field(n, h, 197),
+    "nvidia_pcie_rx_bytes": lambda n, h: _field(n, h, 198),
     "nvidia_pcie_tx_kilobytes_per_second": lambda n, h: n.nvmlDeviceGetPcieThroughput(h, 0),
     "nvidia_pcie_rx_kilobytes_per_second": lambda n, h: n.nvmlDeviceGetPcieThroughput(h, 1),
     "nvidia_ecc": lambda n, h: n.nvmlDeviceGetEccMode(h)[0],
@@ -193,6 +206,11 @@ def _field(nvml: Any, handle: Any, field: int | tuple[int, int]) -> int | None:
         return None
     wide = values[0].valueType in (2, 3)  # unsigned long, unsigned long long
     return int(values[0].value.ullVal if wide else values[0].value.uiVal)
+
+
+def _rail(nvml: Any, handle: Any, scope: int) -> int | None:
+    """Power of the module or the memory; NVML says 0 where there is no such sensor."""
+    return _field(nvml, handle, (185, scope)) or None
 
 
 def _call(nvml: Any, name: str, *arguments: Any) -> Any:

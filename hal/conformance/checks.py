@@ -306,6 +306,8 @@ def processes_are_of_these_devices(subject: Subject) -> None:
     for process in subject.backend.processes(subject.ids, time.monotonic() + 30):  # type: ignore[attr-defined]
         _must(process.pid > 0 and process.device in subject.ids, f"{process}")
         _must((process.memory_bytes is not None) == (process.status in _VALUED), f"{process}")
+        busy = process.compute_busy_ratio
+        _must(busy is None or (0 <= busy <= 1 and process.busy_status in _VALUED), f"{process}")
 
 
 @_check(Exposes)

@@ -153,7 +153,8 @@ def _rows() -> list[Metric]:
          "Bytes sent over PCIe, over the driver's own window."),
         ("pcie_rx_bytes_total", "bytes", counter, device, slow, (), "Bytes received over PCIe."),
         ("pcie_tx_bytes_total", "bytes", counter, device, slow, (), "Bytes sent over PCIe."),
-        ("pcie_naks_total", "count", counter, device, slow, (), "PCIe packets that were refused as damaged."),
+        ("pcie_naks_total", "count", counter, device, slow, ("direction",),
+         "PCIe packets that were refused as damaged, by where the refusals went: sent, received."),
         ("pcie_replays_total", "count", counter, device, slow, (),
          "PCIe packets that had to be sent again."),
     )  # fmt: skip

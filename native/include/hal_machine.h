@@ -25,6 +25,7 @@ enum { HAL_MACHINE_HOLDS = 32, HAL_MACHINE_PATH = 256 };
 /* A fault that an NVIDIA device reported. */
 struct hal_machine_xid {
     uint32_t device, code;
+    uint64_t type; /* nvmlEventType..., where it is no XID: 0 */
 };
 
 /* What KFD reported of an AMD device. */
@@ -43,6 +44,7 @@ struct hal_machine_compute {
 struct hal_machine_mig {
     uint32_t made, profile, start, size; /* memory slices */
     struct hal_machine_compute compute[HAL_MACHINE_PARTITIONS];
+    uint32_t busy_percent; /* no program can run on it: what its counters tell all the same */
 };
 
 struct hal_machine_device {
@@ -129,6 +131,15 @@ struct hal_machine_device {
     int64_t nvidia_performance_state, nvidia_persistence, nvidia_compute_mode, nvidia_fan_percent;
     uint32_t nvidia_mig, nvidia_mig_pending; /* 1: partitioned; after the next reset */
     struct hal_machine_mig nvidia_partition[HAL_MACHINE_PARTITIONS];
+    int64_t nvidia_bar1_bytes, nvidia_bar1_used_bytes, nvidia_fan_rpm;
+    int64_t nvidia_memory_power_milliwatts, nvidia_module_power_milliwatts;
+    int64_t nvidia_throttled_reliability_ns, nvidia_throttled_idle_ns, nvidia_throttled_board_ns;
+    int64_t nvidia_pcie_rx_bytes, nvidia_pcie_tx_bytes;
+    int64_t nvidia_pcie_naks_received, nvidia_pcie_naks_sent;
+    int64_t nvidia_ecc_pending;     /* after the next reset; HAL_UNKNOWN: as it is */
+    int64_t nvidia_ecc_storm;       /* corrected errors in memory each second, since `created` */
+    uint32_t nvidia_locked_graphics_min, nvidia_locked_graphics_max; /* MHz; 0: not locked */
+    uint32_t nvidia_locked_memory_min, nvidia_locked_memory_max;
 
     /* The bridges above it, as below /sys/devices: "pci0000:00/0000:00:01.0". "": not told. */
     char pci_path[HAL_MACHINE_TEXT];

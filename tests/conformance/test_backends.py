@@ -69,10 +69,24 @@ SHIPPED = {
     for name in names()
     for vendor in sorted({str(device["vendor"]) for device in load(name).devices})
 }
+OLD = """schema = "hal.machine/1"
+[drivers]
+nvidia_driver = "{driver}"
+nvml_version = "11.470"
+cuda_version = 11040
+[[devices]]
+model = "a100-sxm-40gb"
+pci = "0000:07:00.0"
+[[devices]]
+model = "h100-sxm-80gb"
+pci = "0000:19:00.0"
+"""
 CASES = {
     "cpu": ("cpu", None, 1),
     "null": ("null", None, 1),
     "nvidia-sensorless": ("nvidia", SENSORLESS, 1),
+    "nvidia-470": ("nvidia", OLD.format(driver="470.256.02"), 2),
+    "nvidia-535": ("nvidia", OLD.format(driver="535.183.06"), 2),
     "amd-sensorless": ("amd", SENSORLESS, 1),
     **SHIPPED,
 }
@@ -136,9 +150,9 @@ def case(
     if machine is None:
         yield of(name, count, env | {"HAL_NULL": "1"})
         return
-    if machine is SENSORLESS:
-        path = tmp_path_factory.mktemp("machine") / "sensorless.toml"
-        path.write_text(SENSORLESS)
+    if machine.startswith("schema"):
+        path = tmp_path_factory.mktemp("machine") / "own.toml"
+        path.write_text(machine)
         machine = str(path)
     with emulated(load(machine), env) as own:
         yield of(name, count, own)
