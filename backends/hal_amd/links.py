@@ -1,4 +1,4 @@
-"""What joins two cards: XGMI within a hive, else PCIe."""
+"""What joins two cards: XGMI within a hive, straight or through other cards, else PCIe."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from hal.model import Link, Status
+from hal.model import Level, Link, Status
 from hal_amd import conv, errors
 from hal_amd.ask import ask
 from hal_amd.version import Versions
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 __all__ = ["links"]
 
+_HOP = 15
 _KINDS = {"XGMI": "xgmi", "PCIE": "pcie"}
+_LEVELS: dict[object, Level] = {2: Level.NODE, 3: Level.SYS}  # hops, by way of one CPU or of two
 
 
 def links(smi: Any, versions: Versions, cards: Sequence[Card]) -> Iterator[Link]:
@@ -24,10 +26,18 @@ def links(smi: Any, versions: Versions, cards: Sequence[Card]) -> Iterator[Link]
     for a, b in combinations(cards, 2):
         way = ask(smi, "amdsmi_topo_get_link_type", a.first, b.first) or {}
         kind = _KINDS.get(versions.link(smi, way.get("type")))
-        if kind == "xgmi":
+        if kind == "xgmi" and _straight(smi, a, b):
             yield Link(a.id, b.id, kind, *_bandwidth(smi, a, b))
+        elif kind == "xgmi":
+            yield Link(a.id, b.id, "xgmi_hops")
         elif kind is not None:
-            yield Link(a.id, b.id, kind)
+            yield Link(a.id, b.id, kind, level=_LEVELS.get(way.get("hops")))
+
+
+def _straight(smi: Any, a: Card, b: Card) -> bool:
+    """AMD SMI counts one hop for any way over XGMI; KFD's weight is 15 for each real one."""
+    weight = conv.number(ask(smi, "amdsmi_topo_get_link_weight", a.first, b.first))
+    return weight is None or weight <= _HOP
 
 
 def _bandwidth(smi: Any, a: Card, b: Card) -> tuple[int | None, Status]:

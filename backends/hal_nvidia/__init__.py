@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hal.backend import EVERY_COST, Cost, Group
-from hal.model import Enforcement, Event, Exposure, Inventory, Probe, Process, Reading, Rung
-from hal_nvidia import device, errors, expose, processes, telemetry
+from hal.model import Enforcement, Event, Exposure, Inventory, Portrait, Probe, Process, Reading, Rung
+from hal_nvidia import describe, device, errors, expose, processes, telemetry
 from hal_nvidia.driver import Driver
 from hal_nvidia.events import Watch
 from hal_nvidia.handles import Handles
@@ -70,6 +70,9 @@ class Backend:
     def limits(self) -> Enforcement:
         """The preloaded guard can hold a soft slice to its memory; nothing here holds its compute."""
         return Enforcement(memory=Rung.GUARD, compute=Rung.NONE)
+
+    def describe(self) -> Portrait:
+        return describe.portrait(self._open().nvml, self._root)
 
     def close(self) -> None:
         self._stop_watching()

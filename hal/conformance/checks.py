@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from hal.backend import (
     Backend,
     Cost,
+    Describes,
     Exposes,
     GoneError,
     Group,
@@ -18,7 +19,18 @@ from hal.backend import (
     ListsProcesses,
     Watches,
 )
-from hal.model import Enforcement, Inventory, MemoryMode, Probe, ProbeState, Reading, Slice, SliceKind, Status
+from hal.model import (
+    Enforcement,
+    Inventory,
+    MemoryMode,
+    Portrait,
+    Probe,
+    ProbeState,
+    Reading,
+    Slice,
+    SliceKind,
+    Status,
+)
 from hal.telemetry.catalogue import CATALOGUE
 
 __all__ = ["CHECKS", "Broken", "Check", "Subject"]
@@ -179,6 +191,7 @@ def links_end_at_devices(subject: Subject) -> None:
         _must({link.a, link.b} <= devices and link.a != link.b, f"a link from {link.a} to {link.b}")
         known = link.bandwidth_bytes_per_second is not None
         _must(known or link.status not in _VALUED, f"{link.a} to {link.b}: {link.status} without a value")
+        _must(link.count is None or link.count > 0, f"{link.a} to {link.b}: {link.count} links")
 
 
 # ---- sampling -----------------------------------------------------------------------------------
@@ -320,6 +333,22 @@ def watching_never_waits(subject: Subject) -> None:
     events = subject.backend.events()  # type: ignore[attr-defined]
     _must(time.monotonic() - start < 1.0, "it waited")
     _must(all(event.subject in subject.ids for event in events), f"{events}")
+
+
+@_check(Describes)
+def describes_what_is_here(subject: Subject) -> None:
+    """A description is of devices that are here, and has no figure that the hardware did not give."""
+    devices = {device.id for device in subject.inventory.devices}
+    found = subject.backend.describe()  # type: ignore[attr-defined]
+    _must(isinstance(found, Portrait), "describe() gives no Portrait")
+    _must(found.devices.keys() <= devices, f"described, but not here: {found.devices.keys() - devices}")
+    for id, figures in found.devices.items():
+        absurd = [
+            f"{field} is {value}"
+            for field, value in figures.items()
+            if value is None or (isinstance(value, int) and value > 0xFF and value in _SENTINELS)
+        ]
+        _must(not absurd, f"{id}: {', '.join(absurd)}")
 
 
 @_check()

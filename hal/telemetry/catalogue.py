@@ -80,6 +80,9 @@ def _rows() -> list[Metric]:
          "Share of the window in which the video decoder worked."),
         ("jpeg_busy_ratio", "ratio", gauge, device, fast, (),
          "Share of the window in which the JPEG engine worked."),
+        ("media_busy_ratio", "ratio", gauge, device, fast, (),
+         "Share of the window in which the video and JPEG engines worked, where they are not told apart "
+         "(AMD's mm activity)."),
         ("optical_flow_busy_ratio", "ratio", gauge, device, fast, (),
          "Share of the window in which the optical flow engine worked."),
         ("engine_active_ratio", "ratio", gauge, slice_, slow, (),
@@ -214,13 +217,15 @@ def _rows() -> list[Metric]:
     group(
         Section.EVENTS,
         ("error", "none", event, slice_, fast, ("code_space", "code"),
-         "The device reported a fault: code_space says whose numbers the code is one of, such as xid, afid, "
-         "ras."),
+         "The device reported a fault: code_space says whose numbers the code is one of, such as xid, kfd, "
+         "afid, ras."),
         ("lost", "none", event, device, fast, (), "The device no longer answers."),
         ("reset", "none", event, device, fast, (), "The device was reset."),
         ("thermal", "none", event, package, fast, (), "The device is too hot, or no longer so."),
         ("partition_changed", "none", event, device, fast, (), "The device was cut in another way."),
         ("hotplug", "none", event, device, fast, (), "A device came or went."),
+        ("paging", "none", event, slice_, fast, ("code_space", "code"),
+         "Memory moved to or from the device, or it touched memory that was not there."),
     )  # fmt: skip
     group(
         Section.HEALTH,

@@ -199,6 +199,7 @@ class Smi(ModuleType):
     AmdSmiMemoryType = SimpleNamespace(VRAM=0)
     AmdSmiTemperatureType = SimpleNamespace(EDGE=0, HOTSPOT=1)  # VRAM is not in this version
     AmdSmiTemperatureMetric = SimpleNamespace(CURRENT=0)
+    __version__ = "7.0.2"
 
     def __init__(self):
         super().__init__("amdsmi")
@@ -207,6 +208,9 @@ class Smi(ModuleType):
 
     def amdsmi_init(self): ...
     def amdsmi_shut_down(self): ...
+
+    def amdsmi_get_lib_version(self):
+        return {"major": 26, "minor": 0, "release": 2}
 
     def amdsmi_get_processor_handles(self):
         return list(range(len(self.bdfs)))
