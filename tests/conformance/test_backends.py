@@ -63,6 +63,12 @@ hip_version = 70051831
     )
     for model, bus in (("h100-sxm-80gb", "19"), ("mi300x", "9b"))
 )  # fmt: skip
+# Every vendor of every machine that comes with hal: the backend, the machine, and how many devices it has.
+SHIPPED = {
+    f"{vendor}-{name}": (vendor, name, sum(device["vendor"] == vendor for device in load(name).devices))
+    for name in names()
+    for vendor in sorted({str(device["vendor"]) for device in load(name).devices})
+}
 OLD = """schema = "hal.machine/1"
 [drivers]
 nvidia_driver = "{driver}"
@@ -75,12 +81,6 @@ pci = "0000:07:00.0"
 model = "h100-sxm-80gb"
 pci = "0000:19:00.0"
 """
-# Every vendor of every machine that comes with hal: the backend, the machine, and how many devices it has.
-SHIPPED = {
-    f"{vendor}-{name}": (vendor, name, sum(device["vendor"] == vendor for device in load(name).devices))
-    for name in names()
-    for vendor in sorted({str(device["vendor"]) for device in load(name).devices})
-}
 CASES = {
     "cpu": ("cpu", None, 1),
     "null": ("null", None, 1),
