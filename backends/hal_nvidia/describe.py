@@ -95,18 +95,6 @@ _CALLS: dict[str, Callable[[Any, Any], Any]] = {
     "nvidia_compute_mode": lambda n, h: n.nvmlDeviceGetComputeMode(h),
     "nvidia_mig": lambda n, h: n.nvmlDeviceGetMigMode(h)[0],
     "nvidia_mig_pending": lambda n, h: n.nvmlDeviceGetMigMode(h)[1],
-    "nvidia_bar1_bytes": lambda n, h: n.nvmlDeviceGetBAR1MemoryInfo(h).bar1Total,
-    "nvidia_bar1_used_bytes": lambda n, h: n.nvmlDeviceGetBAR1MemoryInfo(h).bar1Used,
-    "nvidia_fan_rpm": lambda n, h: n.nvmlDeviceGetFanSpeedRPM(h),
-    "nvidia_module_power_milliwatts": lambda n, h: _field(n, h, (185, 1)),
-    "nvidia_memory_power_milliwatts": lambda n, h: _field(n, h, (185, 2)),
-    "nvidia_throttled_board_ns": lambda n, h: _field(n, h, 77),
-    "nvidia_throttled_idle_ns": lambda n, h: _field(n, h, 78),
-    "nvidia_throttled_reliability_ns": lambda n, h: _field(n, h, 79),
-    "nvidia_pcie_tx_bytes": lambda n, h: _field(n, h, 197),
-    "nvidia_pcie_rx_bytes": lambda n, h: _field(n, h, 198),
-    "nvidia_pcie_naks_received": lambda n, h: _field(n, h, 174),
-    "nvidia_pcie_naks_sent": lambda n, h: _field(n, h, 177),
 }
 # GPU instance profiles by NVML's id; the stand-in's rows of them are 0 (1g) to 6 (7g).
 _SHAPES = {19: 0, 20: 1, 15: 2, 14: 3, 9: 4, 5: 5, 0: 6}
