@@ -13,6 +13,7 @@ import pytest
 
 from hal.emulation.description import load
 from hal.emulation.run import emulated
+from hal_native import lib
 
 if importlib.util.find_spec("amdsmi") is None:
     pytest.skip("AMD's package amdsmi is not installed", allow_module_level=True)
@@ -248,9 +249,13 @@ def test_absurd_answers_are_errors_and_bounded(tmp_path):
     path = tmp_path / "machine.toml"
     path.write_text(
         'schema = "hal.machine/1"\n[drivers]\namdsmi_major = 26\n[[devices]]\nmodel = "mi300x"\n'
-        'pci = "0000:05:00.0"\n' + "".join(f"{name} = {value}\n" for name, value in figures.items())
+        'pci = "0000:05:00.0"\n'
     )
     with emulated(load(str(path))) as env:
+        machine = lib.hal_machine_open(env["HAL_EMULATED_MACHINE"].encode())
+        for name, value in figures.items():  # past the description, which would refuse them
+            setattr(machine.device[0], name, value)
+        lib.hal_machine_close(machine)
         done = subprocess.run(
             [sys.executable, "-c", ABSURD], env=env, capture_output=True, text=True, check=True, timeout=60
         )

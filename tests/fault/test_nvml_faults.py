@@ -256,6 +256,7 @@ def _heard() -> tuple[_Run, dict[Any, Reading], Process]:
     run.backend.enumerate()
     good = {_value(r): r for r in run.sample()}
     (process,) = run.backend.processes(run.ids[:1], math.inf)
+    run.backend.describe()
     run.backend.close()
     run.backend.enumerate()
     return run, good, process
@@ -282,6 +283,8 @@ def _gpm_whole_calls() -> list[str]:
 def _gpm_mig_calls() -> list[str]:
     run = _Run()
     _partition(run, (9, 2))
+    run.listen()
+    run.backend.describe()
     return _gpm_calls(run, next(s.id for s in run.backend.enumerate().slices if s.parent is not None))
 
 
@@ -301,6 +304,7 @@ def _statuses() -> dict[str, Any]:
                 lambda into=readings: into.extend(run.sample()),
                 lambda into=processes: into.extend(run.backend.processes(run.ids[:1], math.inf)),
                 run.backend.events,
+                run.backend.describe,
                 run.backend.close,
             ):
                 try:
