@@ -15,6 +15,7 @@ from hal.model import (
     Event,
     Exposure,
     Inventory,
+    Portrait,
     Probe,
     Process,
     Reading,
@@ -113,9 +114,11 @@ class Machine:
         deadline = time.monotonic() + timeout
         owned = self._by_source(ids)
         begun = [(s, own, s.begin("sample", list(wanted), own, deadline, costs)) for s, own in owned]
+        # Those in this process first: a worker that hangs would use up their time, too.
+        answers = {s.name: finish() for s, _, finish in sorted(begun, key=lambda one: not one[0].here)}
         readings: list[Reading] = []
-        for source, own, finish in begun:
-            found = finish()
+        for source, own, _ in begun:
+            found = answers[source.name]
             if found is FAILED:
                 readings += self._stale(source, own)
             else:
@@ -126,14 +129,22 @@ class Machine:
     def processes(self, ids: Iterable[str] | None = None, *, timeout: float = 5.0) -> list[Process]:
         """Who uses the devices (all), as far as their backends can tell."""
         deadline = time.monotonic() + timeout
-        begun = [source.begin("processes", own, deadline) for source, own in self._by_source(ids)]
-        answers = [finish() for finish in begun]
+        begun = [(s, s.begin("processes", own, deadline)) for s, own in self._by_source(ids)]
+        answers = [finish() for _, finish in sorted(begun, key=lambda one: not one[0].here)]
         return [process for found in answers if found is not FAILED for process in found]
 
     def events(self) -> list[Event]:
         """What has happened to the devices since the last call; the first call begins to watch."""
         answers = [found for _, found in self._ask_all(self._sources, "events") if found is not FAILED]
         return sorted((event for found in answers for event in found), key=lambda event: event.time)
+
+    def describe(self) -> Portrait:
+        """What stand-ins have to be told to answer as these devices do, of every backend that can say it."""
+        whole = Portrait()
+        for _, part in self._ask_all(self._sources, "describe"):
+            if part is not FAILED:
+                whole = Portrait(whole.drivers | part.drivers, whole.devices | part.devices)
+        return whole
 
     def expose(self, ids: Iterable[str]) -> Exposure:
         """What a program needs to see these devices, in this order, and none of any vendor besides."""

@@ -14,7 +14,7 @@ from typing import Any
 from hal.backend import Backend, GoneError, HalError, TemporaryError
 from hal.entries import installed, load
 from hal.isolation.vendor import Vendor, VendorLost
-from hal.model import Enforcement, Exposure, Inventory, Probe, ProbeState
+from hal.model import Enforcement, Exposure, Inventory, Portrait, Probe, ProbeState
 
 __all__ = ["FAILED", "GROUP", "Source", "discover"]
 
@@ -28,6 +28,7 @@ _RESULTS: dict[str, type] = {
     "expose": Exposure,
     "limits": Enforcement,
     "events": list,
+    "describe": Portrait,
 }
 
 FAILED: Any = object()  # what a call gives that did not get an answer
@@ -59,6 +60,11 @@ class Source:
         if self._probe is None:
             self._look()
         return next(iter(self._faults.values()), self._lost or self._probe or Probe(ProbeState.BROKEN))
+
+    @property
+    def here(self) -> bool:
+        """Whether its calls run in this process, when their results are asked for."""
+        return not isinstance(self._backend, Vendor)
 
     def look_again(self) -> None:
         """Probe once more if it was not ready: drivers get loaded, and libraries recover."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from hal.backend import EVERY_COST, Cost, Group
-from hal.model import Enforcement, Exposure, Inventory, Probe, Process, Reading, Rung
-from hal_amd import device, expose, processes, telemetry
+from hal.backend import EVERY_COST, Cost, Group, HalError
+from hal.model import Enforcement, Event, Exposure, Inventory, Portrait, Probe, Process, Reading, Rung
+from hal_amd import describe, device, errors, expose, processes, telemetry
+from hal_amd.device import Cards
 from hal_amd.driver import Driver
+from hal_amd.events import Watch
 from hal_amd.sysfs import Sysfs
 
 __all__ = ["Backend"]
@@ -23,9 +25,13 @@ class Backend:
 
     name = "amd"
 
-    def __init__(self, *, root: str = "/", library: str | None = None) -> None:
+    def __init__(self, *, root: str = "/", library: str | None = None, paging: bool = False) -> None:
+        """With ``paging``, events tell of each migration and page fault, too: many a second."""
         self._root = Path(root)
         self._driver = Driver(self._root, library)
+        self._paging = paging
+        self._watch: Watch | None = None
+        self._watched: Cards | None = None
 
     def probe(self) -> Probe:
         return self._driver.probe()
@@ -55,6 +61,29 @@ class Backend:
             return source.processes(ids, deadline)
         return processes.processes(source, self._root, ids, deadline)
 
+    def events(self) -> list[Event]:
+        """KFD's reports and changes of the cards. The kernel's files alone have none to tell."""
+        source = self._driver.open()
+        if isinstance(source, Sysfs):
+            return []
+        try:
+            if self._watch is None or self._watched is not source:
+                self._watch, self._watched = Watch(source, paging=self._paging), source
+                return []
+            return self._watch.poll()
+        except HalError:
+            self._watch = None
+            raise
+        except Exception as failure:
+            self._watch = None
+            if errors.code_of(failure) == errors.NOT_INITIALISED:
+                self._driver.lost()
+            raise errors.error(failure, "AMD SMI events") from failure
+
+    def outdated(self) -> str:
+        """Why a new process has to take over: the library on disk is not the one in use."""
+        return self._driver.outdated()
+
     def expose(self, ids: Sequence[str]) -> Exposure:
         return expose.expose(self.enumerate() if ids else Inventory(), ids)
 
@@ -62,5 +91,12 @@ class Backend:
         """The preloaded guard can hold a soft slice to its memory; nothing here holds its compute."""
         return Enforcement(memory=Rung.GUARD, compute=Rung.NONE)
 
+    def describe(self) -> Portrait:
+        source = self._driver.open()
+        return Portrait() if isinstance(source, Sysfs) else describe.portrait(source)
+
     def close(self) -> None:
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.close()
         self._driver.close()

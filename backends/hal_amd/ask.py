@@ -8,7 +8,7 @@ from typing import Any
 
 from hal_amd import errors
 
-__all__ = ["Answers", "RefusedError", "ask"]
+__all__ = ["Answers", "Guarded", "RefusedError", "ask"]
 
 _log = logging.getLogger(__name__)
 
@@ -32,13 +32,30 @@ class RefusedError(Exception):
         return f"not asked: {self}"
 
 
+class Guarded:
+    """The module amdsmi, without the calls that this library must not be asked."""
+
+    def __init__(self, smi: Any, refused: Mapping[str, str]) -> None:
+        self.module = smi
+        self._refused = refused
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._refused:
+            reason = self._refused[name]
+
+            def refuse(*arguments: Any) -> Any:
+                raise RefusedError(reason)
+
+            return refuse
+        return getattr(self.module, name)
+
+
 class Answers:
     """What one processor says now. Rows that share a call, and partitions that share a card, ask once."""
 
-    def __init__(self, smi: Any, processor: Any, refused: Mapping[str, str]) -> None:
+    def __init__(self, smi: Any, processor: Any) -> None:
         self.smi = smi
         self._processor = processor
-        self._refused = refused
         self._said: dict[tuple[Any, ...], Any] = {}
         self.codes: set[int] = set()  # what the library said instead of an answer
 
@@ -66,6 +83,4 @@ class Answers:
             return None
 
     def _ask(self, call: str, arguments: tuple[Any, ...]) -> Any:
-        if call in self._refused:
-            raise RefusedError(self._refused[call])
         return getattr(self.smi, call)(self._processor, *arguments)

@@ -20,7 +20,6 @@ def sample(
     """Readings of each device or slice in turn. Raises GoneError for an id that AMD SMI does not know."""
     subjects = [(subject, *cards.find(subject)) for subject in ids]
     wanted = frozenset(groups)
-    refused = cards.versions.refused
     asked: dict[tuple[str, int | None], Answers] = {}
     readings: list[Reading] = []
 
@@ -28,7 +27,7 @@ def sample(
         key = (card.id, part)
         if key not in asked:
             processor = card.first if part is None else card.processors[part]
-            asked[key] = Answers(cards.smi, processor, refused)
+            asked[key] = Answers(cards.smi, processor)
         return asked[key]
 
     for subject, card, part in subjects:

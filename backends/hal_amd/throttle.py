@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 __all__ = ["ROWS", "Looks"]
 
 _METRICS = "amdsmi_get_gpu_metrics_info"
-# The thermal ones overlap in time: together they lasted at least as long as the longest.
 _REASONS = {
-    "power": ("ppt",),
-    "thermal": ("socket_thm", "vr_thm", "hbm_thm"),
-    "hardware_brake": ("prochot",),
+    "power": "ppt",
+    "thermal": "socket_thm",
+    "vr": "vr_thm",
+    "hbm": "hbm_thm",
+    "hardware_brake": "prochot",
 }
 _FIRST = Value(None, Status.STALE, "this takes a second look")
 
@@ -65,10 +66,7 @@ class Looks:
 
 def _read(metrics: dict[str, Any]) -> _Look:
     clock = conv.number(metrics.get("system_clock_counter"))
-    held: dict[str, float | None] = {}
-    for reason, words in _REASONS.items():
-        counts = [conv.number(metrics.get(f"{word}_residency_acc")) for word in words]
-        held[reason] = max((count for count in counts if count is not None), default=None)
+    held = {reason: conv.number(metrics.get(f"{word}_residency_acc")) for reason, word in _REASONS.items()}
     cycles = conv.number(metrics.get("accumulation_counter"))
     return _Look(None if clock is None else clock / 1e9, cycles, held)
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hal.backend import EVERY_COST, Cost, Group
-from hal.model import Enforcement, Event, Exposure, Inventory, Probe, Process, Reading, Rung
-from hal_nvidia import device, errors, expose, processes, telemetry
+from hal.model import Enforcement, Event, Exposure, Inventory, Portrait, Probe, Process, Reading, Rung
+from hal_nvidia import describe, device, errors, expose, processes, telemetry
 from hal_nvidia.driver import Driver
 from hal_nvidia.events import Watch
 from hal_nvidia.handles import Handles
@@ -50,7 +50,7 @@ class Backend:
         return processes.processes(self._open(), self._root, ids, deadline)
 
     def events(self) -> list[Event]:
-        """XIDs. A driver without events has none to tell."""
+        """XIDs, lost GPUs and what else NVML has events of. A driver without events has none to tell."""
         nvml = self._open().nvml
         try:
             if self._watch is None:
@@ -71,9 +71,14 @@ class Backend:
         """The preloaded guard can hold a soft slice to its memory; nothing here holds its compute."""
         return Enforcement(memory=Rung.GUARD, compute=Rung.NONE)
 
+    def describe(self) -> Portrait:
+        return describe.portrait(self._open().nvml, self._root)
+
     def close(self) -> None:
         self._stop_watching()
-        self._session = None
+        session, self._session = self._session, None
+        if session is not None:
+            session.forget()
         self._driver.close()
 
     def _open(self) -> Handles:

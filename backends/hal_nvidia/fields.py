@@ -65,7 +65,7 @@ def _ask(nvml: Any, gpu: Gpu) -> list[tuple[int, object]]:
     except nvml.NVMLError as failure:
         return [(errors.code_of(failure) or errors.UNKNOWN, None)] * len(gpu.plan.fields)
     return [
-        (status, value if kind == _UNSIGNED_LONG_LONG else _decode(kind, value))
+        (errors.of_part(status), value if kind == _UNSIGNED_LONG_LONG else _decode(kind, value))
         for _, _, _, _, kind, status, value in _VALUE.iter_unpack(memoryview(raw).cast("B"))
     ]
 

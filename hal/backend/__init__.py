@@ -2,8 +2,10 @@
 
 from hal.backend.contract import (
     EVERY_COST,
+    Ages,
     Backend,
     Cost,
+    Describes,
     Exposes,
     Group,
     Limits,
@@ -15,10 +17,12 @@ from hal.backend.table import Answer, Call, Figure, Value, read_table
 
 __all__ = [
     "EVERY_COST",
+    "Ages",
     "Answer",
     "Backend",
     "Call",
     "Cost",
+    "Describes",
     "Exposes",
     "Figure",
     "GoneError",

@@ -20,9 +20,20 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
-from hal.model import Enforcement, Event, Exposure, Inventory, Probe, Process, Reading
+from hal.model import Enforcement, Event, Exposure, Inventory, Portrait, Probe, Process, Reading
 
-__all__ = ["EVERY_COST", "Backend", "Cost", "Exposes", "Group", "Limits", "ListsProcesses", "Watches"]
+__all__ = [
+    "EVERY_COST",
+    "Ages",
+    "Backend",
+    "Cost",
+    "Describes",
+    "Exposes",
+    "Group",
+    "Limits",
+    "ListsProcesses",
+    "Watches",
+]
 
 
 class Group(StrEnum):
@@ -102,6 +113,15 @@ class Watches(Protocol):
 
 
 @runtime_checkable
+class Ages(Protocol):
+    """Optional: the vendor's library can be replaced on disk while it is loaded here."""
+
+    def outdated(self) -> str:
+        """Why a new process has to take over; empty while none has to. Cheap: asked after each call."""
+        ...
+
+
+@runtime_checkable
 class Exposes(Protocol):
     """Optional: make a program see some devices and no other of this vendor."""
 
@@ -115,3 +135,12 @@ class Limits(Protocol):
     """Optional: who can hold a soft slice of these devices to its limit."""
 
     def limits(self) -> Enforcement: ...
+
+
+@runtime_checkable
+class Describes(Protocol):
+    """Optional, for devices that hal can emulate: what a stand-in has to be told to answer like them."""
+
+    def describe(self) -> Portrait:
+        """Every device, by its id; a figure that the library does not give is left out."""
+        ...

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from hal.backend import HalError
 from hal.cli.exits import UsageError, exit_code
@@ -32,11 +33,15 @@ _COMMANDS = {
     "lease": ("hal.cli.lease", "list and end leases"),
     "serve": ("hal.cli.serve", "serve leases to this user's programs"),
     "emulate": ("hal.cli.emulate", "run a command on an emulated machine"),
+    "capture": ("hal.cli.capture", "write this machine down, to emulate it elsewhere"),
     "demo": ("hal.cli.demo", "see slices lent and held, on what this machine has"),
 }
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter} | options)
+
     def error(self, message: str) -> None:  # type: ignore[override]
         raise UsageError(f"{message}; see '{self.prog} --help'")
 
@@ -79,7 +84,6 @@ def _dispatch(arguments: list[str]) -> int:
     parser = _Parser(
         prog="hal",
         description="One interface to every accelerator.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples:\n  hal list\n  hal run --memory 20GiB -- python train.py\n"
         "  hal emulate mixed -- hal list",
     )
@@ -87,9 +91,7 @@ def _dispatch(arguments: list[str]) -> int:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
     named = next((word for word in arguments if not word.startswith("-")), None)
     for name, (module, summary) in _COMMANDS.items():
-        command = commands.add_parser(
-            name, help=summary, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
+        command = commands.add_parser(name, help=summary)
         if name == named:
             configure = getattr(import_module(module), f"configure_{name}")
             command.set_defaults(run=configure(command))

@@ -15,9 +15,19 @@ def configure_lease(parser: argparse.ArgumentParser) -> Callable[[argparse.Names
     parser.description = "List the leases of this user's scheduler, or end one."
     parser.epilog = "examples:\n  hal lease list\n  hal lease release 5f3a91c0"
     verbs = parser.add_subparsers(dest="verb", metavar="list|release", required=True)
-    listing = verbs.add_parser("list", help="the leases there are")
+    listing = verbs.add_parser(
+        "list",
+        help="the leases there are",
+        description="List the leases of this user's scheduler, and what each has in use.",
+        epilog="example:\n  hal lease list --json | jq -r '.leases[].id'",
+    )
     listing.add_argument("--json", action="store_true", help="print JSON (schema hal.leases/1)")
-    ending = verbs.add_parser("release", help="end a lease and what runs in it")
+    ending = verbs.add_parser(
+        "release",
+        help="end a lease and what runs in it",
+        description="End a lease and what runs in it.",
+        epilog="example:\n  hal lease release 5f3a91c0",
+    )
     ending.add_argument("lease", metavar="LEASE", help="its id, as 'hal lease list' shows it")
     ending.add_argument("--json", action="store_true", help="print JSON (schema hal.leases/1)")
     return lambda options: _list(options) if options.verb == "list" else _release(options)

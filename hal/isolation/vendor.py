@@ -23,7 +23,7 @@ import msgspec
 from hal.backend import EVERY_COST, Backend, Cost, Group, TemporaryError
 from hal.isolation import worker
 from hal.isolation.calls import METHODS, Hung, Reply, Request, receive, send
-from hal.model import Enforcement, Event, Exposure, Inventory, Probe, Process, Reading
+from hal.model import Enforcement, Event, Exposure, Inventory, Portrait, Probe, Process, Reading
 
 __all__ = ["Vendor", "VendorLost"]
 
@@ -88,6 +88,10 @@ class Vendor:
 
     def events(self) -> list[Event]:
         found: list[Event] = self.begin("events")()
+        return found
+
+    def describe(self) -> Portrait:
+        found: Portrait = self.begin("describe")()
         return found
 
     def close(self) -> None:
@@ -196,7 +200,7 @@ class Vendor:
         try:
             keep = os.dup2(end.fileno(), 3)
             os.closerange(4, os.sysconf("SC_OPEN_MAX"))
-            worker.serve(self._load, socket.socket(fileno=keep))
+            worker.serve(self._load, socket.socket(fileno=keep), self.name)
             status = 0
         finally:
             os._exit(status)

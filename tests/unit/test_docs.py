@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from subprocess import CompletedProcess
+from subprocess import CompletedProcess, run
 
 import pytest
 
@@ -57,6 +58,48 @@ def test_machine_example_loads(tmp_path: Path) -> None:
     path.write_text(example)
     (device,) = load(str(path)).devices
     assert device["temperature_celsius"] == 88
+
+
+def outputs() -> list[tuple[Path, str, str]]:
+    pattern = r"<!-- output of: (.*?) -->\n```text\n(.*?)```"
+    pages = ROOT.glob("docs/*.md")
+    return [
+        (p, *found) for p in sorted(pages) for found in re.findall(pattern, p.read_text(), flags=re.DOTALL)
+    ]
+
+
+def told(text: str) -> list[list[str]]:
+    """The words of each line, without what depends on this machine's CPU or on the clock."""
+    text = re.sub(r"next try in [\d.]+ s", "next try soon", text)
+    return [line.split() for line in text.splitlines() if line.strip() and not line.startswith("cpu:host")]
+
+
+@pytest.mark.parametrize(("page", "command", "shown"), outputs(), ids=lambda value: str(value)[-40:])
+def test_what_is_shown_as_output_is_what_is_printed(
+    page: Path, command: str, shown: str, tmp_path: Path
+) -> None:
+    pattern = r"<!-- file: (\S+) -->\n```\w+\n(.*?)```"
+    for name, text in re.findall(pattern, page.read_text(), flags=re.DOTALL):
+        (tmp_path / name).write_text(text)
+    env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    result = run(
+        ["sh", "-c", f"{command} 2>&1"], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    if told(result.stdout) != told(shown) and os.environ.get("REWRITE_DOCS"):
+        block = f"<!-- output of: {command} -->\n```text\n"
+        page.write_text(page.read_text().replace(f"{block}{shown}", f"{block}{result.stdout.rstrip()}\n"))
+    assert told(result.stdout) == told(shown), (
+        "if that is right: REWRITE_DOCS=1 pytest tests/unit/test_docs.py"
+    )
+
+
+def test_there_are_outputs_on_the_pages() -> None:
+    assert {page.name for page, _, _ in outputs()} >= {
+        "emulation.md",
+        "health.md",
+        "isolation.md",
+        "topology.md",
+    }
 
 
 def test_metrics_page_is_the_catalogue() -> None:

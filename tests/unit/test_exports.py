@@ -54,7 +54,7 @@ def test_a_stand_in_shows_its_vendors_functions_only(name: str) -> None:
     found = exported(library)
     assert found
     # Tests switch faults on in a driver that is loaded already.
-    own = found - {"hal_emulator_faults"}
+    own = {name for name in found if not name.startswith("hal_emulator_")}
     assert not [symbol for symbol in own if not re.fullmatch(DRIVERS[name], symbol)]
     assert needed(library) <= {"libc.so.6", "libdl.so.2", "libpthread.so.0", "ld-linux-x86-64.so.2"}
 
