@@ -120,16 +120,14 @@ unsigned slice_devices(void) { return current() == OPEN ? member.ledger->devices
 const char *slice_id(unsigned device) { return member.ledger->device[device].id; }
 
 bool slice_has(uint32_t pid) {
-    for (int i = 0; current() == OPEN && i < HAL_LEDGER_SLOTS; i++) {
-        uint64_t owner = atomic_load(&member.ledger->slot[i].owner);
-        if (owner != 0 && hal_ledger_owner_pid(owner) == pid) return true;
-    }
+    for (int i = 0; current() == OPEN && i < HAL_LEDGER_SLOTS; i++)
+        if (hal_ledger_living(member.ledger, i) == pid) return pid != 0;
     return false;
 }
 
 void slice_account(unsigned device, uint64_t *used, uint64_t *limit) {
     *used = *limit = 0;
-    if (current() != OPEN || device >= member.ledger->devices) return;
+    if (current() != OPEN || device >= hal_ledger_devices(member.ledger)) return;
     struct hal_ledger_device *d = &member.ledger->device[device];
     *limit = atomic_load_explicit(&d->limit, memory_order_relaxed);
     *used = atomic_load_explicit(&d->used, memory_order_relaxed);
