@@ -317,11 +317,13 @@ class Fleet:
 
     def _derive_device(self, row: int, column: int, device: DeviceFacts) -> None:
         use = self._devices_use.get(device.id, _Use())
-        unused = device.outside_bytes <= max(device.memory_bytes // 20, _DRIVERS_OWN)
+        outside = device.memory_bytes if device.outside_bytes is None else device.outside_bytes
+        unused = device.outside_bytes is not None and outside <= max(device.memory_bytes // 20, _DRIVERS_OWN)
         self.usable[row, column] = device.id not in self._unusable
-        self.idle[row, column] = not use.holders and (unused or not device.holds_slices)
+        shared = not device.holds_slices  # a host, whose memory others always use
+        self.idle[row, column] = not use.holders and (unused or shared)
         self.sliceable[row, column] = device.holds_slices and not use.whole
-        free = device.memory_bytes - device.outside_bytes - use.bytes
+        free = device.memory_bytes - outside - use.bytes
         self.bytes_free[row, column] = 0 if use.whole else max(free, 0)
         self.milli_free[row, column] = 0 if use.whole else max(WHOLE_MILLI - use.milli, 0)
 
