@@ -191,5 +191,5 @@ class _Search:
             return None
         world = self.world
         eligible = world.matcher.eligible(world.fleet, one, fabric)
-        return place(world.fleet, shape_of(one, count), eligible, world.policy)
+        return place(world.fleet, shape_of(one, count), eligible, world.policy, world.mix)
 

@@ -55,7 +55,7 @@ class Eligible:
     """A selector's answer for each device and node, kept as a mask that follows the fleet."""
 
     def __init__(
-        self, key: Hashable, device: Callable[[DeviceFacts], bool], node: Callable[[NodeFacts], bool]
+        self, key: str, device: Callable[[DeviceFacts], bool], node: Callable[[NodeFacts], bool]
     ) -> None:
         self.key = key
         self.device = device
@@ -92,17 +92,24 @@ class Fleet:
         self.there: NDArray[np.bool_] = np.zeros((0, 0), bool)  # a device is in this cell
         self.usable: NDArray[np.bool_] = np.zeros((0, 0), bool)
         self.idle: NDArray[np.bool_] = np.zeros((0, 0), bool)  # can be taken whole
-        self.sliceable: NDArray[np.bool_] = np.zeros((0, 0), bool)
+        self.slices: NDArray[np.bool_] = np.zeros((0, 0), bool)  # a part of it can be held to its limit
+        self.sliceable: NDArray[np.bool_] = np.zeros((0, 0), bool)  # and it is not taken whole
         self.bytes_free: NDArray[np.int64] = np.zeros((0, 0), np.int64)
         self.milli_free: NDArray[np.int64] = np.zeros((0, 0), np.int64)
         self.bytes_total: NDArray[np.int64] = np.zeros((0, 0), np.int64)
         self.micros: NDArray[np.int64] = np.zeros((0, 0), np.int64)  # price per hour
+        self.kind: NDArray[np.int64] = np.zeros((0, 0), np.int64)  # where its memory is in `kinds`
+        self.group: NDArray[np.int64] = np.zeros((0, 0), np.int64)  # on one node, those that are close
+        self.kinds: list[int] = []  # how much memory devices have
         self.memo: dict[Hashable, Any] = {}  # what placement keeps between two calls
+        self.masks_made = 0  # rises with every new selector
+        self._ranks: NDArray[np.int64] | None = None
+        self._top_price = (-1, 0)  # at which layout, and the price
         self._vacant: list[int] = []
         self._unusable: set[str] = set()
         self._nodes_use: dict[str, _Use] = {}
         self._devices_use: dict[str, _Use] = {}
-        self._masks: dict[Hashable, Eligible] = {}
+        self._masks: dict[str, Eligible] = {}
         self._undo: list[tuple[Callable[[Spot], None], Spot]] | None = None
         self.everything = self.select("everything")
 
@@ -117,17 +124,24 @@ class Fleet:
         if len(named) < len(node.devices):
             raise ValueError(f"node '{node.id}' names a device twice")
         row = self.row_of.get(node.id, -1)
-        for device in named:
-            if self.cell_of.get(device, (row, 0))[0] != row:
-                raise ValueError(f"device '{device}' is on another node than '{node.id}'")
+        for name in sorted(named):
+            if self.cell_of.get(name, (row, 0))[0] != row:
+                raise ValueError(f"device '{name}' is on another node than '{node.id}'")
         if row < 0:
             row = self._vacant.pop(0) if self._vacant else self._add_row()
             self.row_of[node.id] = row
+            self._ranks = None
         self._clear(row)
         self._widen(len(node.devices))
         self.facts[row] = node
+        groups: dict[str | int | None, int] = {}
         for column, device in enumerate(node.devices):
             self.cell_of[device.id] = (row, column)
+            close = device.numa_node if device.fabric is None else device.fabric
+            self.group[row, column] = groups.setdefault(close, len(groups))
+            if device.memory_bytes not in self.kinds:
+                self.kinds.append(device.memory_bytes)
+            self.kind[row, column] = self.kinds.index(device.memory_bytes)
             self.there[row, column] = True
             self.bytes_total[row, column] = device.memory_bytes
             self.micros[row, column] = device.micros_per_hour
@@ -142,6 +156,7 @@ class Fleet:
     def leave(self, node_id: str) -> None:
         """Forget a node's facts; what leases hold of it stays booked until it is given back."""
         row = self.row_of.pop(node_id)
+        self._ranks = None
         self._clear(row)
         self.facts[row] = None
         self.cpu_free[row] = self.ram_free[row] = -1  # not even an empty shape fits
@@ -235,7 +250,7 @@ class Fleet:
 
     def select(
         self,
-        key: Hashable,
+        key: str,
         device: Callable[[DeviceFacts], bool] = _always,
         node: Callable[[NodeFacts], bool] = _always,
     ) -> Eligible:
@@ -246,8 +261,9 @@ class Fleet:
         known = self._masks.pop(key, None)
         if known is None:
             known = Eligible(key, device, node)
+            self.masks_made += 1
             known.devices = np.zeros(self.there.shape, bool)
-            known.nodes = np.zeros(len(self.facts), bool)
+            known.nodes = np.zeros(len(self.cpu_free), bool)
             for row, facts in enumerate(self.facts):
                 if facts is not None:
                     self._fill(known, row, facts)
@@ -255,6 +271,23 @@ class Fleet:
                 del self._masks[next(iter(self._masks))]
         self._masks[key] = known  # the last used is the last to be dropped
         return known
+
+    def mask(self, key: str) -> Eligible | None:
+        """The kept mask of a selector, if there is one."""
+        return self._masks.get(key)
+
+    def ranks(self) -> NDArray[np.int64]:
+        """Each row's place among the node ids: what decides between equals, whatever joined first."""
+        if self._ranks is None or len(self._ranks) != len(self.cpu_free):
+            self._ranks = np.zeros(len(self.cpu_free), np.int64)
+            self._ranks[[self.row_of[node] for node in sorted(self.row_of)]] = np.arange(len(self.row_of))
+        return self._ranks
+
+    def top_price(self) -> int:
+        """The highest price per hour of a device, in millionths."""
+        if self._top_price[0] != self.layout:
+            self._top_price = (self.layout, int(self.micros.max(initial=0)))
+        return self._top_price[1]
 
     # ---- inside -----------------------------------------------------------------------------
 
@@ -322,6 +355,7 @@ class Fleet:
         self.usable[row, column] = device.id not in self._unusable
         shared = not device.holds_slices  # a host, whose memory others always use
         self.idle[row, column] = not use.holders and (unused or shared)
+        self.slices[row, column] = device.holds_slices
         self.sliceable[row, column] = device.holds_slices and not use.whole
         free = device.memory_bytes - outside - use.bytes
         self.bytes_free[row, column] = 0 if use.whole else max(free, 0)
@@ -341,9 +375,16 @@ class Fleet:
         old = self.facts[row]
         for device in old.devices if old else ():
             del self.cell_of[device.id]
-        for cells in (self.there, self.usable, self.idle, self.sliceable):
+        for cells in (self.there, self.usable, self.idle, self.slices, self.sliceable):
             cells[row] = False
-        for amounts in (self.bytes_free, self.milli_free, self.bytes_total, self.micros):
+        for amounts in (
+            self.bytes_free,
+            self.milli_free,
+            self.bytes_total,
+            self.micros,
+            self.kind,
+            self.group,
+        ):
             amounts[row] = 0
 
     def _add_row(self) -> int:
@@ -367,8 +408,10 @@ class Fleet:
         self.changed = grown(self.changed)
         self.there, self.usable = grown(self.there), grown(self.usable)
         self.idle, self.sliceable = grown(self.idle), grown(self.sliceable)
+        self.slices = grown(self.slices)
         self.bytes_free, self.milli_free = grown(self.bytes_free), grown(self.milli_free)
         self.bytes_total, self.micros = grown(self.bytes_total), grown(self.micros)
+        self.kind, self.group = grown(self.kind), grown(self.group)
         for mask in self._masks.values():
             mask.devices, mask.nodes = grown(mask.devices), grown(mask.nodes)
 
@@ -376,5 +419,5 @@ class Fleet:
         fits = mask.node(node)
         mask.nodes[row] = fits
         mask.devices[row] = False
-        for column, device in enumerate(node.devices):
-            mask.devices[row, column] = fits and mask.device(device)
+        for column, facts in enumerate(node.devices):
+            mask.devices[row, column] = fits and mask.device(facts)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from hal.scheduler.core.facts import DeviceFacts
 from hal.scheduler.core.fleet import Eligible, Fleet
+from hal.scheduler.core.mix import EVERYTHING
 from hal.scheduler.core.request import Alternative, Isolation
 from hal.selector import Cache, Path, Quantity, Selector, selector
 
-__all__ = ["Matcher", "values_of"]
+__all__ = ["Matcher", "key_of", "values_of"]
+
+ACCELERATORS = json.dumps(["", "any", None, None, True])
 
 # Who names one of these has said what kind of device it is; anybody else means an accelerator.
 _NAMING = frozenset({"id", "kind", "model", "vendor"})
@@ -44,6 +48,15 @@ def _value(device: DeviceFacts, path: Path) -> Any:
     return None
 
 
+def key_of(one: Alternative, fabric: str | None = None) -> str:
+    """What stands for the devices that an alternative means, in each run the same."""
+    isolation = Isolation.ANY if one.memory_bytes is None else one.isolation
+    whole = isolation is Isolation.ANY  # then it makes no difference
+    if not one.selector and whole and one.max_micros_per_hour is None and fabric is None:
+        return ACCELERATORS
+    return json.dumps([one.selector, isolation, one.max_micros_per_hour, fabric, whole])
+
+
 class Matcher:
     """Selectors' answers, kept by what they refer to."""
 
@@ -53,7 +66,7 @@ class Matcher:
 
     def eligible(self, fleet: Fleet, one: Alternative, fabric: str | None = None) -> Eligible:
         isolation = Isolation.ANY if one.memory_bytes is None else one.isolation
-        key = (one.selector, isolation.value, one.max_micros_per_hour, fabric)
+        key = key_of(one, fabric)
         chosen = selector(one.selector) if one.selector else None
 
         def meant(device: DeviceFacts) -> bool:
@@ -65,6 +78,14 @@ class Matcher:
             )
 
         return fleet.select(key, meant)
+
+    def prepare(self, fleet: Fleet, key: str) -> None:
+        """Have the mask of a key that was written down."""
+        if key != EVERYTHING:
+            chosen, isolation, most, fabric, whole = json.loads(key)
+            memory = None if whole else 1
+            one = Alternative(chosen, memory, isolation=Isolation(isolation), max_micros_per_hour=most)
+            self.eligible(fleet, one, fabric)
 
     def selects(self, chosen: Selector | None, device: DeviceFacts) -> bool:
         if chosen is None:

@@ -12,6 +12,7 @@ import msgspec
 
 from hal.scheduler.core.facts import NodeFacts
 from hal.scheduler.core.lease import Lease, Waiting
+from hal.scheduler.core.mix import Mix, MixState
 from hal.scheduler.core.queues import Queue
 from hal.scheduler.core.state import State
 from hal.scheduler.core.world import Counters
@@ -21,7 +22,7 @@ __all__ = ["DamagedError", "Row", "changes", "everything", "restore"]
 # (kind, id, value); None: it is no more
 Row = tuple[str, str, bytes | None]
 
-_TYPES: dict[str, Any] = {"lease": Lease, "waiting": Waiting, "queue": Queue, "meta": Counters}
+_TYPES: dict[str, Any] = {"lease": Lease, "waiting": Waiting, "queue": Queue, "meta": Counters, "mix": MixState}
 
 
 class DamagedError(ValueError):
@@ -34,6 +35,7 @@ def changes(state: State) -> list[Row]:
     if not changed:
         return []
     changed["meta", "counters"] = None
+    changed["mix", "mix"] = None
     rows = [_row(state, kind, id) for kind, id in changed]
     changed.clear()
     return rows
@@ -44,7 +46,7 @@ def everything(state: State) -> list[Row]:
     keys = [("lease", id) for id in world.leases]
     keys += [("waiting", id) for id in world.line.waiting]
     keys += [("queue", name) for name in world.tree.queues]
-    return [_row(state, kind, id) for kind, id in [*keys, ("meta", "counters")]]
+    return [_row(state, kind, id) for kind, id in [*keys, ("meta", "counters"), ("mix", "mix")]]
 
 
 def restore(rows: Iterable[Row], nodes: Iterable[NodeFacts], **options: Any) -> State:
@@ -62,6 +64,8 @@ def restore(rows: Iterable[Row], nodes: Iterable[NodeFacts], **options: Any) -> 
     _put_queues(state, found["queue"])
     for counters in found["meta"]:
         world.counters = counters
+    for mix in found["mix"]:
+        world.mix = Mix.of(mix)
     unknown = [one.id for one in found["lease"] + found["waiting"] if one.request.queue not in world.tree.queues]
     if unknown:
         raise DamagedError(f"'{unknown[0]:.64}' is in a queue that is not there")
@@ -92,6 +96,8 @@ def _row(state: State, kind: str, id: str) -> Row:
             value = world.line.waiting.get(id)
         case "queue":
             value = world.tree.queues.get(id)
+        case "mix":
+            value = world.mix.state()
         case _:
             world.counters.had = world.tree.had
             world.counters.faded_until = world.tree.faded_until

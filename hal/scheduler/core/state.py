@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from hal.scheduler.core import events as on
-from hal.scheduler.core.admit import Blocked, Why, plan
+from hal.scheduler.core.admit import Blocked, Why, plan, shape_of
 from hal.scheduler.core.decisions import (
     Cause,
     Decision,
@@ -27,6 +27,7 @@ from hal.scheduler.core.decisions import (
 from hal.scheduler.core.explain import Explanation, explain, in_short
 from hal.scheduler.core.facts import NodeFacts
 from hal.scheduler.core.lease import Lease, LeaseState, Waiting
+from hal.scheduler.core.match import key_of
 from hal.scheduler.core.partition import Partitioner
 from hal.scheduler.core.placement import Policy
 from hal.scheduler.core.queues import QueueError
@@ -85,6 +86,8 @@ class State:
         tree.faded_until = counters.faded_until
         for node in nodes:
             self.world.see(node)
+        for key in sorted({key for _, key in self.world.mix.counts}):
+            self.world.matcher.prepare(self.world.fleet, key)
         for lease in sorted(leases, key=lambda lease: lease.epoch):
             self.world.adopt(lease)
             self._by_key[lease.uid, lease.key] = lease
@@ -173,6 +176,9 @@ class State:
         if (refused := self._cannot_be(one)) is not None:
             return [refused]
         world.counters.order += 1
+        for member in request.members:
+            first = member.alternatives[0]
+            world.mix.arrived(shape_of(first, first.count), key_of(first))
         kind = world.line.add(one)
         if kind.failed != world.freed:
             world.line.fresh[kind.key] = kind

@@ -12,6 +12,7 @@ from hal.scheduler.core.fleet import Fleet, Spot
 from hal.scheduler.core.lease import Amount, Lease, LeaseState, Part, Waiting, charge
 from hal.scheduler.core.line import Line
 from hal.scheduler.core.match import Matcher
+from hal.scheduler.core.mix import Mix
 from hal.scheduler.core.placement import Policy
 from hal.scheduler.core.queues import Tree
 
@@ -49,6 +50,7 @@ class World:
         self.tree = Tree(half_life_ms)
         self.matcher = Matcher()
         self.policy = policy
+        self.mix = Mix()
         self.leases: dict[str, Lease] = {}
         self.line = Line()
         self.counters = Counters()
