@@ -165,7 +165,7 @@ class _Search:
         return self._apart(one)
 
     def _apart(self, one: Alternative) -> tuple[Spot, ...] | None:
-        """One device at a time; with ``spread`` each on a node that has none of them yet."""
+        """Different devices, one at a time; with ``spread`` on different nodes."""
         fleet = self.world.fleet
         found: list[Spot] = []
         closed: list[str] = []
@@ -173,14 +173,15 @@ class _Search:
             while len(found) < one.count and (spot := self._place(one, 1)) is not None:
                 fleet.take(spot)
                 found.append(spot)
-                if one.topology is Topology.SPREAD:
-                    row = fleet.row_of[spot.node]
-                    node = fleet.facts[row]
-                    assert node is not None
-                    usable = [d.id for d in node.devices if fleet.usable[fleet.cell_of[d.id]]]
-                    closed += usable
-                    for device in usable:
-                        fleet.set_usable(device, False)
+                row = fleet.row_of[spot.node]
+                node = fleet.facts[row]
+                assert node is not None
+                spread = one.topology is Topology.SPREAD
+                done = [device.id for device in node.devices] if spread else list(spot.devices)
+                closing = [device for device in done if fleet.usable[fleet.cell_of[device]]]
+                closed += closing
+                for device in closing:
+                    fleet.set_usable(device, False)
         for device in closed:
             fleet.set_usable(device, True)
         return tuple(found) if len(found) == one.count else None

@@ -35,7 +35,6 @@ def changes(state: State) -> list[Row]:
     if not changed:
         return []
     changed["meta", "counters"] = None
-    changed["mix", "mix"] = None
     rows = [_row(state, kind, id) for kind, id in changed]
     changed.clear()
     return rows

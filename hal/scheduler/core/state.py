@@ -179,6 +179,7 @@ class State:
         for member in request.members:
             first = member.alternatives[0]
             world.mix.arrived(shape_of(first, first.count), key_of(first))
+        world.note("mix", "mix")
         kind = world.line.add(one)
         if kind.failed != world.freed:
             world.line.fresh[kind.key] = kind
