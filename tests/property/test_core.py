@@ -54,7 +54,7 @@ from hal.scheduler.core import (
     Uncordon,
     Withdrawn,
 )
-from hal.scheduler.core.records import Row, changes, everything, restore
+from hal.scheduler.core.records import Row, changes, everything, read, restore
 
 # Selectors, and what they mean to somebody who cannot read CEL.
 SELECTORS = {
@@ -212,7 +212,7 @@ class Core(RuleBasedStateMachine):
                 assert lease.id not in self.ending, "it ends once"
                 self.ending.add(lease.id)
                 if isinstance(decision, Preempt):
-                    assert decision.by in self.waits
+                    assert decision.by in {*self.waits, f"r{self.number}"}
                     assert lease.request.preemptible or lease.overdue
 
     def granted(self, lease: Lease) -> None:
@@ -423,7 +423,7 @@ class Core(RuleBasedStateMachine):
         self.apply(Resumed())
         nodes = [one for one in self.state.world.fleet.facts if one is not None]
         if [n.id for n in nodes] == NODES[: len(nodes)]:  # joined again, nodes have the same rows
-            self.twin = restore(self.written.values(), nodes, grace_ms=10_000, half_life_ms=64_000)
+            self.twin = restore(read(self.written.values()), nodes, grace_ms=10_000, half_life_ms=64_000)
 
     # ---- what always holds ------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from hal.scheduler.core.queues import Queue
 from hal.scheduler.core.state import State
 from hal.scheduler.core.world import Counters
 
-__all__ = ["DamagedError", "Row", "changes", "everything", "restore"]
+__all__ = ["DamagedError", "Row", "Saved", "changes", "everything", "read", "restore"]
 
 # (kind, id, value); None: it is no more
 Row = tuple[str, str, bytes | None]
@@ -48,27 +48,55 @@ def everything(state: State) -> list[Row]:
     return [_row(state, kind, id) for kind, id in [*keys, ("meta", "counters"), ("mix", "mix")]]
 
 
-def restore(rows: Iterable[Row], nodes: Iterable[NodeFacts], **options: Any) -> State:
-    """Raises DamagedError. ``options`` are those of State; apply ``Resumed`` next."""
-    state = State(**options)
-    found: dict[str, list[Any]] = {kind: [] for kind in _TYPES}
+class Saved(msgspec.Struct):
+    """What was written down, read again."""
+
+    leases: list[Lease] = []
+    waiting: list[Waiting] = []
+    queues: list[Queue] = []
+    counters: Counters | None = None
+    mix: MixState | None = None
+
+
+def read(rows: Iterable[Row]) -> Saved:
+    """Raises DamagedError."""
+    saved = Saved()
     for kind, id, value in rows:
-        if kind not in _TYPES or value is None:
-            raise DamagedError(f"there is a row of an unknown kind '{kind:.40}'")
         try:
-            found[kind].append(msgspec.msgpack.decode(value, type=_TYPES[kind]))
+            if value is None:
+                raise DamagedError(f"the {kind:.20} '{id:.64}' is empty")
+            one = msgspec.msgpack.decode(value, type=_TYPES[kind])
+        except KeyError:
+            raise DamagedError(f"there is a row of an unknown kind '{kind:.40}'") from None
         except msgspec.DecodeError as error:
             raise DamagedError(f"the {kind} '{id:.64}' cannot be read: {error}") from None
+        match one:
+            case Lease():
+                saved.leases.append(one)
+            case Waiting():
+                saved.waiting.append(one)
+            case Queue():
+                saved.queues.append(one)
+            case Counters():
+                saved.counters = one
+            case MixState():
+                saved.mix = one
+    return saved
+
+
+def restore(saved: Saved, nodes: Iterable[NodeFacts], **options: Any) -> State:
+    """Raises DamagedError. ``options`` are those of State; apply ``Resumed`` next."""
+    state = State(**options)
     world = state.world
-    _put_queues(state, found["queue"])
-    for counters in found["meta"]:
-        world.counters = counters
-    for mix in found["mix"]:
-        world.mix = Mix.of(mix)
-    unknown = [one.id for one in found["lease"] + found["waiting"] if one.request.queue not in world.tree.queues]
-    if unknown:
-        raise DamagedError(f"'{unknown[0]:.64}' is in a queue that is not there")
-    state.restore(found["lease"], found["waiting"], nodes)
+    _put_queues(state, saved.queues)
+    if saved.counters is not None:
+        world.counters = saved.counters
+    if saved.mix is not None:
+        world.mix = Mix.of(saved.mix)
+    for one in [*saved.leases, *saved.waiting]:
+        if one.request.queue not in world.tree.queues:
+            raise DamagedError(f"'{one.id:.64}' is in a queue that is not there")
+    state.restore(saved.leases, saved.waiting, nodes)
     return state
 
 

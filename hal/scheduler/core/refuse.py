@@ -90,9 +90,9 @@ def _nothing_is_meant(world: World, one: Alternative) -> str:
     vendors = sorted({device.vendor for device in devices if device.holds_slices})
     if not vendors and not (one.selector and devices):
         return "this machine has no accelerator that can be shared; 'hal doctor' says what was looked for"
-    what = f"no device here is meant by '{one.selector[:120]}'" if one.selector else "no device here is meant"
+    what = f"no device that can be shared is meant by '{one.selector[:120]}'" if one.selector else "no device that can be shared is meant"
     if one.max_micros_per_hour is not None:
         what += f" at no more than {one.max_micros_per_hour / 1e6:g} an hour"
     if one.memory_bytes is not None and one.isolation.value != "any":
         what += f" where {one.isolation.value} holds a slice"
-    return f"{what}; of these some can be had: {', '.join(vendors)}" if vendors else what
+    return f"{what}; of these some can: {', '.join(vendors)}" if vendors else what

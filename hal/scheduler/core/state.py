@@ -30,7 +30,7 @@ from hal.scheduler.core.lease import Lease, LeaseState, Waiting
 from hal.scheduler.core.match import key_of
 from hal.scheduler.core.partition import Partitioner
 from hal.scheduler.core.placement import Policy
-from hal.scheduler.core.queues import QueueError
+from hal.scheduler.core.queues import QueueError, Tree
 from hal.scheduler.core.reclaim import least
 from hal.scheduler.core.refuse import never
 from hal.scheduler.core.request import InvalidError, check
@@ -64,6 +64,15 @@ class State:
     @property
     def waiting(self) -> dict[str, Waiting]:
         return self.world.line.waiting
+
+    @property
+    def is_worth_keeping(self) -> bool:
+        """Somebody holds or waits for something, or a queue was set."""
+        return bool(self.leases or self.waiting) or self.world.tree.queues != Tree().queues
+
+    def find(self, uid: int, key: str) -> Lease | Waiting | None:
+        """What the request of this key has come to."""
+        return self._by_key.get((uid, key))
 
     def apply(self, event: on.Event, now: int) -> list[Decision]:
         decisions = self._happened(event, now)
@@ -216,7 +225,7 @@ class State:
         world = self.world
         queue = world.tree.never_within_limit(one.request.queue, least(one))
         if queue is not None:
-            return Refuse(Refusal.LIMIT, f"it is more than the limit of queue '{queue}' alone", one.id)
+            return Refuse(Refusal.TOO_LARGE, f"it is more than the limit of queue '{queue}' alone", one.id)
         if one.request.wait and (world.counters.lost or world.line.has_kind_of(one)):
             return None  # who knows what comes back; or others of the kind wait already
         found = never(world, one.request)
