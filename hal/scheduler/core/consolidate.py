@@ -55,9 +55,10 @@ def _away_from(
                 target = plan(world, moving, now, limits=False)
                 if not isinstance(target, Plan):
                     return None
-                (spot,) = target.parts[0].spots
-                fleet.take(spot)
-                found.append(Move(lease.id, (device,), spot.devices))
+                for spot in target.parts[0].spots:
+                    fleet.take(spot)
+                devices = tuple(one for spot in target.parts[0].spots for one in spot.devices)
+                found.append(Move(lease.id, (device,), devices))
         finally:
             fleet.set_usable(device, True)
         fits = isinstance(plan(world, one, now), Plan)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 from msgspec import Struct
 
 from hal.scheduler.core.admit import Blocked, Why, plan, shape_of, usable_alternatives
 from hal.scheduler.core.backfill import reserve
 from hal.scheduler.core.fleet import Eligible
-from hal.scheduler.core.lease import Lease, LeaseState, Waiting
+from hal.scheduler.core.lease import Amount, Lease, LeaseState, Waiting
 from hal.scheduler.core.match import values_of
 from hal.scheduler.core.placement import why_not
 from hal.scheduler.core.reclaim import least
@@ -77,13 +78,13 @@ def in_short(world: World, one: Waiting, found: Blocked, now: int) -> str:
     fleet = world.fleet
     best, name = -1, ""
     for alternative in wanted:
-        mask = world.matcher.eligible(fleet, alternative).devices
-        for node in fleet.facts:
-            for device in node.devices if node else ():
-                cell = fleet.cell_of[device.id]
-                free = int(fleet.bytes_free[cell]) if fleet.usable[cell] else 0
-                if mask[cell] and free > best:
-                    best, name = free, device.id
+        meant = world.matcher.eligible(fleet, alternative).devices & fleet.usable
+        if meant.any():
+            free = np.where(meant, fleet.bytes_free, -1)
+            row, column = np.unravel_index(int(free.argmax()), free.shape)
+            node = fleet.facts[int(row)]
+            if free[row, column] > best and node is not None:
+                best, name = int(free[row, column]), node.devices[int(column)].id
     first = wanted[0]
     size = "a whole device" if first.memory_bytes is None else format_bytes(first.memory_bytes)
     what = size if first.count == 1 else f"{first.count} devices" if size[0] == "a" else f"{first.count} x {size}"
@@ -154,7 +155,7 @@ def _barred(world: World, one: Waiting, found: Blocked) -> str:
     if found.why is Why.LIMIT:
         used, bound, what = world.tree.used[queue.name], queue.limit, "limit"
     else:
-        used, bound, what = world.tree.firm[queue.name], queue.quota, "quota for what is not to be preempted"
+        used, bound, what = world.tree.firm.get(queue.name, Amount()), queue.quota, "quota for what is not to be preempted"
     parts = []
     if bound.devices_milli is not None:
         parts.append(f"{used.devices_milli / 1000:g} of {bound.devices_milli / 1000:g} devices")

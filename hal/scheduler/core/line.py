@@ -19,7 +19,9 @@ class Kind:
         self.request = request
         self.queue = request.queue
         self.failed = -1  # the world's ``freed`` when it was last found not to fit
-        self.why = ""  # it did not: room, limit or quota
+        self.told = ""  # why not, for people
+        self.barred = False  # a limit or quota is in the way, not the devices
+        self.told_at: tuple[int, int, str] | None = None
         self.heap: list[tuple[int, str]] = []
 
 

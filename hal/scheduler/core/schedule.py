@@ -74,7 +74,7 @@ class Scheduling:
                 continue
             path = set(world.tree.path(queue))
             if path & closed or (not one.request.preemptible and path & closed_quotas):
-                kind.failed, kind.why = world.freed, Why.LIMIT
+                kind.failed = world.freed
                 continue
             kept = world.counters.reservation
             if kept is not None and kept.id == one.id and kind.failed == world.freed:
@@ -86,7 +86,7 @@ class Scheduling:
                 if (following := world.line.first(kind)) is not None:
                     heapq.heappush(heap, (-kind.request.priority, following.order, kind))
                 continue
-            kind.failed, kind.why = world.freed, found.why
+            kind.failed = world.freed
             if not one.request.wait:
                 continue
             if found.why is Why.ROOM:

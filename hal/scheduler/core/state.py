@@ -195,18 +195,22 @@ class State:
         decisions = self._scheduled(now)
         if event.id in world.leases:
             return decisions
-        found = plan(world, one, now)
-        blocked = found if isinstance(found, Blocked) else Blocked(Why.ROOM, 0)
-        reason = in_short(world, one, blocked, now) if isinstance(found, Blocked) else self._held_off()
+        kept = world.counters.reservation
+        moment = (world.freed, world.counters.epoch, "" if kept is None else kept.id)
+        if kind.told_at != moment:
+            found = plan(world, one, now)
+            blocked = found if isinstance(found, Blocked) else Blocked(Why.ROOM, 0)
+            told = in_short(world, one, blocked, now) if isinstance(found, Blocked) else self._held_off()
+            kind.told, kind.barred, kind.told_at = told, blocked.why is not Why.ROOM, moment
         if not request.wait:
             world.line.remove(one.id)
-            code = Refusal.NO_ROOM if blocked.why is Why.ROOM else Refusal.LIMIT
-            return [*decisions, Refuse(code, reason, event.id)]
+            code = Refusal.LIMIT if kind.barred else Refusal.NO_ROOM
+            return [*decisions, Refuse(code, kind.told, event.id)]
         self._by_key[one.uid, one.key] = one
         world.note("waiting", one.id)
         if request.deadline_ms is not None:
             self._runs_out(now + request.deadline_ms)
-        return [*decisions, Queued(one.id, reason)]
+        return [*decisions, Queued(one.id, kind.told)]
 
     def _held_off(self) -> str:
         kept = self.world.counters.reservation
