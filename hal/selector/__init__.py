@@ -13,7 +13,7 @@ from hal.selector.evaluate import Missing, NoAnswer
 from hal.selector.lex import MAX_CHARACTERS, SelectorError
 from hal.selector.parse import Path
 from hal.selector.quantity import Quantity
-from hal.selector.short import to_cel
+from hal.selector.short import to_cel, to_short
 
 __all__ = [
     "MAX_CHARACTERS",
@@ -26,4 +26,5 @@ __all__ = [
     "SelectorError",
     "selector",
     "to_cel",
+    "to_short",
 ]

@@ -6,12 +6,17 @@ quantities. What is CEL already stays as it is, so that either form can be given
 
 from __future__ import annotations
 
-from hal.selector.lex import SelectorError, Token, tokens
+import re
 
-__all__ = ["CAPACITIES", "to_cel"]
+from hal.selector.lex import Token, tokens
+
+__all__ = ["CAPACITIES", "to_cel", "to_short"]
 
 CAPACITIES = frozenset({"memory"})
 _NOT_OURS = frozenset({"device", "true", "false", "null", "in", "has", "quantity", "size"})
+_COMPARISON = re.compile(
+    r'device\.capacity\["hal"\]\.(\w+)\.compareTo\(quantity\("([^"]*)"\)\) (==|!=|<=|>=|<|>) 0'
+)
 _COMPARED = frozenset({"==", "!=", "<", "<=", ">", ">="})
 
 
@@ -28,6 +33,12 @@ def to_cel(text: str) -> str:
             copied = found[end - 1].at + len(found[end - 1].text)
         index = end
     return "".join([*out, text[copied:]])
+
+
+def to_short(cel: str) -> str:
+    """For people: what `to_cel` would read as the same, where it is simple."""
+    text = _COMPARISON.sub(r"\1 \3 \2", cel)
+    return text.replace('device.attributes["hal"].', "")
 
 
 def _translated(found: list[Token], index: int) -> tuple[int, str | None]:
@@ -69,8 +80,6 @@ def _goes_on(found: list[Token], index: int) -> bool:
 
 
 def _amount(found: list[Token], index: int) -> str | None:
-    if index < len(found) and found[index].kind in ("quantity", "int"):
-        if found[index].text[:2] in ("0x", "0X"):
-            raise SelectorError(f"'{found[index].text:.40}' is no amount")
+    if index < len(found) and found[index].kind in ("quantity", "int") and "x" not in found[index].text.lower():
         return f'quantity("{found[index].text}")'
     return None

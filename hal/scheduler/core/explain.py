@@ -14,7 +14,7 @@ from hal.scheduler.core.placement import why_not
 from hal.scheduler.core.reclaim import least
 from hal.scheduler.core.request import Alternative
 from hal.scheduler.core.world import Reservation, World
-from hal.selector import NoAnswer, selector
+from hal.selector import NoAnswer, selector, to_short
 from hal.units import format_bytes, format_seconds
 
 __all__ = ["Explanation", "explain", "in_short"]
@@ -139,9 +139,9 @@ def _not_meant(world: World, one: Alternative, eligible: Eligible) -> list[str]:
     parts = []
     for condition, fails, unknown in zip(conditions, failing, unsaid, strict=True):
         if fails:
-            parts.append(f"{fails} fail {condition.cel}")
+            parts.append(f"{fails} fail {to_short(condition.cel)}")
         if unknown:
-            parts.append(f"of {unknown} is not known whether {condition.cel}")
+            parts.append(f"of {unknown} is not known whether {to_short(condition.cel)}")
     if others:
         parts.append(f"{others} not meant (no accelerator, too dear, or not held as wanted)")
     return parts
