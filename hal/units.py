@@ -37,7 +37,7 @@ def parse_bytes(text: str) -> int:
 
 
 def parse_seconds(text: str) -> float:
-    """``"90s"``, ``"30min"``, ``"4h"``, ``"2d"`` as seconds. Raises ValueError with a sentence for the user."""
+    """``"90s"``, ``"30min"``, ``"4h"``, ``"2d"`` as seconds. Raises ValueError with a sentence."""
     match = _SPAN.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"'{text}' is no time: write it like 90s, 30min, 4h or 2d")

@@ -18,7 +18,9 @@ from hal.units import format_bytes, format_seconds
 
 
 def configure_lease(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
-    parser.description = "List the leases of this user's scheduler and who waits for one, take, explain or end one."
+    parser.description = (
+        "List the leases of this user's scheduler and who waits for one, take, explain or end one."
+    )
     parser.epilog = (
         "examples:\n  hal lease list\n  hal lease explain 5f3a91c0\n  hal lease release 5f3a91c0\n"
         "  hal lease take --any 'vendor == \"nvidia\":20GiB' --any 'vendor == \"amd\":24GiB' --wait"

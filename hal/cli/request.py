@@ -27,7 +27,9 @@ def configure_request(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--vendor", metavar="NAME", help="a device of this vendor, as 'hal list' shows it")
     which.add_argument("--device", metavar="ID", help="this device")
     which.add_argument(
-        "--select", metavar="SELECTOR", help="a device of which this holds: 'vendor == \"amd\" && memory >= 64Gi'"
+        "--select",
+        metavar="SELECTOR",
+        help="a device of which this holds: 'vendor == \"amd\" && memory >= 64Gi'",
     )
     which.add_argument(
         "--any",
@@ -44,7 +46,10 @@ def configure_request(parser: argparse.ArgumentParser) -> None:
         help="how several devices lie to one another (node)",
     )
     slices.add_argument(
-        "--gang", type=int, metavar="N", help="start the program N times, each in a slice of its own, or not at all"
+        "--gang",
+        type=int,
+        metavar="N",
+        help="start the program N times, each in a slice of its own, or not at all",
     )
     turn = parser.add_argument_group("when")
     turn.add_argument("--wait", action="store_true", help="wait in the queue when there is no room now")
@@ -162,7 +167,9 @@ def _of_file(path: Path) -> Request:
     try:
         fields = _fields(content, "")
         if "member" in fields:
-            fields["members"] = [_member(one, number) for number, one in enumerate(_list(fields.pop("member")))]
+            fields["members"] = [
+                _member(one, number) for number, one in enumerate(_list(fields.pop("member")))
+            ]
         elif "any" in fields:
             fields["members"] = [_member({"any": fields.pop("any")}, 0)]
         return msgspec.convert(fields, Request)

@@ -29,7 +29,7 @@ def configure_run(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespa
     parser.epilog = (
         "examples:\n  hal run --memory 20GiB -- python train.py\n"
         "  hal run --memory 8GiB --vendor amd -- ./serve --port 80\n"
-        "  hal run --any 'vendor == \"nvidia\":20GiB' --any 'vendor == \"amd\":24GiB' --wait -- python train.py\n"
+        "  hal run --any 'vendor == \"nvidia\":20GiB' --any 'vendor == \"amd\":24GiB' -- ./train\n"
         "  hal emulate mixed -- hal run --memory 20GiB -- ./program"
     )
     configure_request(parser)

@@ -168,9 +168,7 @@ def _acquired(client: Client, where: Places, asked: dict[str, Any]) -> tuple[dic
     raise AssertionError
 
 
-def _served(
-    client: Client, where: Places, asked: dict[str, Any], id: str, private: bool
-) -> dict[str, Any]:
+def _served(client: Client, where: Places, asked: dict[str, Any], id: str, private: bool) -> dict[str, Any]:
     """Wait until it is granted. Whoever is interrupted meanwhile waits no longer."""
     try:
         while True:

@@ -149,7 +149,7 @@ def _whole(value: int) -> int:
 def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(map(_equal, a, b))
-    return bool((_number(a) and _number(b) or type(a) is type(b)) and a == b)
+    return bool(((_number(a) and _number(b)) or type(a) is type(b)) and a == b)
 
 
 def _in(a: Any, b: Any) -> bool:
@@ -161,7 +161,7 @@ def _in(a: Any, b: Any) -> bool:
 def _ordered(compare: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
     def evaluate(a: Any, b: Any) -> bool:
         alike = type(a) is type(b) and isinstance(a, str | bool)
-        if not (alike or _number(a) and _number(b)):
+        if not (alike or (_number(a) and _number(b))):
             raise NoAnswer("these two cannot be compared")
         return compare(a, b)
 
@@ -169,9 +169,8 @@ def _ordered(compare: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
 
 
 def _add(a: Any, b: Any) -> Any:
-    if isinstance(a, str) and isinstance(b, str) or isinstance(a, list) and isinstance(b, list):
-        return a + b
-    return _arithmetic(operator.add)(a, b)
+    alike = type(a) is type(b) and isinstance(a, str | list)
+    return operator.add(a, b) if alike else _arithmetic(operator.add)(a, b)
 
 
 def _arithmetic(compute: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:

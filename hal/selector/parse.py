@@ -99,9 +99,7 @@ class _Parser:
 
     def unexpected(self, what: str = "") -> SelectorError:
         token = self.token()
-        where = (
-            "at the end" if token is None else f"at character {token.at + 1}, before '{token.text[:20]}'"
-        )
+        where = "at the end" if token is None else f"at character {token.at + 1}, before '{token.text[:20]}'"
         return SelectorError(f"{what or 'this does not belong'} {where}")
 
     def where(self) -> int:

@@ -45,7 +45,9 @@ def compiled(pattern: str) -> re.Pattern[str]:
         part = match.group()
         repeats = part[0] in "*+?{" and len(part) > 0
         if repeats and (not before or before[0] in "*+?{(|" or before == ")"):
-            raise SelectorError(f"the pattern '{pattern[:60]}' repeats a group or nothing, which is not taken")
+            raise SelectorError(
+                f"the pattern '{pattern[:60]}' repeats a group or nothing, which is not taken"
+            )
         if repeats:
             cost *= 2 if part[0] == "?" else MAX_SUBJECT
         elif part[0] == "(":

@@ -80,6 +80,10 @@ def _goes_on(found: list[Token], index: int) -> bool:
 
 
 def _amount(found: list[Token], index: int) -> str | None:
-    if index < len(found) and found[index].kind in ("quantity", "int") and "x" not in found[index].text.lower():
+    if (
+        index < len(found)
+        and found[index].kind in ("quantity", "int")
+        and "x" not in found[index].text.lower()
+    ):
         return f'quantity("{found[index].text}")'
     return None

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
@@ -309,9 +310,7 @@ class Core(RuleBasedStateMachine):
         self.queues[queue.name] = queue
         self.apply(SetQueue(queue))
 
-    @rule(
-        name=st.sampled_from(QUEUES), quota=limits, limit=limits, weight=st.sampled_from([1, 3])
-    )
+    @rule(name=st.sampled_from(QUEUES), quota=limits, limit=limits, weight=st.sampled_from([1, 3]))
     def change_queue(self, name: str, quota: Limits, limit: Limits, weight: int) -> None:
         self.set_queue(Queue(name, self.queues[name].parent, quota, limit, weight))
 
@@ -487,5 +486,6 @@ class Core(RuleBasedStateMachine):
         )  # fmt: skip
 
 
-TestCore = Core.TestCase
+# As many as are asked for take as long as they take.
+TestCore = pytest.mark.timeout(0 if EXAMPLES > 1000 else 120)(Core.TestCase)
 TestCore.settings = settings(max_examples=EXAMPLES, stateful_step_count=40, deadline=None)

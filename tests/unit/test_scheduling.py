@@ -132,7 +132,9 @@ EITHER = (
     ],
 )
 @pytest.mark.parametrize("memory", [H100, MI300X, 24 << 30, 1_000_003])
-def test_shares_pack_exactly(requests: int, share: tuple[int, int], devices: int, each: int, memory: int) -> None:
+def test_shares_pack_exactly(
+    requests: int, share: tuple[int, int], devices: int, each: int, memory: int
+) -> None:
     cluster = Cluster(node("a", *(device(f"nvidia:{n}", memory) for n in range(devices))))
     size = memory * share[0] // share[1]
     for number in range(requests):
@@ -483,6 +485,10 @@ def test_explain_says_when_nothing_would_do() -> None:
     assert cluster.granted("beside")  # and it holds up nobody
 
 
+def either(*alternatives: Alternative) -> Request:
+    return Request(members=(Member(alternatives),))
+
+
 # ---- requests ---------------------------------------------------------------------------------
 
 
@@ -498,14 +504,14 @@ def test_explain_says_when_nothing_would_do() -> None:
         (Request(members=(Member(()),)), "members[0].alternatives"),
         (Request(members=(Member(), Member(replicas=0))), "members[1].replicas"),
         (Request(members=(Member(replicas=60), Member(replicas=60))), "members"),
-        (Request(members=(Member((Alternative("vendor ="),)),)), "members[0].alternatives[0].selector"),
-        (Request(members=(Member((Alternative(), Alternative(memory_bytes=0))),)), "members[0].alternatives[1].memory_bytes"),
-        (Request(members=(Member((Alternative(compute_milli=500),)),)), "members[0].alternatives[0].compute_milli"),
-        (Request(members=(Member((Alternative(count=65),)),)), "members[0].alternatives[0].count"),
-        (Request(members=(Member((Alternative(weight=0),)),)), "members[0].alternatives[0].weight"),
+        (either(Alternative("vendor =")), "members[0].alternatives[0].selector"),
+        (either(Alternative(), Alternative(memory_bytes=0)), "members[0].alternatives[1].memory_bytes"),
+        (either(Alternative(compute_milli=500)), "members[0].alternatives[0].compute_milli"),
+        (either(Alternative(count=65)), "members[0].alternatives[0].count"),
+        (either(Alternative(weight=0)), "members[0].alternatives[0].weight"),
         (Request(queue="nobody's"), "queue"),
     ],
-)  # fmt: skip
+)
 def test_a_malformed_request_gets_an_error_that_names_the_field(request_: Request, field: str) -> None:
     cluster = Cluster(mixed())
     (refused,) = cluster.apply(Submit(request_, "x", "key", 1000))
@@ -558,7 +564,8 @@ for name in NODES:
     happens(NodeJoined(node(name)), 0)
 for number in range(400):
     alternatives = tuple(
-        Alternative(chance.choice(sorted(SELECTORS)), chance.choice([None, 10, 33, 50]), count=chance.choice([1, 1, 2]))
+        Alternative(chance.choice(sorted(SELECTORS)), chance.choice([None, 10, 33, 50]),
+                    count=chance.choice([1, 1, 2]))
         for _ in range(chance.choice([1, 2, 3]))
     )
     members = (Member(alternatives, chance.choice([1, 1, 2])),)

@@ -14,7 +14,7 @@ _HOLDERS = 4  # at most this many are moved away from one
 
 
 def moves(world: World, one: Waiting, now: int) -> tuple[Move, ...] | None:
-    """The moves after which ``one`` would fit, from the device that takes the fewest; None: there are none."""
+    """The moves after which ``one`` would fit, from the device that takes the fewest; None: none do."""
     crowded: dict[str, list[Lease]] = {}
     for lease in world.leases.values():
         for spot in lease.spots():
@@ -49,9 +49,7 @@ def _away_from(
         fleet.set_usable(device, False)
         try:
             for lease in sorted(there, key=lambda lease: lease.epoch):
-                moving = Waiting(
-                    lease.id, lease.request, lease.uid, lease.key, 0, lease.arrived, lease.order
-                )
+                moving = Waiting(lease.id, lease.request, lease.uid, lease.key, 0, lease.arrived, lease.order)
                 target = plan(world, moving, now, limits=False)
                 if not isinstance(target, Plan):
                     return None

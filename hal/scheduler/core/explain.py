@@ -87,9 +87,17 @@ def in_short(world: World, one: Waiting, found: Blocked, now: int) -> str:
                 best, name = int(free[row, column]), node.devices[int(column)].id
     first = wanted[0]
     size = "a whole device" if first.memory_bytes is None else format_bytes(first.memory_bytes)
-    what = size if first.count == 1 else f"{first.count} devices" if size[0] == "a" else f"{first.count} x {size}"
+    what = (
+        size
+        if first.count == 1
+        else f"{first.count} devices"
+        if size[0] == "a"
+        else f"{first.count} x {size}"
+    )
     also = " or its alternatives" if len(wanted) > 1 else ""
-    free_text = f"the most that is free is {format_bytes(best)} on {name}" if name else "no device is meant now"
+    free_text = (
+        f"the most that is free is {format_bytes(best)} on {name}" if name else "no device is meant now"
+    )
     return f"no room for {what}{also} now: {free_text}; try again when a lease has ended"
 
 
@@ -155,7 +163,11 @@ def _barred(world: World, one: Waiting, found: Blocked) -> str:
     if found.why is Why.LIMIT:
         used, bound, what = world.tree.used[queue.name], queue.limit, "limit"
     else:
-        used, bound, what = world.tree.firm.get(queue.name, Amount()), queue.quota, "quota for what is not to be preempted"
+        used, bound, what = (
+            world.tree.firm.get(queue.name, Amount()),
+            queue.quota,
+            "quota for what is not to be preempted",
+        )
     parts = []
     if bound.devices_milli is not None:
         parts.append(f"{used.devices_milli / 1000:g} of {bound.devices_milli / 1000:g} devices")
@@ -194,7 +206,9 @@ def _nearest(world: World, one: Waiting, found: object, now: int) -> str:
     living = [world.leases[id] for id in found_kept.waits_for if id in world.leases]
     names = ", ".join(f"'{lease.id}'" for lease in living[:4])
     more = f" and {len(living) - 4} more" if len(living) > 4 else ""
-    when = "" if found_kept.at is None else f", in {format_seconds((found_kept.at - now) / 1000)} at the latest"
+    when = (
+        "" if found_kept.at is None else f", in {format_seconds((found_kept.at - now) / 1000)} at the latest"
+    )
     return f"the end of {names}{more}{when}"
 
 
@@ -213,4 +227,3 @@ def _of_lease(world: World, lease: Lease, now: int) -> Explanation:
         LeaseState.ENDING: "the end of its processes",
     }[lease.state]
     return Explanation(lease.id, lease.state.value, 0, tuple(reasons), nearest)
-

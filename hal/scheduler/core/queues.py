@@ -30,10 +30,8 @@ class Limits(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True
 
     def hold(self, amount: Amount) -> bool:
         return not (
-            self.devices_milli is not None
-            and amount.devices_milli > self.devices_milli
-            or self.memory_bytes is not None
-            and amount.memory_bytes > self.memory_bytes
+            (self.devices_milli is not None and amount.devices_milli > self.devices_milli)
+            or (self.memory_bytes is not None and amount.memory_bytes > self.memory_bytes)
         )
 
     @property

@@ -26,7 +26,7 @@ Fits = Callable[[list[str]], bool]  # whether the request fits without these lea
 
 
 def victims(world: World, one: Waiting, now: int) -> dict[str, Cause] | None:
-    """The leases to end, by id; none when those that are ending already will do; None when all are too few."""
+    """The leases to end, by id: none when those that end already will do. None: all are too few."""
     ending = world.ending()
     with world.without(ending):
         found = plan(world, one, now)

@@ -22,7 +22,13 @@ __all__ = ["DamagedError", "Row", "Saved", "changes", "everything", "read", "res
 # (kind, id, value); None: it is no more
 Row = tuple[str, str, bytes | None]
 
-_TYPES: dict[str, Any] = {"lease": Lease, "waiting": Waiting, "queue": Queue, "meta": Counters, "mix": MixState}
+_TYPES: dict[str, Any] = {
+    "lease": Lease,
+    "waiting": Waiting,
+    "queue": Queue,
+    "meta": Counters,
+    "mix": MixState,
+}
 
 
 class DamagedError(ValueError):
@@ -93,9 +99,11 @@ def restore(saved: Saved, nodes: Iterable[NodeFacts], **options: Any) -> State:
         world.counters = saved.counters
     if saved.mix is not None:
         world.mix = Mix.of(saved.mix)
-    for one in [*saved.leases, *saved.waiting]:
-        if one.request.queue not in world.tree.queues:
-            raise DamagedError(f"'{one.id:.64}' is in a queue that is not there")
+    queued = [(one.id, one.request.queue) for one in saved.leases]
+    queued += [(one.id, one.request.queue) for one in saved.waiting]
+    for id, queue in queued:
+        if queue not in world.tree.queues:
+            raise DamagedError(f"'{id:.64}' is in a queue that is not there")
     state.restore(saved.leases, saved.waiting, nodes)
     return state
 

@@ -55,7 +55,11 @@ def _impossible(world: World, one: Alternative) -> tuple[Refusal, str] | None:
 def _too_many(world: World, one: Alternative, devices: list[list[DeviceFacts]]) -> tuple[Refusal, str] | None:
     nodes = [node for node in world.fleet.facts if node is not None]
     fitting = [
-        [d for d in there if one.memory_bytes is None or (d.holds_slices and d.memory_bytes >= one.memory_bytes)]
+        [
+            d
+            for d in there
+            if one.memory_bytes is None or (d.holds_slices and d.memory_bytes >= one.memory_bytes)
+        ]
         for there, node in zip(devices, nodes, strict=True)
         if node.cpu_milli >= one.cpu_milli and node.ram_bytes >= one.ram_bytes
     ]
@@ -90,7 +94,11 @@ def _nothing_is_meant(world: World, one: Alternative) -> str:
     vendors = sorted({device.vendor for device in devices if device.holds_slices})
     if not vendors and not (one.selector and devices):
         return "this machine has no accelerator that can be shared; 'hal doctor' says what was looked for"
-    what = f"no device that can be shared is meant by '{one.selector[:120]}'" if one.selector else "no device that can be shared is meant"
+    what = (
+        f"no device that can be shared is meant by '{one.selector[:120]}'"
+        if one.selector
+        else "no device that can be shared is meant"
+    )
     if one.max_micros_per_hour is not None:
         what += f" at no more than {one.max_micros_per_hour / 1e6:g} an hour"
     if one.memory_bytes is not None and one.isolation.value != "any":

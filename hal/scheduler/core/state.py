@@ -127,8 +127,10 @@ class State:
             case on.NodeJoined():
                 return self._joined(event.node, now)
             case on.InventoryChanged():
-                return self._joined(event.node, now) if event.node.id in self.world.counters.lost else (
-                    self._seen(event.node)
+                return (
+                    self._joined(event.node, now)
+                    if event.node.id in self.world.counters.lost
+                    else (self._seen(event.node))
                 )
             case on.NodeLost():
                 return self._lost(event, now)
@@ -300,9 +302,7 @@ class State:
         self._by_key.pop((lease.uid, lease.key), None)
         if not lease.again:
             return []
-        one = Waiting(
-            id, lease.request, lease.uid, lease.key, lease.holder_pid, lease.arrived, lease.order
-        )
+        one = Waiting(id, lease.request, lease.uid, lease.key, lease.holder_pid, lease.arrived, lease.order)
         kind = self.world.line.add(one)
         self.world.line.fresh[kind.key] = kind
         self._by_key[one.uid, one.key] = one

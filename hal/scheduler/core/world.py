@@ -197,4 +197,3 @@ class World:
 
     def ending(self) -> list[Lease]:
         return [one for one in self.leases.values() if one.state is LeaseState.ENDING]
-
