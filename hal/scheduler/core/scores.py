@@ -3,7 +3,7 @@
 A node is worth to a class of tasks what it could still hold of it: as many as its CPU, its RAM and each
 of its devices have room for, so that CPU and RAM fragment a fleet as devices do. What is lost to the
 class is the free share of its devices, less that share raised by how much of it the class could use;
-the power of a quarter makes the last member that fits count for more than one of many. A placement's
+the power of an eighth makes the last member that fits count for more than one of many. A placement's
 fragmentation is the loss after it, less the loss before, over the classes by how often they come; after
 Weng et al., "Beware of Fragmentation", USENIX ATC 2023. Onto this comes what the cut of a device wastes
 (``packing``), which counts so much that the former decides among cuts that are as good as each other.
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from hal.scheduler.core.facts import WHOLE_MILLI
 from hal.scheduler.core.fleet import Fleet, Shape
-from hal.scheduler.core.mix import EVERYTHING, Expected
+from hal.scheduler.core.mix import EVERYTHING, Expected, extent
 from hal.scheduler.core.packing import WORTH, worth_of_rests
 
 __all__ = ["Scores"]
@@ -30,7 +30,9 @@ Ints = NDArray[np.int64]
 
 _STEPS = 1024  # how finely the used part of a node is told apart
 _GAIN = 4096
-_GAINS: Floats = np.array([round(_GAIN * math.sqrt(math.sqrt(i / _STEPS))) for i in range(_STEPS + 1)], float)
+_GAINS: Floats = np.array(
+    [round(_GAIN * math.sqrt(math.sqrt(math.sqrt(i / _STEPS)))) for i in range(_STEPS + 1)], float
+)
 _NOTHING = 1e-6  # divides instead of 0: what needs none of something is not limited by it
 _MOST = 4096.0  # no more than so many of a class are counted on one device
 _WASTE = 10.0  # how much more a wasteful cut counts than the expected loss
@@ -43,7 +45,8 @@ class Scores:
         shapes = [one.shape for one in expected]
         self.fleet = fleet
         self.count = np.array([shape.count for shape in shapes], float)
-        self.weight = np.array([one.weight for one in expected], float)
+        # By how often it comes, and by the root of its size, lest the large are the first to be turned away.
+        self.weight = np.array([round(e.weight * math.sqrt(extent(e.shape))) for e in expected], float)
         self.whole = np.array([shape.whole for shape in shapes], bool)
         self.cpu = np.array([shape.cpu_milli or _NOTHING for shape in shapes])
         self.ram = np.array([shape.ram_bytes or _NOTHING for shape in shapes])
@@ -188,9 +191,9 @@ class Scores:
         return room
 
     def _loss(self, rows: Ints, room: NDArray[np.floating], share: Floats, cpu: Ints, ram: Ints) -> Floats:
-        fits = np.minimum(cpu[:, None] / self.cpu, ram[:, None] / self.ram)
-        np.minimum(fits, room / self.count, out=fits)
-        np.floor(fits, out=fits)
+        host = np.minimum(cpu[:, None] / self.cpu, ram[:, None] / self.ram)
+        fits = np.minimum(np.floor(room / self.count), host)
+        fits *= host >= 1.0
         fits *= self._needs(rows)
         np.minimum(fits, share[:, None], out=fits)
         fits *= (_STEPS / np.maximum(share, 1.0))[:, None]
