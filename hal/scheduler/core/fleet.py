@@ -62,6 +62,7 @@ class Eligible:
         self.node = node
         self.devices: NDArray[np.bool_] = np.zeros((0, 0), bool)
         self.nodes: NDArray[np.bool_] = np.zeros(0, bool)  # for a shape that needs no device
+        self.members = 0  # devices for which it holds
 
 
 class _Use(Struct):
@@ -161,6 +162,7 @@ class Fleet:
         self.facts[row] = None
         self.cpu_free[row] = self.ram_free[row] = -1  # not even an empty shape fits
         for mask in self._masks.values():
+            mask.members -= int(mask.devices[row].sum())
             mask.devices[row] = False
             mask.nodes[row] = False
         self._vacant.append(row)
@@ -416,6 +418,8 @@ class Fleet:
     def _fill(self, mask: Eligible, row: int, node: NodeFacts) -> None:
         fits = mask.node(node)
         mask.nodes[row] = fits
+        mask.members -= int(mask.devices[row].sum())
         mask.devices[row] = False
         for column, facts in enumerate(node.devices):
             mask.devices[row, column] = fits and mask.device(facts)
+        mask.members += int(mask.devices[row].sum())

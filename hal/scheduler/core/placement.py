@@ -100,18 +100,13 @@ class _Kept:
 
     def __init__(self) -> None:
         self.scores: Scores | None = None
-        self.masks_made = -1
+        self.seen = (-1, -1)  # the masks and the layout that the scores were last compared with
         self.rows: dict[tuple[Shape, str, Policy], _Row] = {}
 
     def row(self, fleet: Fleet, shape: Shape, eligible: Eligible, policy: Policy, mix: Mix) -> _Row:
-        scores = self.scores
-        if (
-            scores is None
-            or scores.expected is not mix.expected
-            or scores.size != fleet.there.shape
-            or self.masks_made != fleet.masks_made + len(fleet.kinds)
-        ):
-            self.masks_made = fleet.masks_made + len(fleet.kinds)
+        scores, seen = self.scores, (fleet.masks_made, fleet.layout)
+        if scores is None or scores.expected is not mix.expected or self.seen != seen:
+            self.seen = seen
             if scores is None or not scores.hold(fleet, mix.expected):
                 scores = self.scores = Scores(fleet, mix.expected)
                 self.rows.clear()

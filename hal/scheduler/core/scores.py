@@ -45,8 +45,16 @@ class Scores:
         shapes = [one.shape for one in expected]
         self.fleet = fleet
         self.count = np.array([shape.count for shape in shapes], float)
-        # By how often it comes, and by the root of its size, lest the large are the first to be turned away.
-        self.weight = np.array([round(e.weight * math.sqrt(extent(e.shape))) for e in expected], float)
+        self.scarcity = _scarcity(fleet, expected)
+        # By how often it comes, and by the roots of its size and of how few devices suit it, lest those
+        # that are hard to place are the first to be turned away.
+        self.weight = np.array(
+            [
+                round(one.weight * math.sqrt(extent(one.shape) * math.sqrt(math.sqrt(1 << max(scarcity, 0)))))
+                for one, scarcity in zip(expected, self.scarcity, strict=True)
+            ],
+            float,
+        )
         self.whole = np.array([shape.whole for shape in shapes], bool)
         self.cpu = np.array([shape.cpu_milli or _NOTHING for shape in shapes])
         self.ram = np.array([shape.ram_bytes or _NOTHING for shape in shapes])
@@ -56,7 +64,6 @@ class Scores:
         self.full = float(self.weight.sum()) * _GAIN
         self.expected = expected
         masks = {one.eligible: fleet.mask(one.eligible) for one in expected}
-        self.keys = frozenset(key for key, mask in masks.items() if mask is not None)
         self.selective = any(key != EVERYTHING for key in masks)
         self.masks = [masks[one.eligible] for one in expected]
         rows = len(fleet.cpu_free)
@@ -69,12 +76,12 @@ class Scores:
         self._sizes: dict[int, Floats] = {}
 
     def hold(self, fleet: Fleet, expected: tuple[Expected, ...]) -> bool:
-        """Whether these are scores of this expectation, and the fleet has neither grown nor learned to select."""
+        """Whether these are scores of this expectation, and of a fleet that is much the same."""
         return (
             self.expected is expected
             and self.size == fleet.there.shape
             and self.by_bytes == any(fleet.kinds)
-            and self.keys == frozenset(one.eligible for one in expected if fleet.mask(one.eligible))
+            and self.scarcity == _scarcity(fleet, expected)
         )
 
     # ---- nodes as they are ------------------------------------------------------------------
@@ -224,6 +231,16 @@ class Scores:
                     demand[size] = demand.get(size, 0.0) + one.weight * one.shape.count
             self._worth[kind] = worth_of_rests(demand)
         return self._worth[kind]
+
+
+def _scarcity(fleet: Fleet, expected: tuple[Expected, ...]) -> tuple[int, ...]:
+    """For each class, of how many devices one suits it, in quarter powers of two; -1 if that is not known."""
+    masks = (fleet.mask(one.eligible) for one in expected)
+    devices = max(len(fleet.cell_of), 1)
+    return tuple(
+        -1 if mask is None else (devices**4 // max(mask.members, 1) ** 4).bit_length() - 1
+        for mask in masks
+    )
 
 
 def _size(shape: Shape, total: int) -> int:
