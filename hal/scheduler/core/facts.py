@@ -18,7 +18,7 @@ class DeviceFacts(Struct, frozen=True):
     vendor: str
     model: str
     memory_bytes: int  # that programs can have
-    outside_bytes: int = 0  # in use by programs that hold no lease
+    outside_bytes: int | None = 0  # in use by programs that hold no lease; None: not known, so none is lent
     holds_slices: bool = True  # something can hold a part of it to its limit
     attributes: dict[str, Attribute] = {}
     fabric: str | None = None  # devices of one node with the same name here reach one another directly

@@ -97,6 +97,7 @@ class Fleet:
         self.sliceable: NDArray[np.bool_] = np.zeros((0, 0), bool)  # and it is not taken whole
         self.bytes_free: NDArray[np.int64] = np.zeros((0, 0), np.int64)
         self.milli_free: NDArray[np.int64] = np.zeros((0, 0), np.int64)
+        self.share_free: NDArray[np.int64] = np.zeros((0, 0), np.int64)  # the lesser of both, in thousandths
         self.bytes_total: NDArray[np.int64] = np.zeros((0, 0), np.int64)
         self.micros: NDArray[np.int64] = np.zeros((0, 0), np.int64)  # price per hour
         self.kind: NDArray[np.int64] = np.zeros((0, 0), np.int64)  # where its memory is in `kinds`
@@ -178,7 +179,9 @@ class Fleet:
             self._unusable.add(device_id)
         if device_id in self.cell_of:
             row, column = self.cell_of[device_id]
-            self.usable[row, column] = usable
+            facts = self.device(device_id)
+            assert facts is not None
+            self._derive_device(row, column, facts)
             self._touch(row)
 
     def device(self, device_id: str) -> DeviceFacts | None:
@@ -264,8 +267,8 @@ class Fleet:
         if known is None:
             known = Eligible(key, device, node)
             self.masks_made += 1
-            known.devices = np.zeros(self.there.shape, bool)
-            known.nodes = np.zeros(len(self.facts), bool)
+            known.devices = np.zeros(self.there.shape, bool, order="F")
+            known.nodes = np.zeros(len(self.cpu_free), bool)
             for row, facts in enumerate(self.facts):
                 if facts is not None:
                     self._fill(known, row, facts)
@@ -352,14 +355,27 @@ class Fleet:
 
     def _derive_device(self, row: int, column: int, device: DeviceFacts) -> None:
         use = self._devices_use.get(device.id, _Use())
-        unused = device.outside_bytes <= max(device.memory_bytes // 20, _DRIVERS_OWN)
+        outside = device.memory_bytes if device.outside_bytes is None else device.outside_bytes
+        unused = device.outside_bytes is not None and outside <= max(device.memory_bytes // 20, _DRIVERS_OWN)
         self.usable[row, column] = device.id not in self._unusable
-        self.idle[row, column] = not use.holders and (unused or not device.holds_slices)
+        shared = not device.holds_slices  # a host, whose memory others always use
+        self.idle[row, column] = not use.holders and (unused or shared)
         self.slices[row, column] = device.holds_slices
         self.sliceable[row, column] = device.holds_slices and not use.whole
-        free = device.memory_bytes - device.outside_bytes - use.bytes
+        free = device.memory_bytes - outside - use.bytes
         self.bytes_free[row, column] = 0 if use.whole else max(free, 0)
         self.milli_free[row, column] = 0 if use.whole else max(WHOLE_MILLI - use.milli, 0)
+        self.share_free[row, column] = self._share(row, column, device)
+
+    def _share(self, row: int, column: int, device: DeviceFacts) -> int:
+        if not self.usable[row, column]:
+            return 0
+        if not device.holds_slices:
+            return WHOLE_MILLI if self.idle[row, column] else 0
+        milli = int(self.milli_free[row, column])
+        if not device.memory_bytes:
+            return milli
+        return min(milli, int(self.bytes_free[row, column]) * WHOLE_MILLI // device.memory_bytes)
 
     def _derive_node(self, row: int, node: NodeFacts) -> None:
         use = self._nodes_use.get(node.id, _Use())
@@ -380,6 +396,7 @@ class Fleet:
         for amounts in (
             self.bytes_free,
             self.milli_free,
+            self.share_free,
             self.bytes_total,
             self.micros,
             self.kind,
@@ -400,7 +417,8 @@ class Fleet:
 
     def _resize(self, rows: int, width: int) -> None:
         def grown(old: NDArray[Any], fill: int = 0) -> NDArray[Any]:
-            new = np.full((rows, width)[: old.ndim], fill, old.dtype)
+            # By columns: what is asked most often is asked of all rows, over the few devices of each.
+            new = np.full((rows, width)[: old.ndim], fill, old.dtype, order="F")
             new[tuple(slice(length) for length in old.shape)] = old
             return new
 
@@ -412,6 +430,7 @@ class Fleet:
         self.bytes_free, self.milli_free = grown(self.bytes_free), grown(self.milli_free)
         self.bytes_total, self.micros = grown(self.bytes_total), grown(self.micros)
         self.kind, self.group = grown(self.kind), grown(self.group)
+        self.share_free = grown(self.share_free)
         for mask in self._masks.values():
             mask.devices, mask.nodes = grown(mask.devices), grown(mask.nodes)
 

@@ -55,9 +55,7 @@ class Mix:
     def __init__(self) -> None:
         self.arrivals = 0
         self.epoch = 0  # rises when `expected` changes
-        self.counts: dict[tuple[Shape, str], float] = {
-            (shape, EVERYTHING): count for shape, count in _PRIOR
-        }
+        self.counts: dict[tuple[Shape, str], float] = {(shape, EVERYTHING): count for shape, count in _PRIOR}
         self.expected = self._expect()
 
     def arrived(self, shape: Shape, eligible: str = EVERYTHING) -> None:
