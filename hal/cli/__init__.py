@@ -31,6 +31,7 @@ _COMMANDS = {
     "run": ("hal.cli.run", "run a program in a slice of a device"),
     "lease": ("hal.cli.lease", "list and end leases"),
     "serve": ("hal.cli.serve", "serve leases to this user's programs"),
+    "simulate": ("hal.cli.simulate", "try the scheduler's placement on a cluster that is not there"),
     "emulate": ("hal.cli.emulate", "run a command on an emulated machine"),
     "demo": ("hal.cli.demo", "see slices lent and held, on what this machine has"),
 }
