@@ -34,7 +34,7 @@ def configure_simulate(parser: argparse.ArgumentParser) -> Callable[[argparse.Na
         help="a workload of the OpenB trace",
         description="Let tasks of the OpenB trace (Alibaba, cluster-trace-gpu-v2023) arrive until they have\n"
         "asked for more than the cluster has, and say how much of its GPUs is allocated.",
-        epilog="example:\n  hal simulate openb --nodes NODES.csv --tasks TASKS.csv --policy fragmentation random",
+        epilog="example:\n  hal simulate openb --nodes NODES.csv --tasks TASKS.csv --policy best-fit",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     openb.add_argument("--nodes", metavar="FILE", type=Path, required=True, help="the trace's list of nodes")

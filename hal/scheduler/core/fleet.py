@@ -89,6 +89,7 @@ class Fleet:
         self.layout = 0  # rises when nodes or their facts change
         self.cpu_free: NDArray[np.int64] = np.zeros(0, np.int64)
         self.ram_free: NDArray[np.int64] = np.zeros(0, np.int64)
+        self.milli_left: NDArray[np.int64] = np.zeros(0, np.int64)  # on all devices: to compare nodes by only
         self.changed: NDArray[np.int64] = np.zeros(0, np.int64)  # the tick of each row's last change
         self.there: NDArray[np.bool_] = np.zeros((0, 0), bool)  # a device is in this cell
         self.usable: NDArray[np.bool_] = np.zeros((0, 0), bool)
@@ -244,9 +245,9 @@ class Fleet:
         for node in other.facts:
             assert node is not None
             row = other.row_of[node.id]
-            other._derive_node(row, node)
             for column, device in enumerate(node.devices):
                 other._derive_device(row, column, device)
+            other._derive_node(row, node)
         for mask in self._masks.values():
             other.select(mask.key, mask.device, mask.node)
         return other
@@ -381,6 +382,7 @@ class Fleet:
         use = self._nodes_use.get(node.id, _Use())
         self.cpu_free[row] = max(node.cpu_milli - use.milli, 0)
         self.ram_free[row] = max(node.ram_bytes - use.bytes, 0)
+        self.milli_left[row] = self.milli_free[row].sum()
         self._touch(row)
 
     def _touch(self, row: int) -> None:
@@ -408,7 +410,7 @@ class Fleet:
         row = len(self.facts)
         self.facts.append(None)
         if row >= len(self.cpu_free):
-            self._resize(max(64, 2 * row), self.there.shape[1])
+            self._resize(max(64, 2 * row), max(self.there.shape[1], 1))
         return row
 
     def _widen(self, width: int) -> None:
@@ -423,7 +425,7 @@ class Fleet:
             return new
 
         self.cpu_free, self.ram_free = grown(self.cpu_free, -1), grown(self.ram_free, -1)
-        self.changed = grown(self.changed)
+        self.changed, self.milli_left = grown(self.changed), grown(self.milli_left)
         self.there, self.usable = grown(self.there), grown(self.usable)
         self.idle, self.sliceable = grown(self.idle), grown(self.sliceable)
         self.slices = grown(self.slices)

@@ -187,7 +187,7 @@ class _Row:
     def _look(self, rows: Ints | slice, cells: Bools, policy: Policy) -> Ints:
         """A first impression, cheap enough for all nodes: how much would be left, and what the cut wastes."""
         fleet, shape = self.fleet, self.shape
-        looks: Ints = fleet.milli_free[rows].sum(1) + fleet.cpu_free[rows] // 64
+        looks: Ints = fleet.milli_left[rows] + fleet.cpu_free[rows] // 64
         if policy.strategy is Strategy.SPREAD:
             return -looks
         if policy.strategy is Strategy.RANDOM:
@@ -208,7 +208,7 @@ class _Row:
             case Strategy.RANDOM:
                 costs = _scatter(fleet.ranks()[each], policy.seed, fleet.tick)
             case Strategy.BEST_FIT | Strategy.SPREAD:
-                left = fleet.milli_free[each].sum(1) - shape.count * shape.compute_milli
+                left = fleet.milli_left[each] - shape.count * shape.compute_milli
                 rest = fleet.milli_free[each[:, None], columns].sum(1) if shape.count else np.zeros(len(each))
                 # A core counts as the share of a device that a node with eight of them has beside it.
                 costs = (left + (fleet.cpu_free[each] - shape.cpu_milli) / 16 + rest / 64).astype(float)
@@ -278,9 +278,8 @@ class _Row:
 
 def _scatter(rows: Ints, seed: int, tick: int) -> Floats:
     """A number for each row that looks like chance, and is the same each time."""
-    mixed = rows.astype(np.uint64) + np.uint64((seed * 1000003 + tick) % (1 << 32)) * np.uint64(
-        0x9E3779B97F4A7C15
-    )
+    start = (seed * 1000003 + tick) * 0x9E3779B97F4A7C15 % (1 << 64)
+    mixed = rows.astype(np.uint64) + np.uint64(start)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
     return ((mixed ^ (mixed >> np.uint64(31))) >> np.uint64(11)).astype(float)

@@ -148,8 +148,8 @@ class Scores:
     def looks(self, shape: Shape, rows: Ints | slice) -> Floats:
         """About what the cut of each device of some nodes wastes; infinite where the part is too large."""
         kinds, shares = self.fleet.kind[rows], self.fleet.share_free[rows]
-        waste = np.full((len(self.fleet.kinds), WHOLE_MILLI + 1), np.inf)
-        for kind in np.flatnonzero(np.bincount(kinds.ravel(order="K"))):
+        waste = np.full((max(len(self.fleet.kinds), 1), WHOLE_MILLI + 1), np.inf)
+        for kind in np.flatnonzero(np.bincount(kinds.ravel(order="K"), minlength=1)[: len(self.fleet.kinds)]):
             worth, size = self._worth_on(int(kind)), _size(shape, self.fleet.kinds[kind])
             waste[kind, size:] = worth[size:] - worth[: WHOLE_MILLI + 1 - size] - worth[size]
         lost: Floats = waste.take(kinds * (WHOLE_MILLI + 1) + shares)
