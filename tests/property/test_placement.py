@@ -213,6 +213,11 @@ def test_take_refuses_what_is_not_free(history: Any, shape: Shape, data: st.Data
         pass
     else:
         assert len(set(chosen)) == shape.count and all(name.startswith(f"{node}:") for name in chosen)
+        row = story.fleet.row_of[node]
+        assert before[2][row] >= shape.cpu_milli
+        for name in () if shape.whole else chosen:
+            cell = story.fleet.cell_of[name]
+            assert before[0][cell] >= shape.compute_milli and before[1][cell] >= shape.memory_bytes
         story.fleet.give(spot)
     after = (story.fleet.milli_free, story.fleet.bytes_free, story.fleet.cpu_free)
     assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))

@@ -97,6 +97,25 @@ def test_a_whole_device_is_nobody_elses() -> None:
     assert place(fleet, Shape(whole=True), fleet.everything, Policy(), Mix()) == spot
 
 
+@pytest.mark.parametrize(
+    "shape",
+    [
+        Shape(compute_milli=701),
+        Shape(memory_bytes=11 * GIB),
+        Shape(whole=True),
+        Shape(cpu_milli=63_001),
+        Shape(ram_bytes=255 * GIB),
+        Shape(2),
+    ],
+)
+def test_take_refuses_more_than_is_free(shape: Shape) -> None:
+    fleet = fleet_of(node("a", 16))
+    fleet.take(Spot("a", ("a:0",), Shape(1, 6 * GIB, 300, 1_000, 2 * GIB)))
+    with pytest.raises(NoRoomError):
+        fleet.take(Spot("a", ("a:0",), shape))
+    fleet.take(Spot("a", ("a:0",), Shape(1, 10 * GIB, 700, 63_000, 254 * GIB)))
+
+
 def test_what_is_given_back_twice_is_refused() -> None:
     fleet = fleet_of(node("a", 16))
     spot = Spot("a", ("a:0",), Shape(memory_bytes=GIB, cpu_milli=1000))
