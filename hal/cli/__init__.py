@@ -32,6 +32,7 @@ _COMMANDS = {
     "lease": ("hal.cli.lease", "list, take, explain and end leases"),
     "queue": ("hal.cli.queue", "list and set the queues in which requests wait"),
     "serve": ("hal.cli.serve", "serve leases to this user's programs"),
+    "simulate": ("hal.cli.simulate", "try the scheduler's placement on a cluster that is not there"),
     "emulate": ("hal.cli.emulate", "run a command on an emulated machine"),
     "demo": ("hal.cli.demo", "see slices lent and held, on what this machine has"),
 }

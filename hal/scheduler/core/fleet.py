@@ -62,6 +62,7 @@ class Eligible:
         self.node = node
         self.devices: NDArray[np.bool_] = np.zeros((0, 0), bool)
         self.nodes: NDArray[np.bool_] = np.zeros(0, bool)  # for a shape that needs no device
+        self.members = 0  # devices for which it holds
 
 
 class _Use(Struct):
@@ -88,6 +89,7 @@ class Fleet:
         self.layout = 0  # rises when nodes or their facts change
         self.cpu_free: NDArray[np.int64] = np.zeros(0, np.int64)
         self.ram_free: NDArray[np.int64] = np.zeros(0, np.int64)
+        self.milli_left: NDArray[np.int64] = np.zeros(0, np.int64)  # on all devices: to compare nodes by only
         self.changed: NDArray[np.int64] = np.zeros(0, np.int64)  # the tick of each row's last change
         self.there: NDArray[np.bool_] = np.zeros((0, 0), bool)  # a device is in this cell
         self.usable: NDArray[np.bool_] = np.zeros((0, 0), bool)
@@ -96,6 +98,7 @@ class Fleet:
         self.sliceable: NDArray[np.bool_] = np.zeros((0, 0), bool)  # and it is not taken whole
         self.bytes_free: NDArray[np.int64] = np.zeros((0, 0), np.int64)
         self.milli_free: NDArray[np.int64] = np.zeros((0, 0), np.int64)
+        self.share_free: NDArray[np.int64] = np.zeros((0, 0), np.int64)  # the lesser of both, in thousandths
         self.bytes_total: NDArray[np.int64] = np.zeros((0, 0), np.int64)
         self.micros: NDArray[np.int64] = np.zeros((0, 0), np.int64)  # price per hour
         self.kind: NDArray[np.int64] = np.zeros((0, 0), np.int64)  # where its memory is in `kinds`
@@ -161,6 +164,7 @@ class Fleet:
         self.facts[row] = None
         self.cpu_free[row] = self.ram_free[row] = -1  # not even an empty shape fits
         for mask in self._masks.values():
+            mask.members -= int(mask.devices[row].sum())
             mask.devices[row] = False
             mask.nodes[row] = False
         self._vacant.append(row)
@@ -176,7 +180,9 @@ class Fleet:
             self._unusable.add(device_id)
         if device_id in self.cell_of:
             row, column = self.cell_of[device_id]
-            self.usable[row, column] = usable
+            facts = self.device(device_id)
+            assert facts is not None
+            self._derive_device(row, column, facts)
             self._touch(row)
 
     def device(self, device_id: str) -> DeviceFacts | None:
@@ -239,9 +245,9 @@ class Fleet:
         for node in other.facts:
             assert node is not None
             row = other.row_of[node.id]
-            other._derive_node(row, node)
             for column, device in enumerate(node.devices):
                 other._derive_device(row, column, device)
+            other._derive_node(row, node)
         for mask in self._masks.values():
             other.select(mask.key, mask.device, mask.node)
         return other
@@ -262,7 +268,7 @@ class Fleet:
         if known is None:
             known = Eligible(key, device, node)
             self.masks_made += 1
-            known.devices = np.zeros(self.there.shape, bool)
+            known.devices = np.zeros(self.there.shape, bool, order="F")
             known.nodes = np.zeros(len(self.cpu_free), bool)
             for row, facts in enumerate(self.facts):
                 if facts is not None:
@@ -360,11 +366,23 @@ class Fleet:
         free = device.memory_bytes - outside - use.bytes
         self.bytes_free[row, column] = 0 if use.whole else max(free, 0)
         self.milli_free[row, column] = 0 if use.whole else max(WHOLE_MILLI - use.milli, 0)
+        self.share_free[row, column] = self._share(row, column, device)
+
+    def _share(self, row: int, column: int, device: DeviceFacts) -> int:
+        if not self.usable[row, column]:
+            return 0
+        if not device.holds_slices:
+            return WHOLE_MILLI if self.idle[row, column] else 0
+        milli = int(self.milli_free[row, column])
+        if not device.memory_bytes:
+            return milli
+        return min(milli, int(self.bytes_free[row, column]) * WHOLE_MILLI // device.memory_bytes)
 
     def _derive_node(self, row: int, node: NodeFacts) -> None:
         use = self._nodes_use.get(node.id, _Use())
         self.cpu_free[row] = max(node.cpu_milli - use.milli, 0)
         self.ram_free[row] = max(node.ram_bytes - use.bytes, 0)
+        self.milli_left[row] = self.milli_free[row].sum()
         self._touch(row)
 
     def _touch(self, row: int) -> None:
@@ -380,6 +398,7 @@ class Fleet:
         for amounts in (
             self.bytes_free,
             self.milli_free,
+            self.share_free,
             self.bytes_total,
             self.micros,
             self.kind,
@@ -391,7 +410,7 @@ class Fleet:
         row = len(self.facts)
         self.facts.append(None)
         if row >= len(self.cpu_free):
-            self._resize(max(64, 2 * row), self.there.shape[1])
+            self._resize(max(64, 2 * row), max(self.there.shape[1], 1))
         return row
 
     def _widen(self, width: int) -> None:
@@ -400,24 +419,28 @@ class Fleet:
 
     def _resize(self, rows: int, width: int) -> None:
         def grown(old: NDArray[Any], fill: int = 0) -> NDArray[Any]:
-            new = np.full((rows, width)[: old.ndim], fill, old.dtype)
+            # By columns: what is asked most often is asked of all rows, over the few devices of each.
+            new = np.full((rows, width)[: old.ndim], fill, old.dtype, order="F")
             new[tuple(slice(length) for length in old.shape)] = old
             return new
 
         self.cpu_free, self.ram_free = grown(self.cpu_free, -1), grown(self.ram_free, -1)
-        self.changed = grown(self.changed)
+        self.changed, self.milli_left = grown(self.changed), grown(self.milli_left)
         self.there, self.usable = grown(self.there), grown(self.usable)
         self.idle, self.sliceable = grown(self.idle), grown(self.sliceable)
         self.slices = grown(self.slices)
         self.bytes_free, self.milli_free = grown(self.bytes_free), grown(self.milli_free)
         self.bytes_total, self.micros = grown(self.bytes_total), grown(self.micros)
         self.kind, self.group = grown(self.kind), grown(self.group)
+        self.share_free = grown(self.share_free)
         for mask in self._masks.values():
             mask.devices, mask.nodes = grown(mask.devices), grown(mask.nodes)
 
     def _fill(self, mask: Eligible, row: int, node: NodeFacts) -> None:
         fits = mask.node(node)
         mask.nodes[row] = fits
+        mask.members -= int(mask.devices[row].sum())
         mask.devices[row] = False
         for column, facts in enumerate(node.devices):
             mask.devices[row, column] = fits and mask.device(facts)
+        mask.members += int(mask.devices[row].sum())

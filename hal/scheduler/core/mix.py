@@ -12,7 +12,7 @@ from msgspec import Struct
 from hal.scheduler.core.facts import WHOLE_MILLI
 from hal.scheduler.core.fleet import Shape
 
-__all__ = ["EVERYTHING", "Expected", "Mix", "MixState"]
+__all__ = ["EVERYTHING", "Expected", "Mix", "MixState", "extent"]
 
 EVERYTHING = "everything"  # the key of the mask that each fleet has
 
@@ -55,9 +55,7 @@ class Mix:
     def __init__(self) -> None:
         self.arrivals = 0
         self.epoch = 0  # rises when `expected` changes
-        self.counts: dict[tuple[Shape, str], float] = {
-            (shape, EVERYTHING): count for shape, count in _PRIOR
-        }
+        self.counts: dict[tuple[Shape, str], float] = {(shape, EVERYTHING): count for shape, count in _PRIOR}
         self.expected = self._expect()
 
     def arrived(self, shape: Shape, eligible: str = EVERYTHING) -> None:
@@ -90,9 +88,9 @@ class Mix:
         return mix
 
     def _expect(self) -> tuple[Expected, ...]:
-        """The classes that want the most, each weighed by how often it comes."""
+        """The classes that want the most, and how often each comes."""
         order = {key: place for place, key in enumerate(self.counts)}
-        most = sorted(self.counts, key=lambda key: (-self.counts[key] * _extent(key[0]), order[key]))
+        most = sorted(self.counts, key=lambda key: (-self.counts[key] * extent(key[0]), order[key]))
         total = sum(self.counts[key] for key in most[:_EXPECTED]) or 1.0
         return tuple(
             Expected(shape, eligible, max(round(self.counts[shape, eligible] / total * _UNITS), 1))
@@ -100,6 +98,6 @@ class Mix:
         )
 
 
-def _extent(shape: Shape) -> float:
-    """How much of a fleet one of the class takes, roughly, in milli-shares."""
+def extent(shape: Shape) -> int:
+    """How much of a fleet one of the class takes, roughly, in milli-shares of devices."""
     return shape.count * (WHOLE_MILLI if shape.whole else max(shape.compute_milli, WHOLE_MILLI // 4))

@@ -81,9 +81,9 @@ def place(
     costs = row.costs
     if near:
         costs = costs.copy()
-        for node, closeness in near.items():
-            if node in fleet.row_of:
-                costs[fleet.row_of[node]] -= policy.weights.affinity * WHOLE_MILLI * closeness
+        for name, closeness in near.items():
+            if name in fleet.row_of:
+                costs[fleet.row_of[name]] -= policy.weights.affinity * WHOLE_MILLI * closeness
     candidates = row.candidates(near, policy)
     if not len(candidates):
         return None
@@ -100,18 +100,13 @@ class _Kept:
 
     def __init__(self) -> None:
         self.scores: Scores | None = None
-        self.masks_made = -1
+        self.seen = (-1, -1)  # the masks and the layout that the scores were last compared with
         self.rows: dict[tuple[Shape, str, Policy], _Row] = {}
 
     def row(self, fleet: Fleet, shape: Shape, eligible: Eligible, policy: Policy, mix: Mix) -> _Row:
-        scores = self.scores
-        if (
-            scores is None
-            or scores.expected is not mix.expected
-            or scores.size != fleet.there.shape
-            or self.masks_made != fleet.masks_made + len(fleet.kinds)
-        ):
-            self.masks_made = fleet.masks_made + len(fleet.kinds)
+        scores, seen = self.scores, (fleet.masks_made, fleet.layout)
+        if scores is None or scores.expected is not mix.expected or self.seen != seen:
+            self.seen = seen
             if scores is None or not scores.hold(fleet, mix.expected):
                 scores = self.scores = Scores(fleet, mix.expected)
                 self.rows.clear()
@@ -144,11 +139,13 @@ class _Row:
         fleet = self.fleet
         changed = np.flatnonzero(fleet.changed > self.tick)
         if len(changed):
-            self.fits[changed] = self._room(changed)[0]
+            # What is asked of all rows is asked of the columns as they lie.
+            rows = changed if len(changed) < len(self.fits) // 4 else slice(None)
+            self.fits[rows], cells = self._room(rows)
             self.known[changed] = False
             self.costs[changed] = np.inf
             if len(self.fits) > _ALL:
-                self.looks[changed] = self._look(changed, policy)
+                self.looks[rows] = self._look(rows, cells, policy)
         self.tick = fleet.tick
 
     def candidates(self, near: Mapping[str, float] | None, policy: Policy) -> Ints:
@@ -158,7 +155,9 @@ class _Row:
             # Ranks make the looks differ, so that the same nodes are seen whatever joined first.
             looks = self.looks[rows] * len(self.fits) + self.fleet.ranks()[rows]
             best = rows[looks <= np.partition(looks, _BEST - 1)[_BEST - 1]]
-            close = [row for row in map(self.fleet.row_of.get, near or ()) if row is not None and self.fits[row]]
+            close = [
+                row for row in map(self.fleet.row_of.get, near or ()) if row is not None and self.fits[row]
+            ]
             rows = np.union1d(best, np.array(close, np.int64)) if close else best
         unknown = rows if policy.strategy is Strategy.RANDOM else rows[~self.known[rows]]
         if len(unknown):
@@ -168,12 +167,12 @@ class _Row:
 
     # ---- inside -----------------------------------------------------------------------------
 
-    def _room(self, rows: Ints) -> tuple[Bools, Bools]:
+    def _room(self, rows: Ints | slice) -> tuple[Bools, Bools]:
         """Which of these nodes have room, and which of their devices have, whatever their node has."""
         fleet, shape = self.fleet, self.shape
         host = (fleet.cpu_free[rows] >= shape.cpu_milli) & (fleet.ram_free[rows] >= shape.ram_bytes)
         if not shape.count:
-            return host & self.eligible.nodes[rows], np.zeros((len(rows), 0), bool)
+            return host & self.eligible.nodes[rows], np.zeros((len(host), 0), bool)
         cells = self.eligible.devices[rows] & fleet.usable[rows]
         if shape.whole:
             cells &= fleet.idle[rows]
@@ -181,38 +180,23 @@ class _Row:
             cells &= fleet.sliceable[rows]
             if shape.memory_bytes:
                 cells &= fleet.bytes_free[rows] >= shape.memory_bytes
-            cells &= fleet.milli_free[rows] >= shape.compute_milli
-        return host & (cells.sum(1) >= shape.count), cells
+            if shape.compute_milli:
+                cells &= fleet.milli_free[rows] >= shape.compute_milli
+        return host & (cells.sum(1, dtype=np.int16) >= shape.count), cells
 
-    def _look(self, rows: Ints, policy: Policy) -> Ints:
+    def _look(self, rows: Ints | slice, cells: Bools, policy: Policy) -> Ints:
         """A first impression, cheap enough for all nodes: how much would be left, and what the cut wastes."""
         fleet, shape = self.fleet, self.shape
-        looks = fleet.milli_free[rows].sum(1) + fleet.cpu_free[rows] // 64
+        looks: Ints = fleet.milli_left[rows] + fleet.cpu_free[rows] // 64
         if policy.strategy is Strategy.SPREAD:
             return -looks
         if policy.strategy is Strategy.RANDOM:
-            return np.zeros(len(rows), np.int64)
+            return np.zeros_like(looks)
         if policy.strategy is Strategy.FRAGMENTATION and shape.count and not shape.whole:
-            width = fleet.there.shape[1]
-            each, cells = np.repeat(rows, width), np.tile(np.arange(width), len(rows))
-            fits = self._room(rows)[1].ravel()
-            each, cells = each[fits], cells[fits]
-            share, left = self._shares(each, cells)
-            waste = np.full(len(rows) * width, 1e6)
-            waste[fits] = self.scores.waste(shape, each, cells, share, left)
-            looks += 100 * waste.reshape(len(rows), width).min(1).astype(np.int64)
+            waste = self.scores.looks(shape, rows)
+            waste[~cells] = np.inf
+            looks += (100 * np.minimum(waste.min(1), 1e6)).astype(np.int64)
         return looks
-
-    def _shares(self, rows: Ints, columns: Ints) -> tuple[Floats, Floats]:
-        """The free share of devices before and after one member of the shape is placed there."""
-        fleet, shape = self.fleet, self.shape
-        milli, size = fleet.milli_free[rows, columns].astype(float), fleet.bytes_free[rows, columns].astype(float)
-        idle, part = fleet.idle[rows, columns], fleet.sliceable[rows, columns]
-        share = self.scores.shares(rows, columns, milli, size, idle, part)
-        if shape.whole:
-            return share, np.zeros_like(share)
-        left, size_left = milli - shape.compute_milli, size - shape.memory_bytes
-        return share, self.scores.shares(rows, columns, left, size_left, np.zeros_like(idle), part)
 
     def _work_out(self, rows: Ints, policy: Policy) -> None:
         """The cost of each of these nodes, all of which have room, and the devices it is for."""
@@ -224,7 +208,7 @@ class _Row:
             case Strategy.RANDOM:
                 costs = _scatter(fleet.ranks()[each], policy.seed, fleet.tick)
             case Strategy.BEST_FIT | Strategy.SPREAD:
-                left = fleet.milli_free[each].sum(1) - shape.count * shape.compute_milli
+                left = fleet.milli_left[each] - shape.count * shape.compute_milli
                 rest = fleet.milli_free[each[:, None], columns].sum(1) if shape.count else np.zeros(len(each))
                 # A core counts as the share of a device that a node with eight of them has beside it.
                 costs = (left + (fleet.cpu_free[each] - shape.cpu_milli) / 16 + rest / 64).astype(float)
@@ -294,7 +278,8 @@ class _Row:
 
 def _scatter(rows: Ints, seed: int, tick: int) -> Floats:
     """A number for each row that looks like chance, and is the same each time."""
-    mixed = rows.astype(np.uint64) + np.uint64((seed * 1000003 + tick) % (1 << 32)) * np.uint64(0x9E3779B97F4A7C15)
+    start = (seed * 1000003 + tick) * 0x9E3779B97F4A7C15 % (1 << 64)
+    mixed = rows.astype(np.uint64) + np.uint64(start)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
     return ((mixed ^ (mixed >> np.uint64(31))) >> np.uint64(11)).astype(float)

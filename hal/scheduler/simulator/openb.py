@@ -85,7 +85,9 @@ def _lines(path: Path, needed: tuple[str, ...]) -> Iterator[_Line]:
     except UnicodeDecodeError as error:
         raise TraceError(f"{path}, byte {error.start}: this is not UTF-8 text") from None
     except csv.Error as error:
-        raise TraceError(f"{path}, line {reader.line_num}, field '{head[0] if head else ''}': {error}") from None
+        raise TraceError(
+            f"{path}, line {reader.line_num}, field '{head[0] if head else ''}': {error}"
+        ) from None
 
 
 def read_nodes(path: Path) -> list[NodeFacts]:
@@ -115,7 +117,7 @@ def read_nodes(path: Path) -> list[NodeFacts]:
 
 
 def read_tasks(path: Path) -> list[Task]:
-    """The tasks of ``name, cpu_milli, memory_mib, num_gpu, gpu_milli`` and, where it is there, ``gpu_spec``."""
+    """The tasks of ``name, cpu_milli, memory_mib, num_gpu, gpu_milli`` and, if it is there, ``gpu_spec``."""
     tasks = []
     for line in _lines(path, ("name", "cpu_milli", "memory_mib", "num_gpu", "gpu_milli")):
         count = line.whole("num_gpu", 64)
@@ -123,7 +125,9 @@ def read_tasks(path: Path) -> list[Task]:
         if count == 1 and not milli:
             raise line.wrong("gpu_milli", "a task with a GPU needs some of it")
         if count > 1 and milli not in (0, WHOLE_MILLI):
-            raise line.wrong("gpu_milli", f"a task with {count} GPUs needs all of each, which is {WHOLE_MILLI}")
+            raise line.wrong(
+                "gpu_milli", f"a task with {count} GPUs needs all of each, which is {WHOLE_MILLI}"
+            )
         whole = count > 1 or milli == WHOLE_MILLI
         shape = Shape(
             count=count,

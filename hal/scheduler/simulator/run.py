@@ -9,7 +9,7 @@ from msgspec import Struct
 from hal.scheduler.core.facts import WHOLE_MILLI, NodeFacts
 from hal.scheduler.core.fleet import Fleet
 from hal.scheduler.core.mix import EVERYTHING, Mix
-from hal.scheduler.core.placement import Policy, Strategy, Weights, place
+from hal.scheduler.core.placement import Policy, Strategy, place
 from hal.scheduler.simulator.openb import Task
 
 __all__ = ["POLICIES", "STEP", "Run", "simulate"]
