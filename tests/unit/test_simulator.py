@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hal.cli import main
-from hal.scheduler.core.fleet import Shape
+from hal.scheduler.core.shape import Shape
 from hal.scheduler.simulator.openb import Task, TraceError, arrivals, read_nodes, read_tasks
 from hal.scheduler.simulator.run import POLICIES, simulate
 from hal.scheduler.simulator.synthetic import cluster, measure

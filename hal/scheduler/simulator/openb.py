@@ -16,8 +16,8 @@ from msgspec import Struct
 
 from hal.backend import HalError
 from hal.scheduler.core.facts import WHOLE_MILLI, DeviceFacts, NodeFacts
-from hal.scheduler.core.fleet import Shape
-from hal.scheduler.core.mix import EVERYTHING
+from hal.scheduler.core.fleet import EVERYTHING
+from hal.scheduler.core.shape import Shape
 
 __all__ = ["Task", "TraceError", "arrivals", "read_nodes", "read_tasks"]
 
