@@ -44,9 +44,9 @@ def decisions() -> list[bool]:
         )["measured"]
         met += [
             report(f"one decision, 100 000 devices, {what}, p50", found["p50_milliseconds"], "ms",
-                   1 if shapes != "0" else 5),
+                   1 if shapes != "0" else 3),
             report(f"one decision, 100 000 devices, {what}, p99", found["p99_milliseconds"], "ms",
-                   5 if shapes != "0" else 10),
+                   5),
             report(f"memory, 100 000 devices, {what}", found["memory_bytes"] / (1 << 20), "MiB", 1024),
         ]  # fmt: skip
     return met

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from hal.scheduler.core import mix as mix_module
 from hal.scheduler.core import placement
 from hal.scheduler.core.facts import DeviceFacts, NodeFacts
-from hal.scheduler.core.fleet import Eligible, Fleet, NoRoomError, Shape, Spot
+from hal.scheduler.core.fleet import Eligible, Fleet
 from hal.scheduler.core.mix import Mix
 from hal.scheduler.core.packing import WORTH, worth_of_rests
 from hal.scheduler.core.placement import Policy, Strategy, place
+from hal.scheduler.core.shape import NoRoomError, Shape, Spot
 
 GIB = 1 << 30
 SELECTORS: dict[str, Callable[[DeviceFacts], bool]] = {

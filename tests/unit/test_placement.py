@@ -7,9 +7,10 @@ from collections import Counter
 import pytest
 
 from hal.scheduler.core.facts import DeviceFacts, NodeFacts
-from hal.scheduler.core.fleet import Fleet, NoRoomError, Shape, Spot
+from hal.scheduler.core.fleet import Fleet
 from hal.scheduler.core.mix import Mix
 from hal.scheduler.core.placement import Policy, Strategy, Weights, place, why_not
+from hal.scheduler.core.shape import NoRoomError, Shape, Spot
 
 GIB = 1 << 30
 EVERY = list(Strategy)
@@ -196,6 +197,16 @@ def test_a_selector_is_asked_once() -> None:
     fleet.leave("b")
     spot = place(fleet, Shape(), fleet.select("large", large), Policy(), Mix())
     assert spot is not None and spot.node == "c"
+
+
+def test_of_many_selectors_the_last_ones_are_kept_and_everything_is() -> None:
+    fleet = fleet_of(node("a", 16))
+    for number in range(300):
+        fleet.select(f"key {number}", lambda _: False)
+    assert fleet.mask("key 0") is None and fleet.mask("key 299") is not None
+    fleet.join(node("b", 80))
+    spot = place(fleet, Shape(memory_bytes=20 * GIB), fleet.everything, Policy(), Mix())
+    assert spot is not None and spot.node == "b"
 
 
 def test_several_devices_come_from_one_fabric() -> None:

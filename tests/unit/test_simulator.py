@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hal.cli import main
-from hal.scheduler.core.fleet import Shape
+from hal.scheduler.core.shape import Shape
 from hal.scheduler.simulator.openb import Task, TraceError, arrivals, read_nodes, read_tasks
 from hal.scheduler.simulator.run import POLICIES, simulate
 from hal.scheduler.simulator.synthetic import cluster, measure
@@ -79,7 +79,6 @@ def test_the_short_lists_are_read_too(tmp_path: Path) -> None:
         ("tasks", "2,1000", "²,1000", 4, "num_gpu"),
         ("tasks", "1024", "9" * 30, 2, "memory_mib"),
         ("tasks", "num_gpu,", "", 1, "num_gpu"),
-        ("tasks", "t-3", '"t-3', 5, "name"),
     ],
 )
 def test_what_is_wrong_is_named_with_file_line_and_field(
@@ -93,6 +92,19 @@ def test_what_is_wrong_is_named_with_file_line_and_field(
         (read_nodes if which == "nodes" else read_tasks)(path)
     assert str(caught.value).startswith(f"{path}, line {line}, field '{field}': ")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("old", "new"), [(b"t-3", b'"t-3'), (b"name", b'"name'), (b"t-1", b'"t-1"x')])
+def test_a_broken_quote_is_named_with_its_line(trace: tuple[Path, Path], old: bytes, new: bytes) -> None:
+    trace[1].write_bytes(trace[1].read_bytes().replace(old, new, 1))
+    with pytest.raises(TraceError, match=r"line \d, field 'name' or a later one: "):
+        read_tasks(trace[1])
+
+
+def test_bytes_that_are_no_text_are_named(trace: tuple[Path, Path]) -> None:
+    trace[1].write_bytes(trace[1].read_bytes().replace(b"T4|A10", b"T4|\xff10", 1))
+    with pytest.raises(TraceError, match="line 3, field 'gpu_spec': this is not UTF-8 text"):
+        read_tasks(trace[1])
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", NODES.split("\n")[0], TASKS.split("\n")[0]])
@@ -125,7 +137,7 @@ def test_a_damaged_list_is_read_or_refused_with_its_place(
     except TraceError as error:
         said = str(error)
         assert said.startswith(str(path)) and "\n" not in said
-        assert re.search(r", line \d+, field '|, byte \d+: |: there is no GPU|: no task in it", said), said
+        assert re.search(r", line \d+, field '|: there is no GPU|: no task in it", said), said
 
 
 def test_the_workload_asks_for_just_so_much(trace: tuple[Path, Path]) -> None:

@@ -16,39 +16,15 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from hal.scheduler.core.facts import WHOLE_MILLI, DeviceFacts, NodeFacts
+from hal.scheduler.core.shape import NoRoomError, Shape, Spot
 
-__all__ = ["Eligible", "Fleet", "NoRoomError", "Shape", "Spot"]
+__all__ = ["EVERYTHING", "Eligible", "Fleet", "NoRoomError", "Shape", "Spot"]
+
+EVERYTHING = "everything"  # the key of the mask that each fleet has
 
 # A driver's own share shows as used on some cards; more than this is somebody's program.
 _DRIVERS_OWN = 1 << 30
-_MASKS = 256  # selectors whose answers are kept
-
-
-class Shape(Struct, frozen=True):
-    """What one member needs on one node: ``count`` devices, and of each so many bytes and milli-shares.
-
-    With ``whole`` each device is taken whole, and must have nobody else on it. A ``count`` of 0 needs
-    the host only.
-    """
-
-    count: int = 1
-    memory_bytes: int = 0
-    compute_milli: int = 0
-    cpu_milli: int = 0
-    ram_bytes: int = 0
-    whole: bool = False
-
-
-class Spot(Struct, frozen=True):
-    """Where a shape is placed: devices of one node."""
-
-    node: str
-    devices: tuple[str, ...]
-    shape: Shape
-
-
-class NoRoomError(ValueError):
-    """The spot is not there, or something holds it: taking it would lend the same thing twice."""
+_MASKS = 256  # selectors whose answers are kept; of the others, each answer is no longer kept up to date
 
 
 class Eligible:
@@ -114,7 +90,7 @@ class Fleet:
         self._devices_use: dict[str, _Use] = {}
         self._masks: dict[str, Eligible] = {}
         self._undo: list[tuple[Callable[[Spot], None], Spot]] | None = None
-        self.everything = self.select("everything")
+        self.everything = self.select(EVERYTHING)
 
     # ---- nodes ------------------------------------------------------------------------------
 
@@ -273,8 +249,8 @@ class Fleet:
             for row, facts in enumerate(self.facts):
                 if facts is not None:
                     self._fill(known, row, facts)
-            if len(self._masks) >= _MASKS:
-                del self._masks[next(iter(self._masks))]
+            if len(self._masks) > _MASKS:
+                del self._masks[next(other for other in self._masks if other != EVERYTHING)]
         self._masks[key] = known  # the last used is the last to be dropped
         return known
 

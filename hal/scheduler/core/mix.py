@@ -10,11 +10,10 @@ from __future__ import annotations
 from msgspec import Struct
 
 from hal.scheduler.core.facts import WHOLE_MILLI
-from hal.scheduler.core.fleet import Shape
+from hal.scheduler.core.fleet import EVERYTHING
+from hal.scheduler.core.shape import Shape
 
-__all__ = ["EVERYTHING", "Expected", "Mix", "MixState", "extent"]
-
-EVERYTHING = "everything"  # the key of the mask that each fleet has
+__all__ = ["Expected", "Mix", "MixState", "extent"]
 
 _SOON = (32, 128, 512, 2048)
 _EVERY = 4096

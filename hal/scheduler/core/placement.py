@@ -10,9 +10,10 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from hal.scheduler.core.facts import WHOLE_MILLI
-from hal.scheduler.core.fleet import Eligible, Fleet, Shape, Spot
+from hal.scheduler.core.fleet import Eligible, Fleet
 from hal.scheduler.core.mix import Mix
 from hal.scheduler.core.scores import Scores
+from hal.scheduler.core.shape import Shape, Spot
 
 __all__ = ["Policy", "Strategy", "Weights", "WhyNot", "place", "why_not"]
 
@@ -22,7 +23,7 @@ Bools = NDArray[np.bool_]
 
 _ROWS = 512  # shapes whose scores are kept
 _ALL = 2048  # while so many nodes have room, each is scored; of more, those that look best
-_BEST = 512
+_BEST = 256
 
 
 class Strategy(StrEnum):

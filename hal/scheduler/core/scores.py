@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hal.scheduler.core.facts import WHOLE_MILLI
-from hal.scheduler.core.fleet import Fleet, Shape
-from hal.scheduler.core.mix import EVERYTHING, Expected, extent
+from hal.scheduler.core.fleet import EVERYTHING, Fleet
+from hal.scheduler.core.mix import Expected, extent
 from hal.scheduler.core.packing import WORTH, worth_of_rests
+from hal.scheduler.core.shape import Shape
 
 __all__ = ["Scores"]
 

@@ -16,8 +16,8 @@ from msgspec import Struct
 
 from hal.backend import HalError
 from hal.scheduler.core.facts import WHOLE_MILLI, DeviceFacts, NodeFacts
-from hal.scheduler.core.fleet import Shape
-from hal.scheduler.core.mix import EVERYTHING
+from hal.scheduler.core.fleet import EVERYTHING
+from hal.scheduler.core.shape import Shape
 
 __all__ = ["Task", "TraceError", "arrivals", "read_nodes", "read_tasks"]
 
@@ -62,8 +62,10 @@ class _Line:
 
 
 def _lines(path: Path, needed: tuple[str, ...]) -> Iterator[_Line]:
+    """The lines below the first, which names the columns. Bytes that are no text are refused."""
+    number, head = 1, list(needed)
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
             reader = csv.reader(file, strict=True)
             head = [name.strip() for name in next(reader, [])]
             for name in needed:
@@ -71,23 +73,24 @@ def _lines(path: Path, needed: tuple[str, ...]) -> Iterator[_Line]:
                     found = "is not there" if name not in head else "is there more than once"
                     raise TraceError(f"{path}, line 1, field '{name}': the column {found}")
             for values in reader:
+                number = reader.line_num
                 if not values:
                     continue
+                line = _Line(path, number, dict(zip(head, values, strict=False)))
                 if len(values) != len(head):
-                    at = min(len(values), len(head) - 1)
-                    raise TraceError(
-                        f"{path}, line {reader.line_num}, field '{head[at]}': "
-                        f"the line has {len(values)} fields, and the first line names {len(head)}"
+                    at = head[min(len(values), len(head) - 1)]
+                    raise line.wrong(
+                        at, f"the line has {len(values)} fields, and the first line names {len(head)}"
                     )
-                yield _Line(path, reader.line_num, dict(zip(head, values, strict=True)))
+                for field, value in line.fields.items():
+                    if not value.isascii() and any("\ud800" <= sign <= "\udfff" for sign in value):
+                        raise line.wrong(field, "this is not UTF-8 text")
+                yield line
     except OSError as error:
         raise TraceError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise TraceError(f"{path}, byte {error.start}: this is not UTF-8 text") from None
     except csv.Error as error:
-        raise TraceError(
-            f"{path}, line {reader.line_num}, field '{head[0] if head else ''}': {error}"
-        ) from None
+        field = (head or needed)[0]
+        raise TraceError(f"{path}, line {number}, field '{field}' or a later one: {error}") from None
 
 
 def read_nodes(path: Path) -> list[NodeFacts]:

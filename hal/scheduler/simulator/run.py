@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from msgspec import Struct
 
 from hal.scheduler.core.facts import WHOLE_MILLI, NodeFacts
-from hal.scheduler.core.fleet import Fleet
-from hal.scheduler.core.mix import EVERYTHING, Mix
+from hal.scheduler.core.fleet import EVERYTHING, Fleet
+from hal.scheduler.core.mix import Mix
 from hal.scheduler.core.placement import Policy, Strategy, place
 from hal.scheduler.simulator.openb import Task
 

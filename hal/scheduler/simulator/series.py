@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from multiprocessing import get_context
 from statistics import fmean, stdev
 
 from msgspec import Struct
 
+from hal.backend import HalError
 from hal.scheduler.core.facts import WHOLE_MILLI, NodeFacts
 from hal.scheduler.simulator.openb import Task, arrivals
 from hal.scheduler.simulator.run import POLICIES, STEP, Run, simulate
@@ -66,7 +68,7 @@ def _all(
         for policy, seed in pairs:
             yield (policy, seed), _one(nodes, tasks, load, seed, policy)
         return
-    with ProcessPoolExecutor(min(jobs, len(pairs)), mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(min(jobs, len(pairs)), get_context("spawn"), _leave_interrupts) as pool:
         left: dict[Future[Run], tuple[str, int]] = {
             pool.submit(_one, nodes, tasks, load, seed, policy): (policy, seed) for policy, seed in pairs
         }
@@ -74,9 +76,18 @@ def _all(
             while left:
                 for future in wait(left, return_when=FIRST_COMPLETED).done:
                     yield left.pop(future), future.result()
+        except BrokenExecutor:
+            raise HalError(
+                "a simulating process was killed; with fewer --jobs they need less memory"
+            ) from None
         finally:
             for future in left:
                 future.cancel()
+
+
+def _leave_interrupts() -> None:
+    """Ctrl-C is for the process that the person started: it ends the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _series(policy: str, seeds: Sequence[int], runs: Sequence[Run]) -> Series:

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from msgspec import Struct
 
 from hal.scheduler.core.facts import DeviceFacts, NodeFacts
-from hal.scheduler.core.fleet import Fleet, Shape
+from hal.scheduler.core.fleet import Fleet
 from hal.scheduler.core.mix import Mix
 from hal.scheduler.core.placement import Policy, place
+from hal.scheduler.core.shape import Shape
 
 __all__ = ["Synthetic", "cluster", "measure"]
 
