@@ -65,7 +65,9 @@ jobs = st.lists(
 
 @settings(max_examples=150, deadline=None)
 @given(jobs=jobs, devices=st.integers(1, 4))
-def test_backfill_never_delays_who_is_next(jobs: list[tuple[int, int | None, int, int, int]], devices: int) -> None:
+def test_backfill_never_delays_who_is_next(
+    jobs: list[tuple[int, int | None, int, int, int]], devices: int
+) -> None:
     """Who was told when it can begin at the latest begins by then, whatever came later and went ahead."""
     state, ends = cluster(devices), {}
     arrivals, at = [], 0
@@ -86,12 +88,45 @@ def test_backfill_never_delays_who_is_next(jobs: list[tuple[int, int | None, int
             note(submit(state, id, wanted, now * 1000), now, takes, ends, began)
         kept = state.world.counters.reservation
         if kept is not None and kept.at is not None:
+            if kept.id not in promised:
+                assert kept.at // 1000 == earliest(state, kept.id, now), "neither too late nor too early"
             promised.setdefault(kept.id, kept.at // 1000)
         if now > at and not state.waiting and not ends:
             break
     assert set(began) == set(takes), "all have had their turn"
     late = {id: (began[id], latest) for id, latest in promised.items() if began[id] > latest}
     assert not late
+
+
+def earliest(state: State, id: str, now: int) -> int:
+    """When there is room by what all have declared, if nobody else came."""
+    (alternative,) = state.waiting[id].request.members[0].alternatives
+    ends = {
+        lease.id: (lease.ends or 0) // 1000
+        for lease in state.leases.values()
+        if lease.id not in state.waiting
+    }
+    if not fits_without(state, set(), alternative):
+        for end in sorted(set(ends.values())):
+            if fits_without(state, {id for id, at in ends.items() if at <= end}, alternative):
+                return max(end, now)
+    return now
+
+
+def fits_without(state: State, gone: set[str], wanted: Alternative) -> bool:
+    """Whether so many devices of one node have so much free."""
+    rooms = 0
+    (node,) = [one for one in state.world.fleet.facts if one is not None]
+    for device in node.devices:
+        there = [
+            MEMORY if spot.shape.whole else spot.shape.memory_bytes
+            for lease in state.leases.values()
+            if lease.id not in gone
+            for spot in lease.spots()
+            if device.id in spot.devices
+        ]
+        rooms += not there if wanted.memory_bytes is None else sum(there) + wanted.memory_bytes <= MEMORY
+    return rooms >= wanted.count
 
 
 def note(
@@ -104,49 +139,48 @@ def note(
             ends[decision.lease.id] = now + takes[decision.lease.id]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(
     held=st.lists(st.tuples(sizes, st.sampled_from([0, 0, 9])), min_size=1, max_size=9),
     memory=sizes,
-    devices=st.integers(1, 4),
+    count=st.sampled_from([1, 1, 2]),
+    devices=st.integers(2, 4),
 )
-def test_the_fewest_have_to_leave(held: list[tuple[int | None, int]], memory: int | None, devices: int) -> None:
+def test_the_fewest_and_the_youngest_have_to_leave(
+    held: list[tuple[int | None, int]], memory: int | None, count: int, devices: int
+) -> None:
     """No smaller set of those who may be asked would do: all of them are tried."""
     state = cluster(devices)
     for number, (size, priority) in enumerate(held):
         submit(state, f"h{number}", request(size, priority=priority, wait=False), 0)
-    decisions = submit(state, "x", request(memory, priority=5), 1)
-    victims = {d.lease.id for d in decisions if isinstance(d, Preempt)}
-    there = {id: lease for id, lease in state.leases.items() if id != "x"}
-    lower = sorted(id for id, lease in there.items() if lease.request.priority < 5)
-    if "x" in state.leases:
-        assert not victims
-        return
-
-    def fits_without(gone: set[str]) -> bool:
-        used: dict[str, int] = {f"gpu:0-{n}": 0 for n in range(devices)}
-        for id, lease in there.items():
-            if id not in gone:
-                (spot,) = lease.spots()
-                used[spot.devices[0]] += MEMORY if spot.shape.whole else spot.shape.memory_bytes
-        return any(not bytes if memory is None else bytes + memory <= MEMORY for bytes in used.values())
-
+    wanted = Alternative(memory_bytes=memory, count=count)
+    lower = sorted(id for id, lease in state.leases.items() if lease.request.priority < 5)
     fewest = next(
-        (n for n in range(len(lower) + 1) if any(fits_without(set(some)) for some in combinations(lower, n))),
+        (
+            n
+            for n in range(len(lower) + 1)
+            if any(fits_without(state, set(some), wanted) for some in combinations(lower, n))
+        ),
         None,
     )
-    assert len(victims) == (fewest or 0)
-    if fewest:
-        assert victims <= set(lower)
-        assert fits_without(victims)
-        # Of one device's leases that are alike, the youngest goes.
-        for id in victims:
-            (spot,) = there[id].spots()
-            alike = [o for o in lower if there[o].spots() == there[id].spots() and o not in victims]
-            assert all(there[other].epoch < there[id].epoch for other in alike)
-        for id in sorted(victims):
-            state.apply(Ended(id), 2)
-        assert "x" in state.leases
+    decisions = submit(state, "x", request(memory, count, priority=5), 1)
+    victims = {d.lease.id for d in decisions if isinstance(d, Preempt)}
+    assert bool(victims) is bool(fewest)
+    assert ("x" in state.leases) is (fewest == 0)
+    if not fewest:
+        return
+    assert victims <= set(lower)
+    assert fits_without(state, victims, wanted)
+    for spared in victims:
+        assert not fits_without(state, victims - {spared}, wanted), "each has to leave"
+    if count == 1:
+        assert len(victims) == fewest
+    if fewest == 1:
+        alone = [id for id in lower if fits_without(state, {id}, wanted)]
+        assert victims == {max(alone, key=lambda id: state.leases[id].epoch)}
+    for id in sorted(victims):
+        state.apply(Ended(id), 2)
+    assert "x" in state.leases
 
 
 @settings(max_examples=150, deadline=None)

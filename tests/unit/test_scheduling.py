@@ -44,6 +44,7 @@ from hal.scheduler.core import (
     Repartition,
     Request,
     Resume,
+    Resumed,
     Revoke,
     SetQueue,
     State,
@@ -56,6 +57,7 @@ from hal.scheduler.core import (
     check,
 )
 from hal.scheduler.core.partition import Cut
+from hal.scheduler.core.records import everything, read, restore
 
 GIB = 1 << 30
 H100 = 85_520_809_984
@@ -423,6 +425,32 @@ def test_a_lost_node_has_a_time_of_grace() -> None:
     assert revoke.cause is Cause.LOST
     assert isinstance(cluster.apply(Ended("x"))[0], Queued)
     assert cluster.apply(NodeJoined(mixed()))[0].lease.epoch == 2  # type: ignore[union-attr]
+
+
+def test_a_gang_on_two_lost_nodes_comes_back_with_the_second() -> None:
+    first, second = node("a", device("nvidia:0")), node("b", device("nvidia:1"))
+    cluster = Cluster(first, second)
+    cluster.granted("gang", Alternative(count=2, topology=Topology.SPREAD))
+    cluster.apply(NodeLost("a"))
+    cluster.apply(NodeLost("b"))
+    assert cluster.apply(NodeJoined(first)) == []
+    assert ids(cluster.apply(NodeJoined(second)), Resume) == ["gang"]
+
+
+def test_a_restart_forgets_neither_who_waits_nor_what_was_had() -> None:
+    cluster = Cluster(node("a", device("nvidia:0")), half_life_ms=64_000)
+    for name in ("a", "b"):
+        cluster.apply(SetQueue(Queue(name)))
+    cluster.granted("a0", queue="a")
+    cluster.now = 600_000
+    cluster.end("a0")
+    cluster.granted("c0")
+    cluster.ask("a1", queue="a")
+    cluster.ask("b1", queue="b")
+    rows = everything(cluster.state)
+    cluster.state = restore(read(rows), [node("a", device("nvidia:0"))], half_life_ms=64_000)
+    assert cluster.apply(Resumed()) == []
+    assert ids(cluster.end("c0"), Grant) == ["b1"]
 
 
 def test_a_failed_device_is_left_and_its_holder_placed_elsewhere() -> None:
