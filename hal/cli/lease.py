@@ -75,9 +75,9 @@ def _take(options: argparse.Namespace) -> int:
     from hal.scheduler.lease import lease
 
     lost = threading.Event()
-    asked = the_request(options)
+    asked, preset = the_request(options)
     with lease(
-        request=asked, preset=options.preset, on_wait=say_that_it_waits, on_lost=lambda _: lost.set()
+        request=asked, preset=preset, on_wait=say_that_it_waits, on_lost=lambda _: lost.set()
     ) as held:
         if options.json:
             print_json(

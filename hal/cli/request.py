@@ -61,10 +61,13 @@ def configure_request(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", default="", help="what to call the lease")
 
 
-def the_request(options: argparse.Namespace) -> Request:
-    """Raises UsageError that names the option or field; GoneError when the device named is not here."""
+def the_request(options: argparse.Namespace) -> tuple[Request, str | None]:
+    """The request, and the class that it is of.
+
+    Raises UsageError that names the option or field; GoneError when the device named is not here.
+    """
     try:
-        request = _of_file(Path(options.request)) if options.request else _of_options(options)
+        request, preset = _of_file(Path(options.request)) if options.request else (_of_options(options), None)
         changes: dict[str, Any] = {}
         for field in ("queue", "priority"):
             if getattr(options, field) is not None:
@@ -82,7 +85,7 @@ def the_request(options: argparse.Namespace) -> Request:
         raise UsageError(_plainly(str(error))) from None
     except ValueError as error:
         raise UsageError(str(error)) from None
-    return request
+    return request, options.preset or preset
 
 
 def _plainly(message: str) -> str:
@@ -157,7 +160,7 @@ _UNITS = {
 }
 
 
-def _of_file(path: Path) -> Request:
+def _of_file(path: Path) -> tuple[Request, str | None]:
     try:
         content = tomllib.loads(path.read_text())
     except OSError as error:
@@ -172,7 +175,8 @@ def _of_file(path: Path) -> Request:
             ]
         elif "any" in fields:
             fields["members"] = [_member({"any": fields.pop("any")}, 0)]
-        return msgspec.convert(fields, Request)
+        preset = msgspec.convert(fields.pop("class", None), str | None)
+        return msgspec.convert(fields, Request), preset
     except (msgspec.ValidationError, ValueError) as error:
         raise UsageError(f"{path}: {error}") from None
 

@@ -43,7 +43,7 @@ def _run(options: argparse.Namespace) -> int:
         raise UsageError(
             "there is nothing to run; write the program after --, as in: hal run --memory 8GiB -- PROGRAM"
         )
-    request = the_request(options)
+    request, preset = the_request(options)
     child: list[subprocess.Popen[bytes]] = []
 
     def stop(reason: str) -> None:
@@ -53,7 +53,7 @@ def _run(options: argparse.Namespace) -> int:
                 process.send_signal(signal.SIGTERM)
                 threading.Timer(_STOP_SECONDS, process.kill).start()
 
-    with lease(request=request, preset=options.preset, on_lost=stop, on_wait=say_that_it_waits) as held:
+    with lease(request=request, preset=preset, on_lost=stop, on_wait=say_that_it_waits) as held:
         environments = [held.environment(member=number) for number in range(len(held.variables))]
         return supervise(command, environments, started=child.append)
 

@@ -263,7 +263,7 @@ def test_a_limit_holds_and_says_so() -> None:
     cluster.apply(SetQueue(Queue("team/one", "team")))
     cluster.granted("a", queue="team/one")
     cluster.granted("half", Alternative(memory_bytes=40 * GIB), queue="team/one")
-    assert ids(cluster.ask("b", Alternative(memory_bytes=GIB), queue="team"), Queued) == ["b"]
+    assert ids(cluster.ask("b", Alternative(memory_bytes=GIB), queue="team/one"), Queued) == ["b"]
     assert "queue 'team' is at its limit: it has 1.5 of 1.5 devices" in cluster.told("b")
     assert "nearest: the end of a lease of queue 'team'" in cluster.told("b")
     cluster.granted("other", Alternative(memory_bytes=GIB))
@@ -361,6 +361,16 @@ def test_the_fewest_and_the_youngest_leave() -> None:
     cluster.apply(Release("urgent", 0))
     decisions = cluster.ask("whole", priority=1)
     assert ids(decisions, Preempt) == ["r4"]  # r5 ends already
+
+
+def test_nobody_leaves_in_vain() -> None:
+    """One lease less on node a, and still no room there: its holder stays."""
+    cluster = Cluster(
+        node("a", device("nvidia:0"), device("nvidia:1")), node("b", device("nvidia:2"), device("nvidia:3"))
+    )
+    for number in range(4):
+        cluster.granted(str(number), Alternative(f'id == "nvidia:{number}"'), preemptible=number != 1)
+    assert ids(cluster.ask("pair", Alternative(count=2), priority=1), Preempt) == ["2", "3"]
 
 
 def test_the_same_priority_another_queue_and_the_firm_stay() -> None:
