@@ -117,7 +117,7 @@ class Book:
             return list(self._living())
         return []
 
-    def claim(self, wanted: Claim, memory_bytes: int) -> Claim:
+    def claim(self, wanted: Claim, memory_bytes: int, *, anyway: bool = False) -> Claim:
         """Enter a claim on a device that has ``memory_bytes`` for programs. An empty id is filled in.
 
         Lives until ``end`` or the end of this process, or with ``kept`` until ``end``. Raises TemporaryError
@@ -126,7 +126,7 @@ class Book:
         wanted = msgspec.structs.replace(wanted, id=wanted.id or secrets.token_hex(8))
         with self._locked():
             against = conflict(wanted, (held.claim for held in self._living()), memory_bytes)
-            if against is not None:
+            if against is not None and not anyway:
                 raise TemporaryError(against)
             self._enter(wanted)
         return wanted

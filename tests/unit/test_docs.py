@@ -15,6 +15,7 @@ from hal.cli import _COMMANDS
 from hal.cli.exits import _CODES
 from hal.cli.metrics import markdown
 from hal.emulation.description import load
+from hal.selector import Quantity, selector
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -106,3 +107,25 @@ def test_metrics_page_is_the_catalogue() -> None:
     assert (ROOT / "docs/metrics.md").read_text() == markdown(), (
         "run: hal metrics --markdown > docs/metrics.md"
     )
+
+
+def test_selectors_and_the_request_of_the_schedulers_page_are_taken(
+    hal: Callable[..., CompletedProcess[str]], tmp_path: Path
+) -> None:
+    page = (ROOT / "docs/scheduler.md").read_text()
+    (selectors,) = re.findall(r"```text\n(vendor.*?)```", page, flags=re.DOTALL)
+    values = {
+        ("attributes", "hal", "vendor"): "nvidia",
+        ("attributes", "hal", "kind"): "gpu",
+        ("attributes", "hal", "architecture"): "9.0",
+        ("attributes", "hal", "model"): "NVIDIA H100 80GB HBM3",
+        ("capacity", "hal", "memory"): Quantity.of(80 << 30),
+    }
+    answers = [selector(line).matches(values) for line in selectors.splitlines()]
+    assert answers == [True, True, True, False, False, True]
+    (request,) = re.findall(r"```toml\n(.*?)```", page, flags=re.DOTALL)
+    (tmp_path / "train.toml").write_text(request)
+    show = ["sh", "-c", "echo $HAL_MEMBER of $HAL_MEMBERS"]
+    result = hal("run", "--request", str(tmp_path / "train.toml"), "--", *show, on="mixed")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert sorted(result.stdout.splitlines()) == ["0 of 2", "1 of 2"]
