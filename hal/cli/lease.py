@@ -86,9 +86,7 @@ def _take(options: argparse.Namespace) -> int:
 
     lost = threading.Event()
     asked, preset = the_request(options)
-    with lease(
-        request=asked, preset=preset, on_wait=say_that_it_waits, on_lost=lambda _: lost.set()
-    ) as held:
+    with lease(request=asked, preset=preset, on_wait=say_that_it_waits, on_lost=lambda _: lost.set()) as held:
         if options.json:
             print_json(
                 "hal.lease/1", id=held.id, devices=held.devices, parts=held.parts, environments=held.variables

@@ -84,6 +84,8 @@ def configure_simulate(parser: argparse.ArgumentParser) -> Callable[[argparse.Na
 
 
 def _simulate(options: argparse.Namespace) -> int:
+    # Read when numpy is imported: its BLAS is not used, and need not start a thread for each core.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     simulate: Callable[[argparse.Namespace], int] = options.simulate
     return simulate(options)
 

@@ -22,7 +22,8 @@ from hal.scheduler.private import ensure_daemon
 
 __all__ = ["HeldLease", "lease"]
 
-_PATIENCE = 20.0  # seconds for which the scheduler is asked to hold back its answer
+_PATIENCE = 3.0  # seconds for which the scheduler is asked to hold back its answer: less than a lease lives,
+# so that a scheduler which was restarted is asked again in time
 _RESTART = 30.0  # seconds in which a scheduler that has gone may come back
 
 
@@ -173,7 +174,7 @@ def _served(client: Client, where: Places, asked: dict[str, Any], id: str, priva
     try:
         while True:
             try:
-                body = client.call("wait", timeout=_PATIENCE + 10, lease=id, timeout_seconds=_PATIENCE)
+                body = client.call("wait", timeout=_PATIENCE + 2, lease=id, timeout_seconds=_PATIENCE)
             except Unreachable:  # the scheduler is being restarted: it has kept our place
                 if not private and not _comes_back(client):
                     raise

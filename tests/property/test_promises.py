@@ -193,7 +193,7 @@ def test_the_fewest_and_the_youngest_have_to_leave(
 def test_quota_comes_back_as_soon_as_who_has_borrowed_it_has_gone(
     quotas: tuple[int, int], borrowed: list[tuple[int | None, int]], wanted: list[int | None], order: object
 ) -> None:
-    """In one round: who asks within its quota gets the victims named at once, and their room when they end."""
+    """In one round: who asks within its quota has victims named at once, and their room when they end."""
     state = cluster(4, 2)
     mine, theirs = sorted(quotas)
     state.apply(SetQueue(Queue("mine", quota=Limits(mine * 1000))), 0)

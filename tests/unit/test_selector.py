@@ -162,8 +162,7 @@ def test_values_of_different_types_are_different_values() -> None:
 # ---- the oracle -------------------------------------------------------------------------------
 
 literals = st.sampled_from(
-    ["1", "0", "-7", "304", "2.5", "0.5", "1e3", "0x1F", "true", "false", "null"]
-    + ['"amd"', '"MI"', '""', '["amd", "x"]', "[1, 2]"]
+    ["1", "0", "-7", "304", "2.5", "0.5", "1e3", "0x1F", "true", "false", "null", '"amd"', '""', "[1, 2]"]
 )
 names = st.sampled_from(
     [f'device.attributes["hal"].{name}' for name in HAL]

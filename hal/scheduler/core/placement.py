@@ -23,7 +23,7 @@ Bools = NDArray[np.bool_]
 
 _ROWS = 512  # shapes whose scores are kept
 _ALL = 2048  # while so many nodes have room, each is scored; of more, those that look best
-_BEST = 256
+_BEST = 192
 
 
 class Strategy(StrEnum):
