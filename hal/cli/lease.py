@@ -39,8 +39,8 @@ def configure_lease(parser: argparse.ArgumentParser) -> Callable[[argparse.Names
         "take", "take a lease, print it and hold it until interrupted", "hal lease take --memory 8GiB --wait"
     )
     configure_request(taking)
-    explaining = verb("explain", "why a request waits, and what would let it run", "hal lease explain 5f3a91c0")
-    ending = verb("release", "end a lease and what runs in it, or leave the queue", "hal lease release 5f3a91c0")
+    explaining = verb("explain", "why a request waits, and what would let it run", "hal lease explain 5f3a")
+    ending = verb("release", "end a lease and what runs in it, or leave the queue", "hal lease release 5f3a")
     for one in (explaining, ending):
         one.add_argument("lease", metavar="LEASE", help="its id, as 'hal lease list' shows it")
     schemas = {listing: "hal.leases/1", taking: "hal.lease/1", explaining: "hal.explanation/1"}

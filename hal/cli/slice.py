@@ -72,7 +72,11 @@ def configure_slice(parser: argparse.ArgumentParser) -> Callable[[argparse.Names
     listing.add_argument("--all", action="store_true", help="also what other users and schedulers claim")
     show = verb("show", "all about one, by process", "hal slice show dev --watch")
     show.add_argument("--watch", action="store_true", help="every second, until Ctrl-C")
-    verb("env", "the variables that put a program into it", "env $(hal slice env dev) ./program")
+    verb(
+        "env",
+        "the variables that put a program into it",
+        "hal slice env dev\n  env $(hal slice env dev) ./program",
+    )
     run = verb(
         "run",
         "run a program in it, where the driver and the kernel hold it, too",
@@ -154,7 +158,7 @@ def _run_program(slices: HandMade, options: argparse.Namespace) -> int:
     environ = {**os.environ, **slices.environment(shown)}
     if shown.claim.group:
         slices.enter(shown)  # ourselves: what we start is in it from its first instruction on
-    return supervise(command, environ, started=report_unheld(command, environ))
+    return supervise(command, [environ], started=report_unheld(command, environ))
 
 
 def _resize(slices: HandMade, options: argparse.Namespace) -> int:

@@ -281,7 +281,10 @@ class Daemon:
         """Apply what somebody asked for. Raises _Refused when that is the answer."""
         for decision in self._happens(event):
             if isinstance(decision, core.Refuse):
-                if decision.code in (core.Refusal.ENDED, core.Refusal.NOT_FOUND) and decision.id in self._over:
+                if (
+                    decision.code in (core.Refusal.ENDED, core.Refusal.NOT_FOUND)
+                    and decision.id in self._over
+                ):
                     raise _Refused(*self._over[decision.id])
                 raise _Refused(_code(decision), decision.reason)
 

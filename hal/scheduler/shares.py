@@ -33,7 +33,9 @@ class Shares:
                 uses = ledger.devices()
             except StateError:  # it was cut short
                 continue
-            limited += [(ledger, n, use.device) for n, use in enumerate(uses) if use.compute_ratio is not None]
+            limited += [
+                (ledger, n, use.device) for n, use in enumerate(uses) if use.compute_ratio is not None
+            ]
         self._trims = {key: self._trims.get(key, Trim()) for key in (_key(led, n) for led, n, _ in limited)}
         if not limited:
             return

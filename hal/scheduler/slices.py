@@ -1,4 +1,4 @@
-"""The slices of granted leases: their claims, their ledgers, the environment of their programs, and their end."""
+"""The slices of granted leases: claims, ledgers, the environment of their programs, and their end."""
 
 from __future__ import annotations
 
