@@ -6,8 +6,7 @@ import json
 from typing import Any
 
 from hal.scheduler.core.facts import DeviceFacts
-from hal.scheduler.core.fleet import Eligible, Fleet
-from hal.scheduler.core.fleet import EVERYTHING
+from hal.scheduler.core.fleet import EVERYTHING, Eligible, Fleet
 from hal.scheduler.core.request import Alternative, Isolation
 from hal.selector import Cache, Path, Quantity, Selector, selector
 
