@@ -23,8 +23,18 @@ def configure_queue(parser: argparse.ArgumentParser) -> Callable[[argparse.Names
         "  hal queue set default --quota 0"
     )
     verbs = parser.add_subparsers(dest="verb", metavar="list|set", required=True)
-    listing = verbs.add_parser("list", help="the queues there are")
-    setting = verbs.add_parser("set", help="make a queue, or change one; what is not named stays as it is")
+    listing = verbs.add_parser(
+        "list",
+        help="the queues there are",
+        description="The queues there are, what is used of each and how many wait.",
+        epilog="example:\n  hal queue list --json",
+    )
+    setting = verbs.add_parser(
+        "set",
+        help="make a queue, or change one; what is not named stays as it is",
+        description="Make a queue, or change one; what is not named stays as it is.",
+        epilog="example:\n  hal queue set research --quota 4 --limit 8 --weight 2",
+    )
     setting.add_argument("queue", metavar="QUEUE")
     setting.add_argument("--parent", metavar="QUEUE", help="the queue that it is a part of")
     setting.add_argument("--weight", type=int, metavar="N", help="its part of what is left over (1)")

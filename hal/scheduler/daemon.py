@@ -21,7 +21,9 @@ import zmq
 
 from hal.backend import HalError, StateError
 from hal.scheduler import bodies, core, wire
+from hal.scheduler.answers import Refused, Waiter, code_of, error, leaving, peer
 from hal.scheduler.core import records
+from hal.scheduler.holders import Holders
 from hal.scheduler.places import Places
 from hal.scheduler.presets import Preset
 from hal.scheduler.process import AlreadyRunning, locked, signals_as_bytes
@@ -57,9 +59,8 @@ class Daemon:
         self._private = private
         self._presets = presets or {}
         self._state = core.State()
-        self._holders: dict[int, str] = {}  # pidfd -> id of a lease or of who waits for one
         self._ending: dict[str, float] = {}  # lease id -> since when
-        self._waiters: list[_Waiter] = []
+        self._waiters: list[Waiter] = []
         self._over: dict[str, tuple[str, str]] = {}  # what has become of who waited: code and message
         self._stopping = False
         self._seen = float("-inf")
@@ -76,6 +77,8 @@ class Daemon:
             stack.callback(self._store.close)
             stack.callback(self._slices.close)
             self._poller = zmq.Poller()
+            self._holders = Holders(self._poller)
+            stack.callback(self._holders.close)
             self._recover()
             wakeup = stack.enter_context(signals_as_bytes())
             self._poller.register(wakeup, zmq.POLLIN)
@@ -101,8 +104,8 @@ class Daemon:
         if wakeup.fileno() in events:
             wakeup.recv(64)
             self._stopping = True
-        for pidfd in events.keys() & self._holders.keys():
-            self._forget_holder(pidfd)
+        for id in self._holders.gone(events):
+            self._happens(core.HolderGone(id))
         replies = self._drain(router) if router in events else []
         if self._state.waiting and time.monotonic() - self._seen >= _TICK:
             self._look_at_devices()  # what others use may have become less
@@ -149,27 +152,27 @@ class Daemon:
             request = wire.unpack_request(frames[0].bytes)
             id = request.id
             self._needed = time.monotonic()
-            uid, pid = _peer(frames[0])
+            uid, pid = peer(frames[0])
             if uid not in (os.geteuid(), 0):
-                return _error(id, "denied", "this scheduler serves another user")
+                return error(id, "denied", "this scheduler serves another user")
             handler = _OPERATIONS.get(request.op)
             if handler is None:
-                return _error(id, "unknown_op", f"there is no operation '{request.op:.40}'")
+                return error(id, "unknown_op", f"there is no operation '{request.op:.40}'")
             body = handler(self, request.body, uid, pid)
-            if isinstance(body, _Waiter):
+            if isinstance(body, Waiter):
                 body.sender, body.request = sender, id
                 self._waiters.append(body)
                 return None
-        except wire.Malformed as error:
-            return _error(error.id or id, "malformed", str(error))
-        except msgspec.ValidationError as error:
-            return _error(id, "malformed", f"the request's body does not fit: {error}")
-        except core.InvalidError as error:
-            return _error(id, "not_found" if error.field == "class" else "malformed", str(error))
-        except _Refused as refused:
-            return _error(id, refused.code, str(refused))
-        except HalError as error:
-            return _error(id, "failed", str(error))
+        except wire.Malformed as wrong:
+            return error(wrong.id or id, "malformed", str(wrong))
+        except msgspec.ValidationError as wrong:
+            return error(id, "malformed", f"the request's body does not fit: {wrong}")
+        except core.InvalidError as wrong:
+            return error(id, "not_found" if wrong.field == "class" else "malformed", str(wrong))
+        except Refused as refused:
+            return error(id, refused.code, str(refused))
+        except HalError as wrong:
+            return error(id, "failed", str(wrong))
         return wire.Reply(wire.VERSION, id, True, body)
 
     # ---- operations -------------------------------------------------------------------------
@@ -196,7 +199,7 @@ class Daemon:
             reason = "" if told is None else "; ".join((*told.reasons, f"nearest: {told.nearest}"))
             return {"waiting": bodies.queued(one, _now(), reason)}
         if one is None or one.state is core.LeaseState.ENDING:
-            raise _Refused(*self._over.pop(id, ("failed", "the lease has ended at once")))
+            raise Refused(*self._over.pop(id, ("failed", "the lease has ended at once")))
         return self._granted(one)
 
     def _granted(self, lease: core.Lease) -> wire.Body:
@@ -207,11 +210,11 @@ class Daemon:
             "environments": environments,
         }
 
-    def _wait(self, body: wire.Body, uid: int, pid: int) -> wire.Body | _Waiter:
+    def _wait(self, body: wire.Body, uid: int, pid: int) -> wire.Body | Waiter:
         asked = msgspec.convert(body, bodies.Wait)
         self._owned(asked.lease, uid)
         self._watch(asked.lease, pid)  # after a restart of the scheduler
-        waiter = _Waiter(asked.lease, time.monotonic() + asked.timeout_seconds)
+        waiter = Waiter(asked.lease, time.monotonic() + asked.timeout_seconds)
         return waiter if (answer := self._outcome(waiter)) is None else answer
 
     def _renew(self, body: wire.Body, uid: int, pid: int) -> wire.Body:
@@ -231,7 +234,7 @@ class Daemon:
             self._decide(core.Release(id, uid))
             return {"waiting": bodies.queued(one, _now()), "ended": True}
         if pid == one.holder_pid:  # it has stopped its program before it says so
-            self._unwatch(id)
+            self._holders.unwatch(id)
         self._decide(core.Release(id, uid))
         return {"lease": self._described(one), "ended": id not in self._state.leases}
 
@@ -248,7 +251,7 @@ class Daemon:
         self._look_at_devices()
         told = self._state.explain(id, _now())
         if told is None:  # it has been withdrawn this moment
-            raise _Refused("not_found", f"there is no lease '{id}'")
+            raise Refused("not_found", f"there is no lease '{id}'")
         return {"explanation": msgspec.to_builtins(told)}
 
     def _queues(self, _body: wire.Body, _uid: int, _pid: int) -> wire.Body:
@@ -263,7 +266,7 @@ class Daemon:
     def _owned(self, id: str, uid: int) -> core.Lease | core.Waiting:
         one = self._state.leases.get(id) or self._state.waiting.get(id)
         if one is None or uid not in (one.uid, 0):
-            raise _Refused(*self._over.get(id, ("not_found", f"there is no lease '{id}'")))
+            raise Refused(*self._over.get(id, ("not_found", f"there is no lease '{id}'")))
         return one
 
     def _fresh_id(self) -> str:
@@ -278,15 +281,13 @@ class Daemon:
     # ---- what is decided --------------------------------------------------------------------
 
     def _decide(self, event: core.Event) -> None:
-        """Apply what somebody asked for. Raises _Refused when that is the answer."""
+        """Apply what somebody asked for. Raises Refused when that is the answer."""
         for decision in self._happens(event):
             if isinstance(decision, core.Refuse):
-                if (
-                    decision.code in (core.Refusal.ENDED, core.Refusal.NOT_FOUND)
-                    and decision.id in self._over
-                ):
-                    raise _Refused(*self._over[decision.id])
-                raise _Refused(_code(decision), decision.reason)
+                gone = decision.code in (core.Refusal.ENDED, core.Refusal.NOT_FOUND)
+                if gone and decision.id in self._over:
+                    raise Refused(*self._over[decision.id])
+                raise Refused(code_of(decision), decision.reason)
 
     def _happens(self, event: core.Event) -> list[core.Decision]:
         """Apply an event and carry out what follows."""
@@ -300,7 +301,7 @@ class Daemon:
                     self._end(lease)
                 case core.Withdrawn(id=id):
                     self._over[id] = ("ended", f"'{id}' waits no longer: {decision.reason}")
-                    self._unwatch(id)
+                    self._holders.unwatch(id)
         while len(self._over) > 1024:
             del self._over[next(iter(self._over))]
         return decisions
@@ -308,9 +309,9 @@ class Daemon:
     def _begin(self, lease: core.Lease) -> None:
         try:
             self._slices.create(lease)
-        except StateError as error:
+        except StateError as wrong:
             self._happens(core.HolderGone(lease.id))
-            self._over[lease.id] = ("failed", str(error))
+            self._over[lease.id] = ("failed", str(wrong))
             return
         self._watch(lease.id, lease.holder_pid)
 
@@ -321,15 +322,15 @@ class Daemon:
 
     # ---- who waits for an answer ------------------------------------------------------------
 
-    def _outcome(self, waiter: _Waiter) -> wire.Body | None:
-        """What to say now; None: nothing yet. Raises _Refused when there is nothing to wait for."""
+    def _outcome(self, waiter: Waiter) -> wire.Body | None:
+        """What to say now; None: nothing yet. Raises Refused when there is nothing to wait for."""
         lease = self._state.leases.get(waiter.lease)
         if lease is not None and lease.state is not core.LeaseState.ENDING:
             return self._granted(lease)
         one = self._state.waiting.get(waiter.lease)
         if one is None and lease is None:
             gone = ("not_found", f"there is no lease '{waiter.lease}'")
-            raise _Refused(*self._over.get(waiter.lease, gone))
+            raise Refused(*self._over.get(waiter.lease, gone))
         if time.monotonic() < waiter.until:
             return None
         return {"waiting": bodies.queued(one, _now())} if one is not None else {"waiting": {}}
@@ -340,8 +341,8 @@ class Daemon:
             try:
                 body = self._outcome(waiter)
                 reply = None if body is None else wire.Reply(wire.VERSION, waiter.request, True, body)
-            except _Refused as refused:
-                reply = _error(waiter.request, refused.code, str(refused))
+            except Refused as refused:
+                reply = error(waiter.request, refused.code, str(refused))
             if reply is None:
                 left.append(waiter)
             else:
@@ -352,24 +353,8 @@ class Daemon:
     # ---- holders and endings ----------------------------------------------------------------
 
     def _watch(self, id: str, pid: int) -> None:
-        """Learn of the holder's death at once. Where that cannot be, the lease still expires."""
-        if pid == 0 or id in self._holders.values():
-            return
-        try:
-            pidfd = os.pidfd_open(pid)
-        except ProcessLookupError:
+        if not self._holders.watch(id, pid):
             self._happens(core.HolderGone(id))
-        except OSError:
-            return
-        else:
-            self._holders[pidfd] = id
-            self._poller.register(pidfd, zmq.POLLIN)
-
-    def _forget_holder(self, pidfd: int) -> None:
-        id = self._holders.pop(pidfd)
-        self._poller.unregister(pidfd)
-        os.close(pidfd)
-        self._happens(core.HolderGone(id))
 
     def _end(self, lease: core.Lease) -> None:
         self._ending[lease.id] = time.monotonic()
@@ -389,20 +374,14 @@ class Daemon:
         """Nobody uses it any more: none of the slice's processes is left, and the holder, whose program
         may not have allocated yet, has gone, or has had the time in which it must notice."""
         stopped = self._slices.stop(lease, with_signal)
-        held = lease.id in self._holders.values() and ending_for < lease.request.ttl_ms / 1000
+        held = lease.id in self._holders and ending_for < lease.request.ttl_ms / 1000
         return stopped and not held
 
     def _ended(self, lease: core.Lease) -> None:
         self._ending.pop(lease.id, None)
         self._slices.remove(lease)
-        self._unwatch(lease.id)
+        self._holders.unwatch(lease.id)
         self._happens(core.Ended(lease.id))
-
-    def _unwatch(self, id: str) -> None:
-        for pidfd in [fd for fd, held in self._holders.items() if held == id]:
-            del self._holders[pidfd]
-            self._poller.unregister(pidfd)
-            os.close(pidfd)
 
     # ---- start and end ----------------------------------------------------------------------
 
@@ -412,8 +391,8 @@ class Daemon:
             gone = [lease for lease in saved.leases if not self._slices.adopt(lease)]
             saved.leases = [lease for lease in saved.leases if lease not in gone]
             self._state = records.restore(saved, [self._slices.facts()])
-        except records.DamagedError as error:
-            raise StateError(f"the lease store {self._places.store} is damaged: {error}") from None
+        except records.DamagedError as wrong:
+            raise StateError(f"the lease store {self._places.store} is damaged: {wrong}") from None
         self._seen = time.monotonic()
         self._store.put([("lease", lease.id, None) for lease in gone])
         for lease in list(self._state.leases.values()):
@@ -431,26 +410,24 @@ class Daemon:
     def _leave(self, router: zmq.Socket[bytes]) -> None:
         """Orderly end: a private daemon ends every lease first, then all removes what is empty."""
         self._places.socket.unlink(missing_ok=True)  # nobody is answered from here on: nobody is to wait
-        left = [[one.sender, wire.pack(_leaving(one.request))] for one in self._waiters]
+        left = [[one.sender, wire.pack(leaving(one.request))] for one in self._waiters]
         with contextlib.suppress(zmq.Again):
             while True:
                 frames = router.recv_multipart(flags=zmq.DONTWAIT)
                 id = ""
                 with contextlib.suppress(wire.Malformed):
                     id = wire.unpack_request(frames[-1]).id
-                left.append([frames[0], wire.pack(_leaving(id))])
+                left.append([frames[0], wire.pack(leaving(id))])
         for reply in left:
             router.send_multipart(reply, flags=zmq.DONTWAIT)
         if self._private:
             for id in [*self._state.waiting, *self._state.leases]:
-                self._unwatch(id)
+                self._holders.unwatch(id)
                 self._happens(core.HolderGone(id))
             patience = time.monotonic() + 2 * _GRACE
             while self._ending and time.monotonic() < patience:
                 time.sleep(0.02)
                 self._finish_endings(time.monotonic())
-        for pidfd in self._holders:
-            os.close(pidfd)
         self._store.put(records.changes(self._state))
         self._store.commit()
         if not self._state.is_worth_keeping:
@@ -458,23 +435,7 @@ class Daemon:
             self._store.unlink()
 
 
-class _Waiter:
-    """A client that is answered when its lease is granted, or the time is up."""
-
-    def __init__(self, lease: str, until: float) -> None:
-        self.lease = lease
-        self.until = until  # on the monotonic clock
-        self.sender = b""
-        self.request = ""
-
-
-class _Refused(Exception):
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-_OPERATIONS: dict[str, Callable[[Daemon, wire.Body, int, int], wire.Body | _Waiter]] = {
+_OPERATIONS: dict[str, Callable[[Daemon, wire.Body, int, int], wire.Body | Waiter]] = {
     "hello": Daemon._hello,
     "acquire": Daemon._acquire,
     "wait": Daemon._wait,
@@ -487,29 +448,6 @@ _OPERATIONS: dict[str, Callable[[Daemon, wire.Body, int, int], wire.Body | _Wait
 }
 
 
-def _code(refused: core.Refuse) -> str:
-    if refused.code is core.Refusal.INVALID:
-        return "not_found" if refused.field == "queue" else "malformed"
-    return refused.code.value
-
-
 def _now() -> int:
     """Milliseconds on the clock that the core is told."""
     return time.monotonic_ns() // 1_000_000
-
-
-def _error(id: str, code: str, message: str) -> wire.Reply:
-    return wire.Reply(wire.VERSION, id, False, error=wire.ErrorBody(code, message))
-
-
-def _leaving(id: str) -> wire.Reply:
-    return _error(id, "leaving", "this scheduler is on its way out")
-
-
-def _peer(frame: zmq.Frame) -> tuple[int, int]:
-    """uid and pid of the sender, as the kernel gave them to libzmq: "host:uid:gid:pid" on ipc."""
-    try:
-        _, uid, _, pid = str(frame.get("Peer-Address")).rsplit(":", 3)
-        return int(uid), int(pid)
-    except (ValueError, zmq.ZMQError):
-        raise wire.Malformed("the sender's user cannot be told; only local clients are served") from None

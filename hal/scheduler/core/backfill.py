@@ -22,10 +22,12 @@ _FIRST = 4  # leases that are thought away at first; then twice as many each tim
 def reserve(world: World, one: Waiting, now: int) -> Reservation | None:
     """What to keep for ``one``, which has no room now; None when it has none whatever ends.
 
-    What is kept stays the same as long as it serves, so that who waits is not strung along.
+    Where nobody can tell when, what is kept stays the same as long as it serves, so that who waits is
+    not strung along. Otherwise it is worked out anew: the time never becomes later, and earlier when
+    a holder has ended before its time.
     """
     known = world.counters.reservation
-    if known is not None and known.id == one.id and _serves(world, known, now):
+    if known is not None and known.id == one.id and known.at is None and _serves(world, known):
         return known
     leases = _in_order_of_end(world, one, now)
     for number in _fewest(world, one, now, leases):
@@ -53,12 +55,10 @@ def leaves_room(world: World, one: Waiting, charge: Amount) -> bool:
     return all(tree.queues[name].limit.hold(tree.used[name] + charge + kept.charge) for name in shared)
 
 
-def _serves(world: World, kept: Reservation, now: int) -> bool:
+def _serves(world: World, kept: Reservation) -> bool:
     fleet = world.fleet
-    return (
-        (kept.at is None or now < kept.at)
-        and any(id in world.leases for id in kept.waits_for)
-        and all(d in fleet.cell_of and fleet.usable[fleet.cell_of[d]] for d in kept.devices)
+    return any(id in world.leases for id in kept.waits_for) and all(
+        d in fleet.cell_of and fleet.usable[fleet.cell_of[d]] for d in kept.devices
     )
 
 

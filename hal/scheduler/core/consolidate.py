@@ -15,6 +15,8 @@ _HOLDERS = 4  # at most this many are moved away from one
 
 def moves(world: World, one: Waiting, now: int) -> tuple[Move, ...] | None:
     """The moves after which ``one`` would fit, from the device that takes the fewest; None: none do."""
+    if not any(map(_can_move, world.leases.values())):
+        return None
     crowded: dict[str, list[Lease]] = {}
     for lease in world.leases.values():
         for spot in lease.spots():

@@ -18,7 +18,7 @@ from hal.scheduler.core.world import World
 
 __all__ = ["least", "victims"]
 
-_SINGLY = 32  # devices that are tried one by one; then twice as many at a time
+_SINGLY = 8  # devices that are tried one by one; then twice as many at a time
 _SWAPS = 64  # attempts to spare a victim or to take a younger one
 _NEVER = 1 << 30
 
