@@ -28,7 +28,7 @@ _NO_OTHER = -1  # of the ways to ask, none is there: only the first is still tri
 class Gpu:
     """A GPU or MIG device as NVML knows it."""
 
-    __slots__ = ("doubtful", "fields", "handle", "known", "partition", "plan", "plans", "ways")
+    __slots__ = ("doubtful", "fields", "handle", "known", "partition", "plan", "plans", "ready", "ways")
 
     def __init__(self, handle: Any, partition: bool) -> None:
         self.handle = handle
@@ -36,6 +36,7 @@ class Gpu:
         self.doubtful = False
         self.known: dict[str, Any] = {}  # what does not change: how many links and fans
         self.ways: dict[object, int] = {}  # which of several calls this driver has, by `either`
+        self.ready: dict[object, Any] = {}  # direct's: functions with what they are called with
         self.plans: dict[Any, Any] = {}  # telemetry's, by what it was asked for
         self.plan: Any = None  # the one that is being read
         self.fields: list[Any] | None = None  # what nvmlDeviceGetFieldValues gave for it

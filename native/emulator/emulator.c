@@ -65,6 +65,8 @@ enum emulator_memory emulator_free(uint64_t address) {
 }
 
 uint64_t emulator_used(unsigned index) {
+    /* It is never less than what all hold together: of nothing, nothing is a dead one's. */
+    if (atomic_load(&machine->ledger.device[index].used) == 0) return 0;
     hal_ledger_reap(&machine->ledger);
     return atomic_load(&machine->ledger.device[index].used);
 }
