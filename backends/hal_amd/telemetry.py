@@ -27,7 +27,9 @@ def sample(
         key = (card.id, part)
         if key not in asked:
             processor = card.first if part is None else card.processors[part]
-            asked[key] = Answers(cards.smi, processor)
+            # Fast figures alone are asked for on every tick; with others, it is time to ask for all anew.
+            known = card.hopeless.setdefault(part, {}) if Cost.SLOW not in costs else {}
+            asked[key] = Answers(cards.smi, processor, known)
         return asked[key]
 
     for subject, card, part in subjects:
