@@ -24,10 +24,16 @@ class Metrics:
 
     def __init__(self, raw: ctypes.Structure) -> None:
         self._raw = raw
+        self._said: dict[str, Any] = {}  # all partitions of a card ask for the same
         self._types = _types(raw.__class__)
 
     def __getitem__(self, word: str) -> Any:
         """Raises KeyError for what this version does not have."""
+        if word not in self._said:
+            self._said[word] = self._read(word)
+        return self._said[word]
+
+    def _read(self, word: str) -> Any:
         if word.startswith(_PARTITIONS):
             name = word.removeprefix(_PARTITIONS)
             return [_figure(name, getattr(part, name), _types(part.__class__)[name])
