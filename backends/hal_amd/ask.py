@@ -62,6 +62,7 @@ class Answers:
         self._hopeless = {} if hopeless is None else hopeless
         self._processor = processor
         self._said: dict[tuple[Any, ...], Any] = {}
+        self.shared: dict[object, Any] = {}  # what was made of the answers, by who made it
         self.codes: set[int] = set()  # what the library said instead of an answer
 
     def __call__(self, call: str, *arguments: Any) -> Any:

@@ -69,7 +69,10 @@ def _of_parent(row: Call, own: set[_Kind]) -> Call:
     kept = [place for place, figure in enumerate(row.figures) if _kind(figure) not in own]
 
     def read(library: object, subject: rows.Subject) -> tuple[Answer, ...]:
-        values = row.read(library, subject)
+        shared = subject.card_says.shared  # with the card's other partitions
+        values = shared.get(row.read)
+        if values is None:
+            values = shared[row.read] = row.read(library, subject)
         return tuple(values[place] for place in kept)
 
     return row._replace(figures=tuple(row.figures[place] for place in kept), scope=Scope.PARENT, read=read)
