@@ -42,13 +42,19 @@ def beside_nvitop() -> dict[str, Any]:
 
 
 def beside_gpustat() -> dict[str, Any]:
-    """Memory, activity, power, temperature, fans and processes: all that gpustat prints."""
+    """Memory, activity, power, temperature, fans and processes: all that gpustat prints.
+
+    Its query opens NVML and closes it, and rests 0.1 s for each GPU, to see how busy its processes are.
+    """
     import gpustat
 
-    return _beside(gpustat.GPUStatCollection.new_query, ("memory", "activity", "power", "temperature"), True)
+    return _beside(gpustat.GPUStatCollection.new_query, ("memory", "activity", "power", "temperature"),
+                   processes=True, rounds=9)  # fmt: skip
 
 
-def _beside(query: Callable[[], object], words: tuple[str, ...], processes: bool = False) -> dict[str, Any]:
+def _beside(
+    query: Callable[[], object], words: tuple[str, ...], *, processes: bool = False, rounds: int = 200
+) -> dict[str, Any]:
     import hal
     from hal.backend import Cost
 
@@ -62,7 +68,7 @@ def _beside(query: Callable[[], object], words: tuple[str, ...], processes: bool
             if processes:
                 machine.processes(ids)
 
-        both = compared(ours, query, rounds=100)
+        both = compared(ours, query, rounds=rounds)
     return {
         "ratio": both.ratio,
         "remark": f"{both.first * 1e3:.2f} ms, theirs {both.second * 1e3:.2f} ms",

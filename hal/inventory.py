@@ -27,6 +27,7 @@ from hal.registry import FAILED, Source, discover
 
 __all__ = ["Machine"]
 
+_ASKED = 16  # ways of asking that are remembered side by side
 UNENFORCED = Enforcement(memory=Rung.NONE, compute=Rung.NONE)
 
 
@@ -42,7 +43,7 @@ class Machine:
         self._inventory: Inventory | None = None
         self._owner: dict[str, Source] = {}
         self._parts: dict[str, Inventory] = {}  # by source: what it last showed
-        self._last: dict[str, dict[tuple[Any, ...], Reading]] = {}  # by source: what it last said
+        self._last: dict[str, dict[object, list[Reading]]] = {}  # by source and what was asked: what it said
         self._limits: dict[str, Enforcement] = {}
 
     def __enter__(self) -> Machine:
@@ -123,7 +124,7 @@ class Machine:
             if found is FAILED:
                 readings += self._stale(source, own)
             else:
-                self._remember(source, found)
+                self._remember(source, (wanted, costs, tuple(own)), found)
                 readings += found
         return readings
 
@@ -189,15 +190,18 @@ class Machine:
         begun = [(source, source.begin(method)) for source in sources]
         return [(source, finish()) for source, finish in begun]
 
-    def _remember(self, source: Source, readings: list[Reading]) -> None:
+    def _remember(self, source: Source, asked: object, readings: list[Reading]) -> None:
+        """Cheaply, as it is done on every tick: sorted out when it is needed."""
         last = self._last.setdefault(source.name, {})
-        for reading in readings:
-            last[reading.subject, reading.name, tuple(reading.labels.items())] = reading
+        last.pop(asked, None)  # the newest is at the end
+        last[asked] = readings
+        if len(last) > _ASKED:
+            self._last[source.name] = {None: _newest(last.values())}
 
     def _stale(self, source: Source, own: list[str]) -> list[Reading]:
-        detail = source.probe.reason
-        last = self._last.get(source.name, {}).values()
-        return [replace(r, status=Status.STALE, detail=detail) for r in last if r.subject in own]
+        detail, last = source.probe.reason, _newest(self._last.get(source.name, {}).values())
+        subjects = set(own)
+        return [replace(r, status=Status.STALE, detail=detail) for r in last if r.subject in subjects]
 
     def _by_source(self, ids: Iterable[str] | None) -> list[tuple[Source, list[str]]]:
         self.inventory()
@@ -207,3 +211,8 @@ class Machine:
             raise GoneError(f"no device '{unknown[0]}' here")
         pairs = [(s, [d for d in wanted if self._owner[d] is s]) for s in self._sources]
         return [(source, own) for source, own in pairs if own]
+
+
+def _newest(said: Iterable[list[Reading]]) -> list[Reading]:
+    """Of each figure the last reading."""
+    return list({(r.subject, r.name, tuple(r.labels.items())): r for each in said for r in each}.values())

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hal_amd import errors
+from hal_amd.metrics import CALL, metrics
 
 __all__ = ["Answers", "Guarded", "RefusedError", "ask"]
 
@@ -53,10 +54,15 @@ class Guarded:
 class Answers:
     """What one processor says now. Rows that share a call, and partitions that share a card, ask once."""
 
-    def __init__(self, smi: Any, processor: Any) -> None:
+    def __init__(
+        self, smi: Any, processor: Any, hopeless: dict[tuple[Any, ...], Exception] | None = None
+    ) -> None:
+        """``hopeless`` is what it does not support, as an earlier sample learnt; this one adds to it."""
         self.smi = smi
+        self._hopeless = {} if hopeless is None else hopeless
         self._processor = processor
         self._said: dict[tuple[Any, ...], Any] = {}
+        self.shared: dict[object, Any] = {}  # what was made of the answers, by who made it
         self.codes: set[int] = set()  # what the library said instead of an answer
 
     def __call__(self, call: str, *arguments: Any) -> Any:
@@ -64,12 +70,14 @@ class Answers:
         question = (call, *arguments)
         if question not in self._said:
             try:
-                self._said[question] = self._ask(call, arguments)
+                self._said[question] = self._hopeless.get(question) or self._ask(call, arguments)
             except Exception as failure:
                 self._said[question] = failure
                 code = errors.code_of(failure)
                 if code is not None:
                     self.codes.add(code)
+                if code == errors.NOT_SUPPORTED:
+                    self._hopeless[question] = failure
         answer = self._said[question]
         if isinstance(answer, Exception):
             raise answer.with_traceback(None)
@@ -83,4 +91,6 @@ class Answers:
             return None
 
     def _ask(self, call: str, arguments: tuple[Any, ...]) -> Any:
+        if call == CALL and not arguments:
+            return metrics(self.smi, self._processor)
         return getattr(self.smi, call)(self._processor, *arguments)

@@ -41,6 +41,8 @@ class Card:
         self.positions: dict[int, int] = {}  # in AMD SMI's list, by partition
         self.shape = Shape()
         self.looks = Looks()
+        # By partition: the questions that it does not support, with what it said.
+        self.hopeless: dict[int | None, dict[tuple[Any, ...], Exception]] = {}
 
     @property
     def first(self) -> Any:

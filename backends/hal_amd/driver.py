@@ -20,8 +20,9 @@ from hal.backend import StateError
 from hal.model import Probe, ProbeState
 from hal_amd import errors
 from hal_amd.device import Cards
+from hal_amd.glance import LIBRARY, absent, on_bus, places
 from hal_amd.sysfs import Sysfs
-from hal_amd.version import LIBRARY, loaded_library, versions
+from hal_amd.version import loaded_library, versions
 
 __all__ = ["Driver"]
 
@@ -118,9 +119,9 @@ class Driver:
         library = self._find()
         smi = _wrapper(library)
         if not self._files and (loaded := loaded_library()) is not None:
-            places = (Path(library).absolute(), loaded, loaded.with_name(LIBRARY),
-                      self._root / "opt/rocm/lib" / LIBRARY)  # fmt: skip
-            self._files = {path: _file(path) for path in places}
+            files = (Path(library).absolute(), loaded, loaded.with_name(LIBRARY),
+                     self._root / "opt/rocm/lib" / LIBRARY)  # fmt: skip
+            self._files = {path: _file(path) for path in files}
         try:
             with _quiet():
                 smi.amdsmi_init()
@@ -132,8 +133,7 @@ class Driver:
         """The name under which the library loads."""
         names = [self._library or LIBRARY]
         if self._library is None:
-            prefixes = (os.environ.get("ROCM_HOME"), os.environ.get("ROCM_PATH"), self._root / "opt/rocm")
-            names += [str(Path(prefix, "lib", LIBRARY)) for prefix in prefixes if prefix]
+            names += places(self._root)
         for name in names:
             try:
                 with _quiet():
@@ -143,34 +143,22 @@ class Driver:
                 # A missing library the file itself needs is named first instead: that one is broken.
                 if not str(failure).startswith(f"{name}: cannot open shared object file"):
                     raise _UnusableError(ProbeState.BROKEN, f"{name} does not load: {failure}") from failure
-        if self._on_bus():
+        if on_bus(self._root):
             reason = f"an AMD GPU is on the PCI bus but {names[0]} cannot be loaded"
             raise _UnusableError(ProbeState.BLOCKED, reason, "install amd-smi-lib (ROCm)", missing=True)
-        fix = "install amd-smi-lib (ROCm) if this machine has an AMD GPU"
-        raise _UnusableError(ProbeState.ABSENT, f"no AMD SMI library ({names[0]})", fix, missing=True)
+        nothing = absent(names[0])
+        raise _UnusableError(nothing.state, nothing.reason, nothing.fix, missing=True)
 
     def _init_failed(self, failure: Exception) -> _UnusableError:
         code = errors.code_of(failure)
         state, reason, fix = ProbeState.BROKEN, str(errors.error(failure, "amdsmi_init")), ""
-        if code == errors.DRIVER_NOT_LOADED and not self._on_bus():
+        if code == errors.DRIVER_NOT_LOADED and not on_bus(self._root):
             state, reason = ProbeState.ABSENT, "the AMD driver is not loaded, and no GPU is on the PCI bus"
         elif code == errors.DRIVER_NOT_LOADED:
             state, fix = ProbeState.BLOCKED, "load the kernel driver: modprobe amdgpu"
         elif code == errors.NO_PERMISSION:
             state, fix = ProbeState.BLOCKED, "add this user to the groups render and video"
         return _UnusableError(state, reason, fix, code=code)
-
-    def _on_bus(self) -> bool:
-        """Whether the PCI bus has an AMD display controller (0x03...) or accelerator (0x12...)."""
-        for vendor in self._root.glob("sys/bus/pci/devices/*/vendor"):
-            try:
-                if vendor.read_text().strip() != "0x1002":
-                    continue
-                if vendor.with_name("class").read_text().startswith(("0x03", "0x12")):
-                    return True
-            except OSError:  # unplugged between the two looks
-                continue
-        return False
 
 
 def _wrapper(library: str) -> Any:

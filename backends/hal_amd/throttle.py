@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from hal.backend import Call, Cost, Figure, Group, Value
 from hal.model import Scope, Status
 from hal_amd import conv
+from hal_amd.metrics import Metrics
 
 if TYPE_CHECKING:
     from hal_amd.rows import Subject
@@ -44,7 +45,7 @@ class Looks:
         self.now: _Look | None = None
         self._seen: object = None
 
-    def look(self, metrics: dict[str, Any]) -> _Look:
+    def look(self, metrics: Metrics | dict[str, Any]) -> _Look:
         """Of one sample once, however many of its rows ask."""
         if self.now is not None and metrics is self._seen:
             return self.now
@@ -64,7 +65,7 @@ class Looks:
         return passed / counted if passed > 0 and counted > 0 else None
 
 
-def _read(metrics: dict[str, Any]) -> _Look:
+def _read(metrics: Metrics | dict[str, Any]) -> _Look:
     clock = conv.number(metrics.get("system_clock_counter"))
     held = {reason: conv.number(metrics.get(f"{word}_residency_acc")) for reason, word in _REASONS.items()}
     cycles = conv.number(metrics.get("accumulation_counter"))

@@ -8,7 +8,6 @@ would write is known before it is made.
 from __future__ import annotations
 
 import ctypes
-import importlib.metadata
 from bisect import bisect_right
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,10 +15,10 @@ from typing import Any, NamedTuple
 
 from hal_amd import conv
 from hal_amd.ask import ask
+from hal_amd.glance import LIBRARY
 
-__all__ = ["LIBRARY", "Versions", "loaded_library", "versions"]
+__all__ = ["Versions", "loaded_library", "versions"]
 
-LIBRARY = "libamd_smi.so"
 
 _WRITTEN_FOR = {
     "6.2": 24,
@@ -143,6 +142,8 @@ def _release(smi: Any) -> str:
     said = getattr(smi, "__version__", None)
     if isinstance(said, str) and said:
         return said
+    import importlib.metadata  # takes 12 ms to import
+
     try:
         return importlib.metadata.version("amdsmi")
     except importlib.metadata.PackageNotFoundError:

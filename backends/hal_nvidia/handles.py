@@ -30,7 +30,8 @@ class Gpu:
     """A GPU or MIG device as NVML knows it."""
 
     __slots__ = (
-        "_closing", "doubtful", "fields", "gpm", "handle", "known", "partition", "plan", "plans", "ways",
+        "_closing", "doubtful", "fields", "gpm", "handle", "known", "partition", "plan", "plans",
+        "ready", "ways",
     )  # fmt: skip
 
     def __init__(self, handle: Any, partition: bool) -> None:
@@ -39,6 +40,7 @@ class Gpu:
         self.doubtful = False
         self.known: dict[str, Any] = {}  # what does not change: how many links and fans
         self.ways: dict[object, int] = {}  # which of several calls this driver has, by `either`
+        self.ready: dict[object, Any] = {}  # direct's: functions with what they are called with
         self.plans: dict[Any, Any] = {}  # telemetry's, by what it was asked for
         self.plan: Any = None  # the one that is being read
         self.fields: list[Any] | None = None  # what nvmlDeviceGetFieldValues gave for it

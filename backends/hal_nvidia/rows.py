@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from hal.backend import Answer, Call, Cost, Figure, Group, Value
 from hal.model import Scope, Status
-from hal_nvidia import conv, gpm
+from hal_nvidia import conv, direct, gpm
 from hal_nvidia.fields import Field
 from hal_nvidia.handles import Gpu, either
 
@@ -30,9 +30,19 @@ def vram(name: str) -> Figure:
 # ---- memory ------------------------------------------------------------------------------------------
 
 
+_info_v2 = direct.structure(
+    "nvmlDeviceGetMemoryInfo_v2", "c_nvmlMemory_v2_t", "nvmlMemory_v2",
+    lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu.handle, nvml.nvmlMemory_v2),
+)  # fmt: skip
+_utilization = direct.structure(
+    "nvmlDeviceGetUtilizationRates", "c_nvmlUtilization_t", "",
+    lambda nvml, gpu: nvml.nvmlDeviceGetUtilizationRates(gpu.handle),
+)  # fmt: skip
+
+
 def _memory_v2(nvml: Any, gpu: Gpu) -> tuple[Answer, ...]:
     size = conv.size
-    info = nvml.nvmlDeviceGetMemoryInfo(gpu.handle, nvml.nvmlMemory_v2)
+    info = _info_v2(nvml, gpu)
     total, used, free, reserved = info.total, info.used, info.free, info.reserved
     if used > total or free > total or reserved > total:
         return _more_than_all(total, used, free, reserved)
@@ -89,7 +99,7 @@ def _bar1(scope: Scope) -> Call:
 
 def _busy(nvml: Any, gpu: Gpu) -> tuple[Answer, ...]:
     """Ratios over NVML's own last window, whose length (1/6 s to 1 s) it does not say."""
-    rates = nvml.nvmlDeviceGetUtilizationRates(gpu.handle)
+    rates = _utilization(nvml, gpu)
     return conv.ratio(rates.gpu), conv.ratio(rates.memory)
 
 
@@ -99,15 +109,15 @@ def _busy_by_gpm(nvml: Any, gpu: Gpu) -> tuple[Answer, ...]:
 
 
 def _engine(call: str) -> Callable[[Any, Gpu], tuple[Answer, ...]]:
-    return lambda nvml, gpu: (conv.ratio(getattr(nvml, call)(gpu.handle)[0]),)
+    ask = direct.number(call, spare=True)
+    return lambda nvml, gpu: (conv.ratio(ask(nvml, gpu)),)
 
 
 def _one(
-    call: str, convert: Callable[[object], Answer], *arguments: Any
+    call: str, convert: Callable[[object], Answer], *arguments: int
 ) -> Callable[[Any, Gpu], tuple[Answer, ...]]:
-    if not arguments:
-        return lambda nvml, gpu: (convert(getattr(nvml, call)(gpu.handle)),)
-    return lambda nvml, gpu: (convert(getattr(nvml, call)(gpu.handle, *arguments)),)
+    ask = direct.number(call, *arguments)
+    return lambda nvml, gpu: (convert(ask(nvml, gpu)),)
 
 
 def _answer(call: str, convert: Callable[[object], Answer], *arguments: Any) -> Callable[[Any, Gpu], Answer]:
@@ -120,7 +130,8 @@ def _limits(nvml: Any, gpu: Gpu) -> tuple[Answer, ...]:
 
 
 def _reasons(call: str) -> Callable[[Any, Gpu], tuple[Answer, ...]]:
-    return lambda nvml, gpu: conv.reasons(getattr(nvml, call)(gpu.handle))
+    ask = direct.mask(call)
+    return lambda nvml, gpu: conv.reasons(ask(nvml, gpu))
 
 
 def _choice(
@@ -136,8 +147,11 @@ def _ecc(nvml: Any, gpu: Gpu) -> tuple[Answer, ...]:
     return (conv.flag(nvml.nvmlDeviceGetEccMode(gpu.handle)[0]),)
 
 
+_core_temperature = direct.number("nvmlDeviceGetTemperature", 0)
+
+
 def _core_temperature_v1(nvml: Any, gpu: Gpu) -> tuple[Answer, ...]:
-    return (conv.celsius(nvml.nvmlDeviceGetTemperature(gpu.handle, 0)),)
+    return (conv.celsius(_core_temperature(nvml, gpu)),)
 
 
 def _core_temperature_v2(nvml: Any, gpu: Gpu) -> tuple[Answer, ...]:
@@ -162,7 +176,7 @@ def _single(
     unit: str,
     call: str,
     convert: Callable[[object], Answer],
-    *arguments: Any,
+    *arguments: int,
     scope: Scope = Scope.DEVICE,
     cost: Cost = Cost.FAST,
     **labels: str,

@@ -91,9 +91,13 @@ def _dispatch(arguments: list[str]) -> int:
         "  hal emulate mixed -- hal list",
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    # With `prog` it need not work out its own usage; and a command's parser is made when it is used.
+    commands = parser.add_subparsers(prog="hal", dest="command", metavar="COMMAND", parser_class=_Parser)
     named = next((word for word in arguments if not word.startswith("-")), None)
+    sole = named in _COMMANDS and arguments[0] == named
     for name, (module, summary) in _COMMANDS.items():
+        if sole and name != named:
+            continue
         command = commands.add_parser(name, help=summary)
         if name == named:
             configure = getattr(import_module(module), f"configure_{name}")

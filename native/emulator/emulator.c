@@ -93,6 +93,8 @@ static void free_one(uint64_t address, struct hal_allocation a) {
 void emulator_free_of(uint64_t owner) { hal_sizes_drain(owner, 0, 0, free_one); }
 
 uint64_t emulator_used(unsigned index) {
+    /* It is never less than what all hold together: of nothing, nothing is a dead one's. */
+    if (atomic_load(&machine->ledger.device[index].used) == 0) return 0;
     hal_ledger_reap(&machine->ledger);
     return atomic_load(&machine->ledger.device[index].used);
 }

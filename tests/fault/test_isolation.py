@@ -13,7 +13,8 @@ import pytest
 
 from hal.backend import Cost, GoneError, Group
 from hal.inventory import Machine
-from hal.isolation.vendor import Vendor, VendorLost
+from hal.isolation import VendorLost
+from hal.isolation.vendor import Vendor
 from hal.model import Device, DeviceKind, Heap, Inventory, Probe, ProbeState, Reading, Status, whole
 from hal.registry import Source
 
