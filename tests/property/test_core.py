@@ -457,7 +457,8 @@ class Core(RuleBasedStateMachine):
             self.apply(DeviceRecovered(target))
         for name in NODES:
             self.join(name, 100, 0, 0)
-        for _ in range(2 * len(self.waits) + 2):
+        # Who was taken away and waits again has its turn again, too.
+        for _ in range(4 * (len(self.waits) + len(self.held)) + 4):
             for id in sorted(self.held):
                 self.apply(Release(id, 0))
                 self.end(id)
