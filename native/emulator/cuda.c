@@ -1,8 +1,5 @@
 /* libcuda.so.1 over the emulated machine: the devices whose vendor is "nvidia", as far as
- * CUDA_VISIBLE_DEVICES leaves them. What each call answers is as NVIDIA's "CUDA Driver API" says.
- *
- * Apart from the real one: destroying a context does not free the memory that was allocated in it,
- * which stays until it is freed or the process ends. */
+ * CUDA_VISIBLE_DEVICES leaves them. What each call answers is as NVIDIA's "CUDA Driver API" says. */
 #define _GNU_SOURCE
 #include "cuda.h"
 
@@ -90,6 +87,15 @@ CUDA cuGetErrorString(CUresult error, const char **out) {
 
 /* ---- devices --------------------------------------------------------------------------------- */
 
+CUresult cuda_ready(void) { return ready(); }
+
+CUresult cuda_device(CUdevice device, unsigned *index) {
+    TRY(ready());
+    if (device < 0 || device >= devices) return CUDA_ERROR_INVALID_DEVICE;
+    *index = visible[device];
+    return CUDA_SUCCESS;
+}
+
 static CUresult check(CUdevice device, const void *out) {
     TRY(ready());
     if (out == NULL) return CUDA_ERROR_INVALID_VALUE;
@@ -146,7 +152,13 @@ CUDA cuDeviceTotalMem_v2(size_t *bytes, CUdevice device) {
     *bytes = total(device);
     return CUDA_SUCCESS;
 }
-ALSO(cuDeviceTotalMem, cuDeviceTotalMem_v2);
+
+/* Before CUDA 3.2 sizes had 32 bits; what does not fit says as much as there is room for. */
+CUDA cuDeviceTotalMem(unsigned *bytes, CUdevice device) {
+    TRY(check(device, bytes));
+    *bytes = total(device) < UINT32_MAX ? (unsigned)total(device) : UINT32_MAX;
+    return CUDA_SUCCESS;
+}
 
 CUDA cuDeviceGetAttribute(int *out, CUdevice_attribute attribute, CUdevice device) {
     TRY(check(device, out));
@@ -218,6 +230,14 @@ CUresult cuda_current(unsigned *device) {
     return CUDA_SUCCESS;
 }
 
+CUresult cuda_owner(uint64_t *owner, unsigned *device) {
+    CUcontext context;
+    TRY(current(&context));
+    *owner = (uint64_t)(uintptr_t)context;
+    *device = visible[context->device];
+    return CUDA_SUCCESS;
+}
+
 CUDA cuCtxPushCurrent_v2(CUcontext context) {
     TRY(ready());
     TRY(usable(context));
@@ -284,6 +304,7 @@ CUDA cuCtxDestroy_v2(CUcontext context) {
     if (!within(context, made, sizeof made)) return CUDA_ERROR_INVALID_CONTEXT;
     if (atomic_exchange(&context->users, 0) == 0) return CUDA_ERROR_CONTEXT_IS_DESTROYED;
     if (depth > 0 && stack[depth - 1] == context) depth--;
+    emulator_free_of((uint64_t)(uintptr_t)context);
     return CUDA_SUCCESS;
 }
 ALSO(cuCtxDestroy, cuCtxDestroy_v2);
@@ -309,6 +330,7 @@ CUDA cuCtxSynchronize(void) {
     unsigned device;
     TRY(cuda_current(&device));
     timeline_wait(device, timeline_mark(device));
+    cuda_pools_release();
     return CUDA_SUCCESS;
 }
 
@@ -317,6 +339,7 @@ CUDA cuCtxSynchronize_v2(CUcontext context) {
     TRY(ready());
     TRY(usable(context));
     timeline_wait(visible[context->device], timeline_mark(visible[context->device]));
+    cuda_pools_release();
     return CUDA_SUCCESS;
 }
 
@@ -333,9 +356,18 @@ CUDA cuDevicePrimaryCtxRelease_v2(CUdevice device) {
     do {
         if (users == 0) return CUDA_ERROR_INVALID_CONTEXT;
     } while (!atomic_compare_exchange_weak(&primary[device].users, &users, users - 1));
+    if (users == 1) emulator_free_of((uint64_t)(uintptr_t)&primary[device]);
     return CUDA_SUCCESS;
 }
 ALSO(cuDevicePrimaryCtxRelease, cuDevicePrimaryCtxRelease_v2);
+
+/* Whoever retains it goes on with an empty one. */
+CUDA cuDevicePrimaryCtxReset_v2(CUdevice device) {
+    TRY(check(device, &device));
+    emulator_free_of((uint64_t)(uintptr_t)&primary[device]);
+    return CUDA_SUCCESS;
+}
+ALSO(cuDevicePrimaryCtxReset, cuDevicePrimaryCtxReset_v2);
 
 CUDA cuDevicePrimaryCtxGetState(CUdevice device, unsigned *flags, int *active) {
     TRY(check(device, flags));
@@ -344,35 +376,3 @@ CUDA cuDevicePrimaryCtxGetState(CUdevice device, unsigned *flags, int *active) {
     *active = alive(&primary[device]);
     return CUDA_SUCCESS;
 }
-
-/* ---- memory ---------------------------------------------------------------------------------- */
-
-CUDA cuMemAlloc_v2(CUdeviceptr *out, size_t bytes) {
-    CUcontext context;
-    uint64_t address;
-    TRY(current(&context));
-    if (out == NULL || bytes == 0) return CUDA_ERROR_INVALID_VALUE;
-    if (emulator_allocate(visible[context->device], bytes, &address) != EMULATOR_OK)
-        return CUDA_ERROR_OUT_OF_MEMORY;
-    *out = address;
-    return CUDA_SUCCESS;
-}
-ALSO(cuMemAlloc, cuMemAlloc_v2);
-
-CUDA cuMemFree_v2(CUdeviceptr address) {
-    CUcontext context;
-    TRY(current(&context));
-    if (address == 0) return CUDA_SUCCESS;
-    return emulator_free(address) == EMULATOR_OK ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
-}
-ALSO(cuMemFree, cuMemFree_v2);
-
-CUDA cuMemGetInfo_v2(size_t *available, size_t *all) {
-    CUcontext context;
-    TRY(current(&context));
-    if (available == NULL || all == NULL) return CUDA_ERROR_INVALID_VALUE;
-    *all = total(context->device);
-    *available = *all - emulator_used(visible[context->device]);
-    return CUDA_SUCCESS;
-}
-ALSO(cuMemGetInfo, cuMemGetInfo_v2);

@@ -76,13 +76,13 @@ typedef enum {
     E(cuDeviceGetName, 2000, cuDeviceGetName)                                                      \
     E(cuDeviceGetUuid, 9020, cuDeviceGetUuid)                                                      \
     E(cuDeviceGetUuid, 11040, cuDeviceGetUuid_v2)                                                  \
-    E(cuDeviceTotalMem, 2000, cuDeviceTotalMem)                                                    \
-    E(cuDeviceTotalMem, 3020, cuDeviceTotalMem_v2)                                                 \
     E(cuDeviceGetAttribute, 2000, cuDeviceGetAttribute)                                            \
     E(cuDeviceGetPCIBusId, 4010, cuDeviceGetPCIBusId)                                              \
     E(cuDevicePrimaryCtxRetain, 7000, cuDevicePrimaryCtxRetain)                                    \
     E(cuDevicePrimaryCtxRelease, 7000, cuDevicePrimaryCtxRelease)                                  \
     E(cuDevicePrimaryCtxRelease, 11000, cuDevicePrimaryCtxRelease_v2)                              \
+    E(cuDevicePrimaryCtxReset, 7000, cuDevicePrimaryCtxReset)                                      \
+    E(cuDevicePrimaryCtxReset, 11000, cuDevicePrimaryCtxReset_v2)                                  \
     E(cuDevicePrimaryCtxGetState, 7000, cuDevicePrimaryCtxGetState)                                \
     E(cuCtxCreate, 2000, cuCtxCreate)                                                              \
     E(cuCtxCreate, 3020, cuCtxCreate_v2)                                                           \
@@ -100,12 +100,6 @@ typedef enum {
     E(cuCtxGetDevice, 13000, cuCtxGetDevice_v2)                                                    \
     E(cuCtxSynchronize, 2000, cuCtxSynchronize)                                                    \
     E(cuCtxSynchronize, 13000, cuCtxSynchronize_v2)                                                \
-    E(cuMemAlloc, 2000, cuMemAlloc)                                                                \
-    E(cuMemAlloc, 3020, cuMemAlloc_v2)                                                             \
-    E(cuMemFree, 2000, cuMemFree)                                                                  \
-    E(cuMemFree, 3020, cuMemFree_v2)                                                               \
-    E(cuMemGetInfo, 2000, cuMemGetInfo)                                                            \
-    E(cuMemGetInfo, 3020, cuMemGetInfo_v2)                                                         \
     E(cuGetErrorName, 6000, cuGetErrorName)                                                        \
     E(cuGetErrorString, 6000, cuGetErrorString)
 

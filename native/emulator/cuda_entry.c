@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "cuda_launch.h"
+#include "cuda_memory.h"
 #include "cuda_parts.h"
 
 /* Only their addresses are of interest here. */
@@ -12,6 +13,7 @@ CUDA cuGetProcAddress_v2(const char *symbol, void **out, int version, uint64_t f
                          CUdriverProcAddressQueryResult *status);
 CUDA cuGetProcAddress(const char *symbol, void **out, int version, uint64_t flags);
 CUDA_ENTRY_POINTS(DECLARE) CUDA_LAUNCH_POINTS(DECLARE) CUDA_STREAM_POINTS(DECLARE_BOTH)
+CUDA_MEMORY_POINTS(DECLARE) CUDA_MEMORY_STREAM_POINTS(DECLARE_BOTH)
 
 static const struct {
     const char *name;
@@ -21,6 +23,7 @@ static const struct {
 #define ENTRY(name, since, function) {#name, since, (void *)function, NULL},
 #define BOTH(name, since, function) {#name, since, (void *)function, (void *)function##_ptsz},
     CUDA_ENTRY_POINTS(ENTRY) CUDA_LAUNCH_POINTS(ENTRY) CUDA_STREAM_POINTS(BOTH)
+    CUDA_MEMORY_POINTS(ENTRY) CUDA_MEMORY_STREAM_POINTS(BOTH)
     {"cuGetProcAddress", 11030, (void *)cuGetProcAddress, NULL},
     {"cuGetProcAddress", 12000, (void *)cuGetProcAddress_v2, NULL},
 };

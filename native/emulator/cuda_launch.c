@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cuda_graph.h"
 #include "cuda_parts.h"
 #include "timeline.h"
 
@@ -22,15 +23,6 @@ struct CUmod_st {
 
 struct CUfunc_st {
     char name[64];
-    int64_t ns;
-};
-
-struct CUgraph_st {
-    int64_t ns;
-    unsigned kernels;
-};
-
-struct CUgraphExec_st {
     int64_t ns;
 };
 
@@ -100,7 +92,7 @@ CUDA cuStreamEndCapture(CUstream s, CUgraph *out) {
     *out = s->graph;
     s->graph = NULL;
     if (!s->spoiled) return CUDA_SUCCESS;
-    free(*out);
+    cuGraphDestroy(*out);
     *out = NULL;
     return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
 }
@@ -172,7 +164,7 @@ CUDA cuStreamDestroy_v2(CUstream s) {
     if (is_default(s)) return CUDA_ERROR_INVALID_HANDLE;
     CUstream me = s;
     atomic_compare_exchange_strong(&captured, &me, NULL);
-    free(s->graph);
+    if (s->graph != NULL) cuGraphDestroy(s->graph);
     free(s);
     return CUDA_SUCCESS;
 }
@@ -190,6 +182,7 @@ CUDA cuStreamSynchronize(CUstream s) {
     }
     TRY(unsafe_call());
     timeline_wait(device, mark_of(s, device));
+    cuda_pools_release();
     return CUDA_SUCCESS;
 }
 
@@ -256,6 +249,7 @@ CUDA cuEventQuery(CUevent event) {
 CUDA cuEventSynchronize(CUevent event) {
     TRY(usable(event));
     if (event->recorded) timeline_wait(event->device, event->mark);
+    cuda_pools_release();
     return CUDA_SUCCESS;
 }
 
@@ -319,30 +313,17 @@ CUDA cuLaunchGridAsync(CUfunction f, int width, int height, CUstream s) {
     return launch(f, (uint64_t)(width * height), s);
 }
 
-CUDA cuGraphInstantiateWithFlags(CUgraphExec *out, CUgraph graph, unsigned long long flags) {
-    (void)flags;
-    if (out == NULL || graph == NULL) return CUDA_ERROR_INVALID_VALUE;
-    if ((*out = calloc(1, sizeof **out)) == NULL) return CUDA_ERROR_OUT_OF_MEMORY;
-    (*out)->ns = graph->ns;
-    return CUDA_SUCCESS;
-}
-
 CUDA cuGraphLaunch(CUgraphExec graph, CUstream s) {
-    return graph == NULL ? CUDA_ERROR_INVALID_VALUE : put(s, graph->ns);
-}
-
-CUDA cuGraphExecDestroy(CUgraphExec graph) {
-    free(graph);
-    return CUDA_SUCCESS;
-}
-
-CUDA cuGraphDestroy(CUgraph graph) {
-    free(graph);
-    return CUDA_SUCCESS;
+    if (graph == NULL) return CUDA_ERROR_INVALID_VALUE;
+    TRY(cuda_graph_reserve(graph));
+    return put(s, graph->ns);
 }
 
 /* ---- the forms whose NULL is the thread's own stream ------------------------------------------------ */
 
+CUgraph cuda_capturing(CUstream s) { return is_default(s) ? NULL : s->graph; }
+
+CUstream cuda_own_stream(CUstream s) { return s == NULL ? PER_THREAD : s; }
 static CUstream own(CUstream s) { return s == NULL ? PER_THREAD : s; }
 
 CUDA cuStreamSynchronize_ptsz(CUstream s) { return cuStreamSynchronize(own(s)); }

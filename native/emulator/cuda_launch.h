@@ -44,11 +44,7 @@ typedef struct {
     E(cuEventElapsedTime, 12080, cuEventElapsedTime_v2)                                            \
     E(cuLaunch, 2000, cuLaunch)                                                                    \
     E(cuLaunchGrid, 2000, cuLaunchGrid)                                                            \
-    E(cuLaunchGridAsync, 2000, cuLaunchGridAsync)                                                  \
-    E(cuGraphInstantiate, 12000, cuGraphInstantiateWithFlags)                                      \
-    E(cuGraphInstantiateWithFlags, 11040, cuGraphInstantiateWithFlags)                             \
-    E(cuGraphExecDestroy, 10000, cuGraphExecDestroy)                                               \
-    E(cuGraphDestroy, 10000, cuGraphDestroy)
+    E(cuLaunchGridAsync, 2000, cuLaunchGridAsync)
 
 /* These have a form for programs whose default stream is their thread's own: the same name and _ptsz. */
 #define CUDA_STREAM_POINTS(E)                                                                      \

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <time.h>
 
 #include "member.h"
 #include "sizes.h"
@@ -44,29 +45,63 @@ unsigned emulator_devices(const char *vendor, unsigned index[HAL_LEDGER_DEVICES]
 
 /* ---- memory --------------------------------------------------------------------------------- */
 
-enum emulator_memory emulator_allocate(unsigned index, uint64_t bytes, uint64_t *address) {
-    static _Atomic uint64_t next = UINT64_C(0x700000000000);
+bool emulator_take(unsigned index, uint64_t bytes) {
     int mine = hal_member_slot(&member);
-    if (mine < 0 || !hal_ledger_reserve(&machine->ledger, mine, index, bytes))
-        return EMULATOR_NO_MEMORY;
-    uint64_t at = atomic_fetch_add(&next, (bytes + 511) & ~UINT64_C(511));
-    if (!hal_sizes_put(at, (struct hal_allocation){bytes, index})) {
-        hal_ledger_release(&machine->ledger, mine, index, bytes);
+    return mine >= 0 && hal_ledger_reserve(&machine->ledger, mine, index, bytes);
+}
+
+void emulator_give(unsigned index, uint64_t bytes) {
+    hal_ledger_release(&machine->ledger, hal_member_slot(&member), index, bytes);
+}
+
+uint64_t emulator_address(uint64_t bytes, uint64_t alignment) {
+    static _Atomic uint64_t next = UINT64_C(0x700000000000);
+    /* Zero bytes, too, get an address of their own. */
+    uint64_t room = (bytes + (bytes == 0) + 511) & ~UINT64_C(511);
+    if (alignment <= 512) return atomic_fetch_add(&next, room);
+    return (atomic_fetch_add(&next, room + alignment) + alignment - 1) & ~(alignment - 1);
+}
+
+enum emulator_memory emulator_allocate_for(uint64_t owner, unsigned index, uint64_t bytes, uint64_t *address) {
+    if (!emulator_take(index, bytes)) return EMULATOR_NO_MEMORY;
+    uint64_t at = emulator_address(bytes, 512);
+    if (!hal_sizes_put(at, (struct hal_allocation){bytes, owner, index})) {
+        emulator_give(index, bytes);
         return EMULATOR_NO_MEMORY;
     }
     *address = at;
     return EMULATOR_OK;
 }
 
+enum emulator_memory emulator_allocate(unsigned index, uint64_t bytes, uint64_t *address) {
+    return emulator_allocate_for(0, index, bytes, address);
+}
+
 enum emulator_memory emulator_free(uint64_t address) {
     struct hal_allocation a;
     if (!hal_sizes_take(address, &a)) return EMULATOR_NOT_MINE;
-    hal_ledger_release(&machine->ledger, hal_member_slot(&member), a.device, a.bytes);
+    emulator_give(a.device, a.bytes);
     return EMULATOR_OK;
 }
 
+static void free_one(uint64_t address, struct hal_allocation a) {
+    (void)address;
+    emulator_give(a.device, a.bytes);
+}
+
+void emulator_free_of(uint64_t owner) { hal_sizes_drain(owner, 0, 0, free_one); }
+
 uint64_t emulator_used(unsigned index) {
     hal_ledger_reap(&machine->ledger);
+    return atomic_load(&machine->ledger.device[index].used);
+}
+
+uint64_t emulator_used_lately(unsigned index) {
+    static _Atomic int64_t looked;
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+    int64_t tick = (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+    if (atomic_exchange_explicit(&looked, tick, memory_order_relaxed) != tick) return emulator_used(index);
     return atomic_load(&machine->ledger.device[index].used);
 }
 

@@ -29,8 +29,20 @@ enum emulator_memory { EMULATOR_OK, EMULATOR_NO_MEMORY, EMULATOR_NOT_MINE };
 enum emulator_memory emulator_allocate(unsigned index, uint64_t bytes, uint64_t *address);
 enum emulator_memory emulator_free(uint64_t address);
 
+/* The same for what `owner` (not 0) keeps: the end of it frees all that is left. */
+enum emulator_memory emulator_allocate_for(uint64_t owner, unsigned index, uint64_t bytes, uint64_t *address);
+void emulator_free_of(uint64_t owner);
+
+/* Memory without an address, and addresses without memory (aligned to `alignment`, a power of two). */
+bool emulator_take(unsigned index, uint64_t bytes);
+void emulator_give(unsigned index, uint64_t bytes);
+uint64_t emulator_address(uint64_t bytes, uint64_t alignment);
+
 /* Bytes that programs hold on a device now, the dead left out. */
 uint64_t emulator_used(unsigned index);
+
+/* The same for who asks all the time: the dead are looked for once every few milliseconds. */
+uint64_t emulator_used_lately(unsigned index);
 
 struct emulator_process {
     pid_t pid;

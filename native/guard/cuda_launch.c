@@ -9,18 +9,12 @@
 
 enum { CAPTURE_NONE = 0, CAPTURE_RELAXED = 2, NOT_READY = 600, DEFAULT_EVENT = 0 };
 
-/* What the guard itself needs of the driver; asked for by name on first use. */
-#define DRIVER(returns, name, ...)                                                                  \
-    static returns (*name##_of(void))(__VA_ARGS__) {                                                \
-        static struct guard_row row = {#name, #name, 0, NULL, NULL};                                \
-        return (returns(*)(__VA_ARGS__))guard_real(&guard_cuda, &row);                              \
-    }
-DRIVER(result, cuStreamIsCapturing, void *, int *)
-DRIVER(result, cuThreadExchangeStreamCaptureMode, int *)
-DRIVER(result, cuEventCreate, void **, unsigned)
-DRIVER(result, cuEventRecord, void *, void *)
-DRIVER(result, cuEventQuery, void *)
-DRIVER(result, cuEventElapsedTime, float *, void *, void *)
+CUDA_NEEDS(result, cuStreamIsCapturing, void *, int *)
+CUDA_NEEDS(result, cuThreadExchangeStreamCaptureMode, int *)
+CUDA_NEEDS(result, cuEventCreate, void **, unsigned)
+CUDA_NEEDS(result, cuEventRecord, void *, void *)
+CUDA_NEEDS(result, cuEventQuery, void *)
+CUDA_NEEDS(result, cuEventElapsedTime, float *, void *, void *)
 
 /* An event call on a stream that is captured becomes part of the graph or ends the capture; while another
  * stream is captured, a call of this thread may end that, unless the thread's mode is relaxed meanwhile. */
@@ -115,8 +109,12 @@ COOPERATIVE(cuLaunchCooperativeKernel_ptsz, per_thread(stream))
 EXTENDED(cuLaunchKernelEx, c->stream)
 EXTENDED(cuLaunchKernelEx_ptsz, per_thread(c->stream))
 
+/* A graph may allocate, too: cuda_graph_run sees to that. */
 #define GRAPH(name, own_stream)                                                                     \
-    result name(void *graph, void *stream) { LAUNCH(name, graph, 0, own_stream, (graph, stream)); }
+    static result name##_timed(void *graph, void *stream) {                                         \
+        LAUNCH(name, graph, 0, own_stream, (graph, stream));                                        \
+    }                                                                                               \
+    result name(void *graph, void *stream) { return cuda_graph_run(graph, stream, name##_timed); }
 GRAPH(cuGraphLaunch, stream)
 GRAPH(cuGraphLaunch_ptsz, per_thread(stream))
 

@@ -9,16 +9,19 @@
 #define HAL_GUARD_H
 
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #define HOOK __attribute__((visibility("default")))
 
 struct guard_row {
-    const char *name;   /* exported by the vendor's library and by the guard */
-    const char *base;   /* as GetProcAddress is asked for it */
-    int since;          /* the first version of the interface for which base means this function */
-    void *hook;
-    void *_Atomic real; /* NULL until resolved */
+    const char *name;    /* exported by the vendor's library and by the guard */
+    const char *base;    /* as GetProcAddress is asked for it */
+    int since;           /* the first version of the interface for which base means this function */
+    void *hook;          /* NULL: the guard needs the function for itself only */
+    void *_Atomic real;  /* NULL until resolved */
+    void *_Atomic alias; /* the address that the vendor's GetProcAddress gives for it, if that is another */
 };
 
 struct guard_family {
@@ -26,15 +29,28 @@ struct guard_family {
     const char *const *sonames; /* the library, newest first; ends with NULL */
     struct guard_row *rows;
     size_t count;
+    void *(*ask)(const struct guard_row *row); /* the vendor's GetProcAddress; may be NULL */
+    _Atomic bool asked;                        /* all rows that there are were resolved */
 };
 
-extern struct guard_family guard_cuda, guard_hip;
+extern struct guard_family guard_cuda, guard_hip, guard_nvml;
+
+void *guard_resolve(struct guard_family *family, struct guard_row *row);
 
 /* The vendor's own function; NULL when its library is not loaded in this process. */
-void *guard_real(struct guard_family *family, struct guard_row *row);
+static inline void *guard_real(struct guard_family *family, struct guard_row *row) {
+    void *real = atomic_load_explicit(&row->real, memory_order_acquire);
+    return real != NULL ? real : guard_resolve(family, row);
+}
 
-/* What the program gets in place of `found`, which the vendor's library gave for the name `base` at
- * interface version `version`: a hook, or `found` itself. */
-void *guard_swap(struct guard_family *family, void *found, const char *base, int version);
+/* What the program gets in place of `found`, which the vendor's library gave: a hook, or `found` itself. */
+void *guard_swap(struct guard_family *family, void *found);
+
+/* A function of the vendor's that the guard calls for itself: name_of() gives it, or NULL. */
+#define GUARD_NEEDS(family, returns, name, ...)                                                    \
+    static inline returns (*name##_of(void))(__VA_ARGS__) {                                        \
+        static struct guard_row row = {#name, #name, 0, NULL, NULL, NULL};                         \
+        return (returns(*)(__VA_ARGS__))guard_real(&family, &row);                                 \
+    }
 
 #endif

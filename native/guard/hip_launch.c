@@ -7,20 +7,14 @@
 
 enum { CAPTURE_NONE = 0, CAPTURE_RELAXED = 2, NOT_READY = 600 };
 
-/* What the guard itself needs of the runtime; asked for by name on first use. */
-#define RUNTIME(returns, name, ...)                                                                  \
-    static returns (*name##_of(void))(__VA_ARGS__) {                                                 \
-        static struct guard_row row = {#name, #name, 0, NULL, NULL};                                 \
-        return (returns(*)(__VA_ARGS__))guard_real(&guard_hip, &row);                                \
-    }
-RUNTIME(result, hipStreamIsCapturing, void *, int *)
-RUNTIME(result, hipThreadExchangeStreamCaptureMode, int *)
-RUNTIME(result, hipEventCreate, void **)
-RUNTIME(result, hipEventRecord, void *, void *)
-RUNTIME(result, hipEventQuery, void *)
-RUNTIME(result, hipEventElapsedTime, float *, void *, void *)
-RUNTIME(result, hipPeekAtLastError, void)
-RUNTIME(result, hipGetLastError, void)
+HIP_NEEDS(result, hipStreamIsCapturing, void *, int *)
+HIP_NEEDS(result, hipThreadExchangeStreamCaptureMode, int *)
+HIP_NEEDS(result, hipEventCreate, void **)
+HIP_NEEDS(result, hipEventRecord, void *, void *)
+HIP_NEEDS(result, hipEventQuery, void *)
+HIP_NEEDS(result, hipEventElapsedTime, float *, void *, void *)
+HIP_NEEDS(result, hipPeekAtLastError, void)
+HIP_NEEDS(result, hipGetLastError, void)
 
 /* "Not ready" and the like would stay the program's last error, were it not taken back. */
 static result quietly(result outcome) {
@@ -138,7 +132,14 @@ result hipExtLaunchKernel(const void *f, struct dim3 grid, struct dim3 block, vo
 COOPERATIVE(hipLaunchCooperativeKernel, stream)
 COOPERATIVE(hipLaunchCooperativeKernel_spt, per_thread(stream))
 
+/* A graph may allocate, too: hip_graph_run sees to that; its launch is held to the share from here. */
 #define GRAPH(name, own_stream)                                                                      \
-    result name(void *graph, void *stream) { LAUNCH(name, graph, 0, own_stream, (graph, stream)); }
+    static result name##_timed(void *graph, void *stream) {                                          \
+        LAUNCH(name, graph, 0, own_stream, (graph, stream));                                         \
+    }                                                                                                \
+    result name(void *graph, void *stream) {                                                         \
+        if (hip_inside > 0 || !slice_active()) return name##_timed(graph, stream);                   \
+        return hip_graph_run(graph, stream, name##_timed);                                           \
+    }
 GRAPH(hipGraphLaunch, stream)
 GRAPH(hipGraphLaunch_spt, per_thread(stream))

@@ -3,13 +3,13 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "hal_ledger.h"
 #include "member.h"
+#include "pool.h"
+#include "say.h"
 #include "sizes.h"
 
 /* ABSENT: not in a slice. CLOSED: in one whose ledger cannot be used; nothing is granted. */
@@ -21,34 +21,21 @@ static struct hal_member member = {.slot = HAL_NOT_JOINED};
 
 /* ---- words to the user ---------------------------------------------------------------------- */
 
-static void say(const char *text) {
-    char line[512];
-    int n = snprintf(line, sizeof line, "hal: %s\n", text);
-    if (n > (int)sizeof line - 1) n = sizeof line - 1;
-    if (write(STDERR_FILENO, line, (size_t)n) < 0) return; /* nobody to tell */
-}
+static const double GIB = 1024.0 * 1024.0 * 1024.0;
 
-static bool may_speak(void) {
-    static _Atomic int64_t last = INT64_MIN;
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
-    int64_t before = atomic_load(&last);
-    return before != (int64_t)now.tv_sec && atomic_compare_exchange_strong(&last, &before, now.tv_sec);
-}
-
-static void say_refused(unsigned device, uint64_t bytes) {
-    if (!may_speak()) return;
-    const double gib = 1024.0 * 1024.0 * 1024.0;
+void slice_refused(unsigned device, uint64_t bytes) {
     const struct hal_ledger *l = member.ledger;
-    char text[400];
-    if (device >= l->devices)
-        snprintf(text, sizeof text, "slice %.96s: refused %.2f GiB: device %u is not in this slice",
-                 l->name, (double)bytes / gib, device);
+    if (atomic_load(&state) != OPEN || !say_now()) return; /* why it is not open was said at the start */
+    if (hal_member_slot(&member) < 0)
+        say(SAY_REFUSALS, "slice %.96s: refused %.2f GiB: it already has as many processes as it can hold",
+            l->name, (double)bytes / GIB);
+    else if (device >= l->devices)
+        say(SAY_REFUSALS, "slice %.96s: refused %.2f GiB: device %u is not in this slice", l->name,
+            (double)bytes / GIB, device);
     else
-        snprintf(text, sizeof text, "slice %.96s: refused %.2f GiB: %.2f of %.2f GiB in use on %.96s",
-                 l->name, (double)bytes / gib, (double)atomic_load(&l->device[device].used) / gib,
-                 (double)atomic_load(&l->device[device].limit) / gib, l->device[device].id);
-    say(text);
+        say(SAY_REFUSALS, "slice %.96s: refused %.2f GiB: %.2f of %.2f GiB in use on %.96s", l->name,
+            (double)bytes / GIB, (double)atomic_load(&l->device[device].used) / GIB,
+            (double)atomic_load(&l->device[device].limit) / GIB, l->device[device].id);
 }
 
 /* ---- start ---------------------------------------------------------------------------------- */
@@ -56,6 +43,7 @@ static void say_refused(unsigned device, uint64_t bytes) {
 static void forked(void) {
     hal_member_forked(&member);
     hal_sizes_clear();
+    pool_forked();
 }
 
 static void start(void) {
@@ -64,16 +52,16 @@ static void start(void) {
         atomic_store(&state, ABSENT);
         return;
     }
+    say_start();
     enum hal_ledger_error error;
     member.ledger = hal_ledger_open(path, &error);
     pthread_atfork(NULL, NULL, forked);
     if (member.ledger != NULL) {
         hal_ledger_forget_self(member.ledger);
+        say(SAY_INFO, "slice %.96s: process %d is in it", member.ledger->name, (int)getpid());
     } else {
-        char text[400];
-        snprintf(text, sizeof text, "every allocation is refused: the slice %.200s cannot be used: %s",
-                 path, hal_ledger_reason(error));
-        say(text);
+        say(SAY_REFUSALS, "every allocation is refused: the slice %.200s cannot be used: %s", path,
+            hal_ledger_reason(error));
     }
     atomic_store(&state, member.ledger != NULL ? OPEN : CLOSED);
 }
@@ -110,40 +98,44 @@ struct hal_ledger_device *slice_device(unsigned device) {
 
 /* ---- memory --------------------------------------------------------------------------------- */
 
-bool slice_reserve(unsigned device, uint64_t bytes) {
+bool slice_try(unsigned device, uint64_t bytes) {
     if (current() != OPEN) return false;
     int slot = hal_member_slot(&member);
-    if (slot < 0) {
-        if (may_speak()) say("allocation refused: this slice already has as many processes as it can hold");
-        return false;
-    }
-    if (hal_ledger_reserve(member.ledger, slot, device, bytes)) return true;
-    say_refused(device, bytes);
-    return false;
+    bool done = slot >= 0 && hal_ledger_reserve(member.ledger, slot, device, bytes);
+    if (say_all())
+        say(SAY_ALL, "%s %llu bytes on device %u", done ? "charged" : "no room for",
+            (unsigned long long)bytes, device);
+    return done;
 }
 
 void slice_release(unsigned device, uint64_t bytes) {
+    if (say_all()) say(SAY_ALL, "gave back %llu bytes on device %u", (unsigned long long)bytes, device);
     hal_ledger_release(member.ledger, hal_member_slot(&member), device, bytes);
 }
 
-bool slice_remember(uint64_t address, unsigned device, uint64_t bytes) {
-    return hal_sizes_put(address, (struct hal_allocation){bytes, device});
+unsigned slice_devices(void) { return current() == OPEN ? hal_ledger_devices(member.ledger) : 0; }
+
+const char *slice_id(unsigned device) { return member.ledger->device[device].id; }
+
+bool slice_has(uint32_t pid) {
+    for (int i = 0; current() == OPEN && i < HAL_LEDGER_SLOTS; i++) {
+        uint64_t owner = atomic_load(&member.ledger->slot[i].owner);
+        if (owner != 0 && hal_ledger_owner_pid(owner) == pid) return true;
+    }
+    return false;
 }
 
-bool slice_take(uint64_t address, struct slice_claim *out) {
-    struct hal_allocation a;
-    if (!hal_sizes_take(address, &a)) return false;
-    *out = (struct slice_claim){a.bytes, a.device};
-    return true;
+void slice_account(unsigned device, uint64_t *used, uint64_t *limit) {
+    *used = *limit = 0;
+    if (current() != OPEN || device >= hal_ledger_devices(member.ledger)) return;
+    struct hal_ledger_device *d = &member.ledger->device[device];
+    *limit = atomic_load_explicit(&d->limit, memory_order_relaxed);
+    *used = atomic_load_explicit(&d->used, memory_order_relaxed);
 }
 
 void slice_narrow(unsigned device, size_t *free_bytes, size_t *total_bytes) {
-    uint64_t limit = 0, used = 0;
-    if (current() == OPEN && device < member.ledger->devices) {
-        struct hal_ledger_device *d = &member.ledger->device[device];
-        limit = atomic_load_explicit(&d->limit, memory_order_relaxed);
-        used = atomic_load_explicit(&d->used, memory_order_relaxed);
-    }
+    uint64_t limit, used;
+    slice_account(device, &used, &limit);
     uint64_t left = used < limit ? limit - used : 0;
     if (free_bytes != NULL && *free_bytes > left) *free_bytes = left;
     if (total_bytes != NULL && *total_bytes > limit) *total_bytes = limit;

@@ -24,23 +24,22 @@ struct hal_ledger *slice_ledger(void);
 /* The ledger's account of a device; NULL when the slice has no such device or could not be used. */
 struct hal_ledger_device *slice_device(unsigned device);
 
-/* Reserves before the driver is asked; false: the slice has no room, or its ledger could not be used
- * (an unreadable limit is no licence). Says so on stderr, once a second at most. */
-bool slice_reserve(unsigned device, uint64_t bytes);
-
-/* Gives back a reservation that the driver did not honour. */
+/* Reserves; false: the slice has no room, or its ledger could not be used (an unreadable limit is no
+ * licence). */
+bool slice_try(unsigned device, uint64_t bytes);
 void slice_release(unsigned device, uint64_t bytes);
 
-/* Keeps the size of an honoured reservation for its free; false: no memory for that. */
-bool slice_remember(uint64_t address, unsigned device, uint64_t bytes);
+/* Says on stderr, once a second at most, what was refused and why. */
+void slice_refused(unsigned device, uint64_t bytes);
 
-/* An address is about to be freed: takes its size out of the table before the driver can hand the
- * address to another thread. False: not allocated under the guard. */
-struct slice_claim {
-    uint64_t bytes;
-    unsigned device;
-};
-bool slice_take(uint64_t address, struct slice_claim *out);
+/* What the slice is on, by hal's own names; and whether a process belongs to it (pids as this namespace has
+ * them). */
+unsigned slice_devices(void);
+const char *slice_id(unsigned device);
+bool slice_has(uint32_t pid);
+
+/* Bytes of a device that all processes of the slice use, and that it may use; 0 and 0 when there is none. */
+void slice_account(unsigned device, uint64_t *used, uint64_t *limit);
 
 /* Narrows what the driver says of a device's memory to what the slice has. NULL is allowed. */
 void slice_narrow(unsigned device, size_t *free_bytes, size_t *total_bytes);

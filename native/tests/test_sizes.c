@@ -33,8 +33,33 @@ static void test_one(void) {
     put(1); /* the driver gave the same address again */
     CHECK(take(1) && !take(1));
     uint64_t last = UINT64_MAX;
-    CHECK(hal_sizes_put(last, (struct hal_allocation){UINT64_MAX, UINT32_MAX}));
+    CHECK(hal_sizes_put(last, (struct hal_allocation){UINT64_MAX, 1, UINT32_MAX}));
     CHECK(hal_sizes_take(last, &a) && a.bytes == UINT64_MAX && a.device == UINT32_MAX);
+}
+
+static uint64_t drained;
+
+static void drain_one(uint64_t key, struct hal_allocation a) {
+    CHECK(key >= address(1) && a.note == 7);
+    drained += a.bytes;
+}
+
+/* What belongs to something goes with it; what is held by many goes with the last. */
+static void test_notes(void) {
+    struct hal_allocation a;
+    const uint64_t kind = UINT64_C(1) << 60;
+    for (unsigned i = 1; i <= 100; i++)
+        CHECK(hal_sizes_put(address(i) + (i % 2) * kind, (struct hal_allocation){i, i % 3 == 0 ? 7 : 8, 0}));
+    CHECK(hal_sizes_find(address(2), &a) && a.bytes == 2 && a.note == 8 && !hal_sizes_find(address(1), &a));
+    hal_sizes_drain(7, kind, 0, drain_one);
+    CHECK(drained == 6 * (16 * 17 / 2)); /* multiples of 6 up to 96 */
+    hal_sizes_drain(7, 0, 0, drain_one);
+    CHECK(drained == 3 * (33 * 34 / 2));
+    for (unsigned i = 1; i <= 100; i++) CHECK(hal_sizes_take(address(i) + (i % 2) * kind, &a) == (i % 3 != 0));
+    CHECK(hal_sizes_put(address(1), (struct hal_allocation){5, 1, 2}));
+    CHECK(hal_sizes_count(address(1), 1, &a) && a.note == 2 && hal_sizes_count(address(1), -1, &a) && a.note == 1);
+    CHECK(hal_sizes_count(address(1), -1, &a) && a.note == 0 && a.bytes == 5 && a.device == 2);
+    CHECK(!hal_sizes_count(address(1), -1, &a) && !hal_sizes_find(address(1), &a));
 }
 
 static void test_many(void) {
@@ -106,6 +131,7 @@ static void test_threads(void) {
 int main(void) {
     test_one();
     test_reuse();
+    test_notes();
     test_many();
     test_clear();
     test_threads();

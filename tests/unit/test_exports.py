@@ -40,7 +40,7 @@ def test_the_guard_shows_its_hooks_only() -> None:
     for source in (NATIVE / "guard").glob("*.[ch]"):
         marked |= set(re.findall(r"^HOOK\b[^;{(]*?\b(\w+)\(", source.read_text(), flags=re.MULTILINE))
     assert {"dlsym", "cuMemAlloc_v2", "hipMalloc"} <= found
-    assert not [name for name in found if not re.fullmatch(r"dlsym|(cu|hip)[A-Z]\w+", name)]
+    assert not [name for name in found if not re.fullmatch(r"dlsym|dlmopen|(cu|hip|nvml)[A-Z]\w+", name)]
     assert marked <= found
 
 
@@ -60,11 +60,17 @@ def test_a_stand_in_shows_its_vendors_functions_only(name: str) -> None:
 
 
 def test_every_hook_has_a_stand_in_to_be_tested_against() -> None:
-    hooks = exported(guard_library()) - {"dlsym"}
-    functions = exported(drivers_directory() / "libcuda.so.1") | exported(
-        drivers_directory() / "libamdhip64.so"
-    )
-    assert not hooks - functions
+    hooks = exported(guard_library()) - {"dlsym", "dlmopen"}
+    drivers = ("libcuda.so.1", "libamdhip64.so", "libnvidia-ml.so.1")
+    assert not hooks - set().union(*(exported(drivers_directory() / name) for name in drivers))
+
+
+def test_the_guard_runs_where_glibc_is_old() -> None:
+    """It goes into other people's containers: nothing newer than 2.28 (RHEL 8, Debian 10)."""
+    listed = subprocess.run(["objdump", "-T", guard_library()], capture_output=True, text=True, check=True)
+    versions = {tuple(map(int, v.split("."))) for v in re.findall(r"GLIBC_(\d+(?:\.\d+)+)", listed.stdout)}
+    assert versions
+    assert max(versions) <= (2, 28), f"{listed.stdout}"
 
 
 def test_no_stand_in_is_missing_from_here() -> None:
