@@ -197,7 +197,7 @@ hipError_t hip_graph_reserve(hipGraphExec_t exec) {
         hal_sizes_put(m->address + UNFREED, (struct hal_allocation){bytes, 0, m->device});
     }
     pthread_mutex_unlock(&lock);
-    return result;
+    return hip_answer(result);
 }
 
 /* Here it only makes room beforehand. */
@@ -209,7 +209,7 @@ HIP hipGraphUpload(hipGraphExec_t exec, hipStream_t s) {
     for (unsigned i = 0; result == hipSuccess && i < exec->count; i++)
         if (!grow(exec, exec->memory[i].device)) result = hipErrorOutOfMemory;
     pthread_mutex_unlock(&lock);
-    return result;
+    return hip_answer(result);
 }
 
 HIP hipGraphExecDestroy(hipGraphExec_t exec) {

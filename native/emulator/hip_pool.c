@@ -113,7 +113,7 @@ HIP hipMemPoolCreate(hipMemPool_t *out, const hipMemPoolProps *props) {
         break;
     }
     pthread_mutex_unlock(&lock);
-    return result;
+    return hip_answer(result);
 }
 
 HIP hipMemPoolDestroy(hipMemPool_t p) {

@@ -75,7 +75,7 @@ HIP hipMemCreate(hipMemGenericAllocationHandle_t *out, size_t bytes, const hipMe
     hipError_t result = make(out, wanted);
     pthread_mutex_unlock(&lock);
     if (result != hipSuccess && wanted.counted) emulator_give(wanted.device, bytes);
-    return result;
+    return hip_answer(result);
 }
 
 HIP hipMemRelease(hipMemGenericAllocationHandle_t handle) {
@@ -131,7 +131,7 @@ HIP hipMemMap(uint64_t at, size_t bytes, size_t offset, hipMemGenericAllocationH
         result = hipErrorOutOfMemory;
     if (result == hipSuccess) p->users++;
     pthread_mutex_unlock(&lock);
-    return result;
+    return hip_answer(result);
 }
 
 /* One mapping, or several that lie one after another. */
@@ -147,7 +147,7 @@ HIP hipMemUnmap(uint64_t at, size_t bytes) {
         drop(physical(mapped.note));
     }
     pthread_mutex_unlock(&lock);
-    return result;
+    return hip_answer(result);
 }
 
 HIP hipMemSetAccess(uint64_t at, size_t bytes, const hipMemAccessDesc *access, size_t count) {
@@ -170,7 +170,7 @@ HIP hipMemRetainAllocationHandle(hipMemGenericAllocationHandle_t *out, void *add
         result = hipSuccess;
     }
     pthread_mutex_unlock(&lock);
-    return result;
+    return hip_answer(result);
 }
 
 /* ---- sharing ------------------------------------------------------------------------------------ */
@@ -214,5 +214,5 @@ HIP hipMemImportFromShareableHandle(hipMemGenericAllocationHandle_t *out, void *
         result = make(out, (struct physical){.bytes = s.bytes, .prop = s.prop});
     }
     pthread_mutex_unlock(&lock);
-    return result;
+    return hip_answer(result);
 }
