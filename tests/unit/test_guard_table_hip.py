@@ -17,9 +17,7 @@ HEADER = Path("include/hip/hip_runtime_api.h")
 ALLOCATING = re.compile(
     r"[Aa]lloc|Create|Import|Open|Reserve|Load|Instantiate|Retain|Map(Resources|ArrayAsync)|Upload|AddMem|AddNode|Launch"
 )
-ASKING = re.compile(
-    r"^hip\w+(Get|Set|Is)[A-Z]\w*$|Destroy|Unload|SetParams|ChannelDesc|ApiName|^__hip"
-)
+ASKING = re.compile(r"^hip\w+(Get|Set|Is)[A-Z]\w*$|Destroy|Unload|SetParams|ChannelDesc|ApiName|^__hip")
 
 HOST = "host memory"
 OBJECT = "an object of the host's, or a few bytes of the runtime's own"
@@ -118,7 +116,7 @@ def test_every_form_of_a_hooked_name_is_hooked(known: set[str], hooked: set[str]
 
 
 def test_an_installed_header_has_nothing_that_is_not_covered(hooked: set[str]) -> None:
-    roots = [Path("/usr"), *Path("/opt").glob("rocm*"), Path(os.environ.get("ROCM_PATH", "/opt/rocm"))]
+    roots = [Path("/usr"), *Path("/opt").glob("rocm*"), Path(os.environ.get("HIP_PATH", "/opt/rocm"))]
     headers = [root / HEADER for root in roots if (root / HEADER).is_file()]
     if not headers:
         pytest.skip("no hip_runtime_api.h is installed (Debian: libamdhip64-dev)")
@@ -127,4 +125,6 @@ def test_an_installed_header_has_nothing_that_is_not_covered(hooked: set[str]) -
         declared = set(re.findall(r"^hipError_t\s+(hip\w+)\s*\(", text, re.M))
         assert len(declared) > 200
         uncovered = _allocating(declared) - hooked - set(UNCOVERED)
-        assert not uncovered, f"{header} has functions that may allocate and are not hooked: {sorted(uncovered)}"
+        assert not uncovered, (
+            f"{header} has functions that may allocate and are not hooked: {sorted(uncovered)}"
+        )
