@@ -3,6 +3,7 @@
 #define _GNU_SOURCE
 #include "hip_parts.h"
 
+#include <dlfcn.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -208,25 +209,45 @@ hipError_t hipDeviceGetAttribute(int *value, hipDeviceAttribute_t which, int ord
 hipError_t hipDeviceSynchronize(void) {
     ASKED(&current, current);
     timeline_wait(visible[current], timeline_mark(visible[current]));
+    hip_pools_release();
     return hip_answer(hipSuccess);
 }
 
-/* ---- memory --------------------------------------------------------------------------------- */
+hipError_t hipCtxSynchronize(void) { return VIA(hipDeviceSynchronize)(); }
 
-hipError_t hipMalloc(void **address, size_t bytes) {
-    ASKED(address, current);
-    uint64_t at = 0;
-    if (bytes > 0 && emulator_allocate(visible[current], bytes, &at) != EMULATOR_OK)
-        return hip_answer(hipErrorOutOfMemory);
-    *address = (void *)(uintptr_t)at; /* nothing, asked for nothing */
+/* Only what differs between the forms: where totalGlobalMem is, and how large the whole is. */
+static hipError_t properties(void *out, int ordinal, size_t size, size_t at) {
+    ASKED(out, ordinal);
+    size_t total = memory_of(device_of(ordinal));
+    memset(out, 0, size);
+    snprintf(out, 256, "%s", device_of(ordinal)->model);
+    memcpy((char *)out + at, &total, sizeof total);
     return hip_answer(hipSuccess);
 }
 
-hipError_t hipFree(void *address) {
-    ASKED(&address, current);
-    if (address == NULL || emulator_free((uint64_t)(uintptr_t)address) == EMULATOR_OK)
-        return hip_answer(hipSuccess);
-    return hip_answer(hipErrorInvalidValue);
+hipError_t hipGetDevicePropertiesR0000(void *out, int ordinal) { return properties(out, ordinal, 792, 256); }
+hipError_t hipGetDeviceProperties(void *out, int ordinal) { return properties(out, ordinal, 792, 256); }
+hipError_t hipGetDevicePropertiesR0600(void *out, int ordinal) { return properties(out, ordinal, 1472, 288); }
+
+/* ---- what the parts share ------------------------------------------------------------------------ */
+
+void *hip_via(const char *name, void *own) {
+    const char *reenters = getenv("HAL_EMULATOR_HIP_REENTERS");
+    void *found = reenters != NULL && *reenters == '1' ? dlsym(RTLD_DEFAULT, name) : NULL;
+    return found != NULL ? found : own;
+}
+
+hipError_t hip_index_of(int ordinal, unsigned *index) {
+    TRY(hip_check(index, ordinal));
+    *index = visible[ordinal];
+    return hipSuccess;
+}
+
+hipError_t hip_here(unsigned *device) { return hip_index_of(current, device); }
+
+hipError_t hip_owner(uint64_t *owner, unsigned *device) {
+    *owner = (uint64_t)current + 1;
+    return hip_here(device);
 }
 
 hipError_t hipMemGetInfo(size_t *available, size_t *total) {
@@ -235,7 +256,7 @@ hipError_t hipMemGetInfo(size_t *available, size_t *total) {
     const struct hal_machine_device *d = device_of(current);
     uint64_t taken = d->memory_reserved_bytes + emulator_used(visible[current]);
     uint64_t left = taken < d->memory_bytes ? d->memory_bytes - taken : 0;
-    *total = memory_of(d);
+    TRY(VIA(hipDeviceTotalMem)(total, current));
     *available = left < *total ? left : *total;
     return hip_answer(hipSuccess);
 }

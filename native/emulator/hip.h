@@ -13,6 +13,7 @@
     X(hipErrorNotInitialized, 3, "not initialized") \
     X(hipErrorNoDevice, 100, "no device is visible") \
     X(hipErrorInvalidDevice, 101, "invalid device ordinal") \
+    X(hipErrorInvalidContext, 201, "invalid device context") \
     X(hipErrorInvalidHandle, 400, "invalid resource handle") \
     X(hipErrorIllegalState, 401, "the operation cannot be performed in the present state") \
     X(hipErrorNotFound, 500, "named symbol not found") \
@@ -72,6 +73,8 @@ typedef enum {
 } hipStreamCaptureStatus;
 enum { hipEventDisableTiming = 2 };
 
+#include "hip_memory.h"
+
 /* Modules, streams, events, launches, capture: hip_launch.c. */
 #define HIP_LAUNCH_FUNCTIONS(X) \
     X(hipError_t, hipModuleLoadData, (hipModule_t *module, const void *image)) \
@@ -81,7 +84,9 @@ enum { hipEventDisableTiming = 2 };
     X(hipError_t, hipStreamCreateWithFlags, (hipStream_t *stream, unsigned flags)) \
     X(hipError_t, hipStreamCreateWithPriority, (hipStream_t *stream, unsigned flags, int priority)) \
     X(hipError_t, hipStreamDestroy, (hipStream_t stream)) \
+    X(hipError_t, hipStreamGetDevice, (hipStream_t stream, hipDevice_t *device)) \
     X(hipError_t, hipStreamSynchronize, (hipStream_t stream)) \
+    X(hipError_t, hipStreamSynchronize_spt, (hipStream_t stream)) \
     X(hipError_t, hipStreamQuery, (hipStream_t stream)) \
     X(hipError_t, hipStreamWaitEvent, (hipStream_t stream, hipEvent_t event, unsigned flags)) \
     X(hipError_t, hipStreamBeginCapture, (hipStream_t stream, hipStreamCaptureMode mode)) \
@@ -116,16 +121,12 @@ enum { hipEventDisableTiming = 2 };
       (const void *f, dim3 grid, dim3 block, void **parameters, unsigned shared, hipStream_t stream)) \
     X(hipError_t, hipLaunchCooperativeKernel_spt, \
       (const void *f, dim3 grid, dim3 block, void **parameters, uint32_t shared, hipStream_t stream)) \
-    X(hipError_t, hipGraphInstantiateWithFlags, \
-      (hipGraphExec_t *out, hipGraph_t graph, unsigned long long flags)) \
     X(hipError_t, hipGraphLaunch, (hipGraphExec_t graph, hipStream_t stream)) \
-    X(hipError_t, hipGraphLaunch_spt, (hipGraphExec_t graph, hipStream_t stream)) \
-    X(hipError_t, hipGraphExecDestroy, (hipGraphExec_t graph)) \
-    X(hipError_t, hipGraphDestroy, (hipGraph_t graph))
+    X(hipError_t, hipGraphLaunch_spt, (hipGraphExec_t graph, hipStream_t stream))
 
 /* Every function that there is: result, name, parameters. */
 #define HIP_FUNCTIONS(X) \
-    HIP_LAUNCH_FUNCTIONS(X) \
+    HIP_LAUNCH_FUNCTIONS(X) HIP_MEMORY_FUNCTIONS(X) \
     X(hipError_t, hipInit, (unsigned flags)) \
     X(hipError_t, hipDriverGetVersion, (int *version)) \
     X(hipError_t, hipRuntimeGetVersion, (int *version)) \
@@ -139,9 +140,10 @@ enum { hipEventDisableTiming = 2 };
     X(hipError_t, hipDeviceTotalMem, (size_t *bytes, hipDevice_t device)) \
     X(hipError_t, hipDeviceGetAttribute, (int *value, hipDeviceAttribute_t which, int ordinal)) \
     X(hipError_t, hipDeviceSynchronize, (void)) \
-    X(hipError_t, hipMalloc, (void **address, size_t bytes)) \
-    X(hipError_t, hipFree, (void *address)) \
-    X(hipError_t, hipMemGetInfo, (size_t *available, size_t *total)) \
+    X(hipError_t, hipCtxSynchronize, (void)) \
+    X(hipError_t, hipGetDeviceProperties, (void *properties, int ordinal)) \
+    X(hipError_t, hipGetDevicePropertiesR0000, (void *properties, int ordinal)) \
+    X(hipError_t, hipGetDevicePropertiesR0600, (void *properties, int ordinal)) \
     X(const char *, hipGetErrorName, (hipError_t error)) \
     X(const char *, hipGetErrorString, (hipError_t error)) \
     X(hipError_t, hipGetLastError, (void)) \

@@ -3,6 +3,7 @@
  * Nothing is computed: a kernel of a module takes the time that its name states ("spin_20us", "step_5ms"), any
  * other 10 us, on the device's timeline (timeline.h). Work of one process on a device runs in order. */
 #define _GNU_SOURCE
+#include "hip_graph.h"
 #include "hip_parts.h"
 
 #include <stdatomic.h>
@@ -23,14 +24,6 @@ struct ihipModuleSymbol_t {
     int64_t ns;
 };
 
-struct ihipGraph {
-    int64_t ns;
-};
-
-struct hipGraphExec {
-    int64_t ns;
-};
-
 struct ihipStream_t {
     _Atomic int64_t mark; /* of the last work in it */
     hipGraph_t graph;     /* NULL: it is not being captured */
@@ -45,13 +38,7 @@ struct ihipEvent_t {
 
 static bool is_default(hipStream_t s) { return s == NULL || s == PER_THREAD; }
 
-/* The machine's index of the current device; -1 when there is none. */
-static hipError_t here(unsigned *device) {
-    int ordinal = hip_current();
-    hipError_t wrong = hip_check(device, ordinal);
-    if (wrong == hipSuccess) *device = hip_index(ordinal);
-    return wrong;
-}
+hipGraph_t hip_capturing(hipStream_t s) { return is_default(s) ? NULL : s->graph; }
 
 /* ---- capture --------------------------------------------------------------------------------- */
 
@@ -85,7 +72,7 @@ hipError_t hipThreadExchangeStreamCaptureMode(hipStreamCaptureMode *mode) {
 
 hipError_t hipStreamBeginCapture(hipStream_t s, hipStreamCaptureMode mode) {
     unsigned device;
-    TRY(here(&device));
+    TRY(hip_here(&device));
     if (is_default(s) || mode > hipStreamCaptureModeRelaxed) return hip_answer(hipErrorStreamCaptureUnsupported);
     if (s->graph != NULL) return hip_answer(hipErrorIllegalState);
     if ((s->graph = calloc(1, sizeof *s->graph)) == NULL) return hip_answer(hipErrorOutOfMemory);
@@ -102,7 +89,7 @@ hipError_t hipStreamEndCapture(hipStream_t s, hipGraph_t *out) {
     *out = s->graph;
     s->graph = NULL;
     if (!s->spoiled) return hip_answer(hipSuccess);
-    free(*out);
+    hipGraphDestroy(*out);
     *out = NULL;
     return hip_answer(hipErrorStreamCaptureInvalidated);
 }
@@ -124,7 +111,7 @@ static _Atomic unsigned known;
 
 hipError_t hipModuleLoadData(hipModule_t *out, const void *image) {
     unsigned device;
-    TRY(here(&device));
+    TRY(hip_here(&device));
     if (out == NULL || image == NULL) return hip_answer(hipErrorInvalidValue);
     *out = &the_module;
     return hip_answer(hipSuccess);
@@ -150,7 +137,7 @@ hipError_t hipModuleGetFunction(hipFunction_t *out, hipModule_t m, const char *n
 
 hipError_t hipStreamCreate(hipStream_t *out) {
     unsigned device;
-    TRY(here(&device));
+    TRY(hip_here(&device));
     if (out == NULL) return hip_answer(hipErrorInvalidValue);
     *out = calloc(1, sizeof **out);
     return hip_answer(*out == NULL ? hipErrorOutOfMemory : hipSuccess);
@@ -170,7 +157,7 @@ hipError_t hipStreamDestroy(hipStream_t s) {
     if (is_default(s)) return hip_answer(hipErrorInvalidHandle);
     hipStream_t me = s;
     atomic_compare_exchange_strong(&captured, &me, NULL);
-    free(s->graph);
+    if (s->graph != NULL) hipGraphDestroy(s->graph);
     free(s);
     return hip_answer(hipSuccess);
 }
@@ -181,19 +168,25 @@ static int64_t mark_of(hipStream_t s, unsigned device) {
 
 hipError_t hipStreamSynchronize(hipStream_t s) {
     unsigned device;
-    TRY(here(&device));
+    TRY(hip_here(&device));
     if (!is_default(s) && s->graph != NULL) {
         s->spoiled = true;
         return hip_answer(hipErrorStreamCaptureUnsupported);
     }
     TRY(unsafe_call());
     timeline_wait(device, mark_of(s, device));
+    hip_pools_release();
     return hip_answer(hipSuccess);
+}
+
+hipError_t hipStreamGetDevice(hipStream_t s, hipDevice_t *device) {
+    (void)s; /* the current one, here */
+    return hipGetDevice(device);
 }
 
 hipError_t hipStreamQuery(hipStream_t s) {
     unsigned device;
-    TRY(here(&device));
+    TRY(hip_here(&device));
     TRY(unsafe_call());
     return timeline_done(device, mark_of(s, device)) ? hip_answer(hipSuccess) : hip_answer(hipErrorNotReady);
 }
@@ -208,7 +201,7 @@ hipError_t hipStreamWaitEvent(hipStream_t s, hipEvent_t event, unsigned flags) {
 
 hipError_t hipEventCreateWithFlags(hipEvent_t *out, unsigned flags) {
     unsigned device;
-    TRY(here(&device));
+    TRY(hip_here(&device));
     if (out == NULL) return hip_answer(hipErrorInvalidValue);
     if ((*out = calloc(1, sizeof **out)) == NULL) return hip_answer(hipErrorOutOfMemory);
     (*out)->timed = !(flags & hipEventDisableTiming);
@@ -225,7 +218,7 @@ hipError_t hipEventDestroy(hipEvent_t event) {
 
 hipError_t hipEventRecord(hipEvent_t event, hipStream_t s) {
     unsigned device;
-    TRY(here(&device));
+    TRY(hip_here(&device));
     if (event == NULL) return hip_answer(hipErrorInvalidHandle);
     TRY(implicit(s));
     event->captured = !is_default(s) && s->graph != NULL;
@@ -253,6 +246,7 @@ hipError_t hipEventQuery(hipEvent_t event) {
 hipError_t hipEventSynchronize(hipEvent_t event) {
     TRY(usable(event));
     if (event->recorded) timeline_wait(event->device, event->mark);
+    hip_pools_release();
     return hip_answer(hipSuccess);
 }
 
@@ -276,7 +270,7 @@ hipError_t hipEventElapsedTime(float *ms, hipEvent_t from, hipEvent_t to) {
 
 static hipError_t put(hipStream_t s, int64_t ns) {
     unsigned device;
-    TRY(here(&device));
+    TRY(hip_here(&device));
     TRY(implicit(s));
     if (!is_default(s) && s->graph != NULL) {
         s->graph->ns += ns;
@@ -343,26 +337,10 @@ hipError_t hipLaunchCooperativeKernel(const void *f, dim3 grid, dim3 block, void
     return launch_own(f, grid, block, s);
 }
 
-hipError_t hipGraphInstantiateWithFlags(hipGraphExec_t *out, hipGraph_t graph, unsigned long long flags) {
-    (void)flags;
-    if (out == NULL || graph == NULL) return hip_answer(hipErrorInvalidValue);
-    if ((*out = calloc(1, sizeof **out)) == NULL) return hip_answer(hipErrorOutOfMemory);
-    (*out)->ns = graph->ns;
-    return hip_answer(hipSuccess);
-}
-
 hipError_t hipGraphLaunch(hipGraphExec_t graph, hipStream_t s) {
-    return graph == NULL ? hip_answer(hipErrorInvalidValue) : put(s, graph->ns);
-}
-
-hipError_t hipGraphExecDestroy(hipGraphExec_t graph) {
-    free(graph);
-    return hip_answer(hipSuccess);
-}
-
-hipError_t hipGraphDestroy(hipGraph_t graph) {
-    free(graph);
-    return hip_answer(hipSuccess);
+    if (graph == NULL) return hip_answer(hipErrorInvalidValue);
+    TRY(hip_graph_reserve(graph));
+    return put(s, graph->ns);
 }
 
 /* ---- the forms whose NULL is the thread's own stream --------------------------------------------- */
@@ -371,12 +349,16 @@ static hipStream_t own(hipStream_t s) { return s == NULL ? PER_THREAD : s; }
 
 hipError_t hipLaunchKernel_spt(const void *f, dim3 grid, dim3 block, void **parameters, size_t shared,
                                hipStream_t s) {
-    return hipLaunchKernel(f, grid, block, parameters, shared, own(s));
+    return VIA(hipLaunchKernel)(f, grid, block, parameters, shared, own(s));
 }
 
 hipError_t hipLaunchCooperativeKernel_spt(const void *f, dim3 grid, dim3 block, void **parameters, uint32_t shared,
                                           hipStream_t s) {
-    return hipLaunchCooperativeKernel(f, grid, block, parameters, shared, own(s));
+    return VIA(hipLaunchCooperativeKernel)(f, grid, block, parameters, shared, own(s));
 }
 
-hipError_t hipGraphLaunch_spt(hipGraphExec_t graph, hipStream_t s) { return hipGraphLaunch(graph, own(s)); }
+hipError_t hipGraphLaunch_spt(hipGraphExec_t graph, hipStream_t s) {
+    return VIA(hipGraphLaunch)(graph, own(s));
+}
+
+hipError_t hipStreamSynchronize_spt(hipStream_t s) { return VIA(hipStreamSynchronize)(own(s)); }

@@ -37,4 +37,7 @@ bool charge_count(enum charge_kind kind, uint64_t key, int more, struct charge *
 /* A context has ended, and all memory and arrays in it. */
 void charge_end_of(uint64_t context);
 
+/* A pool has ended with all that came from it; its account was closed elsewhere. */
+void charge_forget_pool(unsigned number);
+
 #endif

@@ -7,14 +7,14 @@
 
 enum { CAPTURE_NONE = 0, CAPTURE_RELAXED = 2, NOT_READY = 600 };
 
-GUARD_NEEDS(guard_hip, result, hipStreamIsCapturing, void *, int *)
-GUARD_NEEDS(guard_hip, result, hipThreadExchangeStreamCaptureMode, int *)
-GUARD_NEEDS(guard_hip, result, hipEventCreate, void **)
-GUARD_NEEDS(guard_hip, result, hipEventRecord, void *, void *)
-GUARD_NEEDS(guard_hip, result, hipEventQuery, void *)
-GUARD_NEEDS(guard_hip, result, hipEventElapsedTime, float *, void *, void *)
-GUARD_NEEDS(guard_hip, result, hipPeekAtLastError, void)
-GUARD_NEEDS(guard_hip, result, hipGetLastError, void)
+HIP_NEEDS(result, hipStreamIsCapturing, void *, int *)
+HIP_NEEDS(result, hipThreadExchangeStreamCaptureMode, int *)
+HIP_NEEDS(result, hipEventCreate, void **)
+HIP_NEEDS(result, hipEventRecord, void *, void *)
+HIP_NEEDS(result, hipEventQuery, void *)
+HIP_NEEDS(result, hipEventElapsedTime, float *, void *, void *)
+HIP_NEEDS(result, hipPeekAtLastError, void)
+HIP_NEEDS(result, hipGetLastError, void)
 
 /* "Not ready" and the like would stay the program's last error, were it not taken back. */
 static result quietly(result outcome) {
@@ -132,7 +132,14 @@ result hipExtLaunchKernel(const void *f, struct dim3 grid, struct dim3 block, vo
 COOPERATIVE(hipLaunchCooperativeKernel, stream)
 COOPERATIVE(hipLaunchCooperativeKernel_spt, per_thread(stream))
 
+/* A graph may allocate, too: hip_graph_run sees to that; its launch is held to the share from here. */
 #define GRAPH(name, own_stream)                                                                      \
-    result name(void *graph, void *stream) { LAUNCH(name, graph, 0, own_stream, (graph, stream)); }
+    static result name##_timed(void *graph, void *stream) {                                          \
+        LAUNCH(name, graph, 0, own_stream, (graph, stream));                                         \
+    }                                                                                                \
+    result name(void *graph, void *stream) {                                                         \
+        if (hip_inside > 0 || !slice_active()) return name##_timed(graph, stream);                   \
+        return hip_graph_run(graph, stream, name##_timed);                                           \
+    }
 GRAPH(hipGraphLaunch, stream)
 GRAPH(hipGraphLaunch_spt, per_thread(stream))

@@ -141,6 +141,19 @@ void pool_close(struct pool *p) {
     if (atomic_load(&p->live) == 0) bury(p);
 }
 
+void pool_end(const struct pool_driver *driver, unsigned device, void (*forget)(unsigned)) {
+    unsigned count = atomic_load(&opened);
+    for (struct pool *p = pools; p < pools + count; p++) {
+        if (atomic_load(&p->driver) != driver || p->device != device) continue;
+        struct pool *me = p;
+        atomic_compare_exchange_strong(&recent, &me, NULL);
+        forget(pool_number(p));
+        atomic_store(&p->live, 0);
+        atomic_store(&p->handle, 0);
+        bury(p);
+    }
+}
+
 static bool settle_all(unsigned device, bool trim, bool any_device) {
     bool gave = false;
     unsigned count = atomic_load(&opened);

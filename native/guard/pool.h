@@ -37,6 +37,10 @@ void pool_freed(unsigned number, uint64_t bytes);
 /* The pool was destroyed: it is given back with the last allocation from it. */
 void pool_close(struct pool *p);
 
+/* All pools of a driver on a device were ended with everything that came from them: `forget` is called with the
+ * number of each. */
+void pool_end(const struct pool_driver *driver, unsigned device, void (*forget)(unsigned number));
+
 /* After a free, a pool may be smaller than it is charged for: asks those. */
 void pool_settle_freed(void);
 

@@ -4,7 +4,6 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
-#include <string.h>
 #include <unistd.h>
 
 #include "hal_ledger.h"
@@ -115,7 +114,7 @@ void slice_release(unsigned device, uint64_t bytes) {
     hal_ledger_release(member.ledger, hal_member_slot(&member), device, bytes);
 }
 
-unsigned slice_devices(void) { return current() == OPEN ? member.ledger->devices : 0; }
+unsigned slice_devices(void) { return current() == OPEN ? hal_ledger_devices(member.ledger) : 0; }
 
 const char *slice_id(unsigned device) { return member.ledger->device[device].id; }
 
