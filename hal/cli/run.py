@@ -12,6 +12,7 @@ from typing import Any
 
 from hal.cli.child import supervise
 from hal.cli.exits import UsageError
+from hal.cli.held import report_unheld
 from hal.cli.output import note
 from hal.cli.request import configure_request, the_request
 from hal.scheduler.lease import lease
@@ -55,7 +56,14 @@ def _run(options: argparse.Namespace) -> int:
 
     with lease(request=request, preset=preset, on_lost=stop, on_wait=say_that_it_waits) as held:
         environments = [held.environment(member=number) for number in range(len(held.variables))]
-        return supervise(command, environments, started=child.append)
+        watch = report_unheld(command, environments[0]) if "HAL_SLICE" in environments[0] else None
+
+        def started(process: subprocess.Popen[bytes]) -> None:
+            child.append(process)
+            if watch is not None:
+                watch(process)
+
+        return supervise(command, environments, started=started)
 
 
 def say_that_it_waits(waiting: dict[str, Any]) -> None:
