@@ -13,7 +13,7 @@ from hal.backend.contract import (
     Watches,
 )
 from hal.backend.errors import GoneError, HalError, StateError, TemporaryError, UnsupportedError
-from hal.backend.table import Answer, Call, Figure, Value, read_table
+from hal.backend.table import Answer, Call, Figure, Readings, Table, Value, read_table
 
 __all__ = [
     "EVERY_COST",
@@ -30,7 +30,9 @@ __all__ = [
     "HalError",
     "Limits",
     "ListsProcesses",
+    "Readings",
     "StateError",
+    "Table",
     "TemporaryError",
     "UnsupportedError",
     "Value",
