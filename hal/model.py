@@ -185,7 +185,7 @@ class Link(Struct, frozen=True):
     level: Level | None = None  # where they meet over PCIe, whatever else joins them; None: not told
 
 
-class Reading(Struct, frozen=True):
+class Reading(Struct, frozen=True, gc=False):  # there are many, and none can be part of a cycle
     """One measured value, or the reason why there is none."""
 
     subject: str  # id of a device or slice

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
-from hal.backend import Answer, Call, Cost, Figure, Group, Value, read_table
+from hal.backend import Answer, Call, Cost, Figure, Group, Readings, Table, Value
 from hal.model import Reading, Scope
 from hal_amd import errors, rows
 from hal_amd.ask import Answers
@@ -21,7 +21,7 @@ def sample(
     subjects = [(subject, *cards.find(subject)) for subject in ids]
     wanted = frozenset(groups)
     asked: dict[tuple[str, int | None], Answers] = {}
-    readings: list[Reading] = []
+    readings = Readings()
 
     def answers(card: Card, part: int | None) -> Answers:
         key = (card.id, part)
@@ -35,7 +35,7 @@ def sample(
     for subject, card, part in subjects:
         of = rows.Subject(card, answers(card, None), answers(card, part), part or 0)
         table = _table(card.shape, part, wanted, costs)
-        readings += read_table(table, cards.versions, of, subject, deadline, _failed)
+        readings += table.read(cards.versions, of, subject, deadline, _failed)
     codes = {code for each in asked.values() for code in each.codes}
     if codes & errors.INVALID_HANDLE:
         cards.forget()
@@ -44,16 +44,14 @@ def sample(
 
 
 @lru_cache(maxsize=256)
-def _table(
-    shape: Shape, part: int | None, groups: frozenset[Group], costs: frozenset[Cost]
-) -> tuple[Call, ...]:
+def _table(shape: Shape, part: int | None, groups: frozenset[Group], costs: frozenset[Cost]) -> Table:
     """Of a partition, what is not its own is its parent's."""
     table = rows.of_card(shape)
     if part is not None:
         own = rows.of_partition(shape, part)
         kinds = {_kind(figure) for row in own for figure in row.figures}
         table = (*own, *(_of_parent(row, kinds) for row in table))
-    return tuple(row for row in table if row.figures and row.group in groups and row.cost in costs)
+    return Table(row for row in table if row.figures and row.group in groups and row.cost in costs)
 
 
 _Kind = tuple[str, ...]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from hal.backend import Call, Cost, GoneError, Group, Value, read_table
+from hal.backend import Call, Cost, GoneError, Group, Readings, Table, Value
 from hal.model import Reading
 from hal_nvidia import errors, parts, rows
 from hal_nvidia.fields import reader
@@ -19,10 +19,10 @@ _FIELD_VALUES = "nvmlDeviceGetFieldValues"
 class _Plan:
     """What one way of asking reads of one device."""
 
-    __slots__ = ("calls", "fields", "hopeless", "ready")
+    __slots__ = ("fields", "hopeless", "ready", "table")
 
     def __init__(self) -> None:
-        self.calls: list[Call] = []
+        self.table = Table(())
         self.fields: list[tuple[int, int]] = []  # (field, scope), all in one call
         self.hopeless: set[int] = set()  # places in `fields` for which no other call helps
         self.ready: Any = None  # direct's: the call that asks for `fields`
@@ -33,7 +33,7 @@ def sample(
 ) -> list[Reading]:
     """Readings of each device in turn. Raises GoneError for an id that NVML does not know."""
     asked = (tuple(groups), costs)
-    readings: list[Reading] = []
+    readings = Readings()
     for subject in ids:
         try:
             gpu = handles.find(subject)
@@ -41,8 +41,8 @@ def sample(
             if gone.vendor_code != errors.GPU_IS_LOST:
                 raise
             # Its neighbours still have to be read.
-            calls = _plan([*rows.CALLS, *rows.FIELDS], groups, costs).calls
-            readings += read_table(calls, None, gone, subject, deadline, _failed)
+            table = _plan([*rows.CALLS, *rows.FIELDS], groups, costs).table
+            readings += table.read(None, gone, subject, deadline, _failed)
             continue
         plan = gpu.plans.get(asked)
         if plan is None:
@@ -50,7 +50,7 @@ def sample(
             if not gpu.doubtful:
                 gpu.plans[asked] = plan
         gpu.plan, gpu.fields = plan, None
-        readings += read_table(plan.calls, handles.nvml, gpu, subject, deadline, gpu.failed)
+        readings += plan.table.read(handles.nvml, gpu, subject, deadline, gpu.failed)
         if gpu.doubtful:
             handles.forget(subject)
     return readings
@@ -76,14 +76,16 @@ def _rows(nvml: Any, gpu: Gpu, groups: Sequence[Group], costs: frozenset[Cost]) 
 
 def _plan(found: Sequence[Call | rows.FieldRow], groups: Sequence[Group], costs: frozenset[Cost]) -> _Plan:
     plan = _Plan()
+    calls: list[Call] = []
     for row in found:
         if row.group not in groups or row.cost not in costs:
             continue
         if isinstance(row, Call):
-            plan.calls.append(row)
+            calls.append(row)
             continue
         read = reader(row.fields, len(plan.fields))
         plan.fields += [(field.field, field.scope) for field in row.fields]
         figures = tuple(field.figure for field in row.fields)
-        plan.calls.append(Call(row.group, _FIELD_VALUES, row.scope, figures, read, row.cost))
+        calls.append(Call(row.group, _FIELD_VALUES, row.scope, figures, read, row.cost))
+    plan.table = Table(calls)
     return plan

@@ -15,7 +15,7 @@ from hal.backend.contract import (
     Watches,
 )
 from hal.backend.errors import GoneError, HalError, StateError, TemporaryError, UnsupportedError
-from hal.backend.table import Answer, Call, Figure, Value, read_table
+from hal.backend.table import Answer, Call, Figure, Readings, Table, Value, read_table
 
 __all__ = [
     "EVERY_COST",
@@ -33,8 +33,10 @@ __all__ = [
     "HoldsMemory",
     "Limits",
     "ListsProcesses",
+    "Readings",
     "SharesUnits",
     "StateError",
+    "Table",
     "TemporaryError",
     "UnsupportedError",
     "Value",

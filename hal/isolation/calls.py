@@ -22,7 +22,8 @@ from hal.backend import (
     TemporaryError,
     UnsupportedError,
 )
-from hal.model import Enforcement, Event, Exposure, Hold, Inventory, Portrait, Probe, Process, Reading
+from hal.isolation.shapes import Packed
+from hal.model import Enforcement, Event, Exposure, Hold, Inventory, Portrait, Probe, Process
 
 __all__ = ["METHODS", "Failure", "Hung", "Reply", "Request", "receive", "send"]
 
@@ -30,7 +31,7 @@ __all__ = ["METHODS", "Failure", "Hung", "Reply", "Request", "receive", "send"]
 METHODS: dict[str, tuple[Any, Any]] = {
     "probe": (tuple[()], Probe),
     "enumerate": (tuple[()], Inventory),
-    "sample": (tuple[list[Group], list[str], float, frozenset[Cost]], list[Reading]),
+    "sample": (tuple[list[Group], list[str], float, frozenset[Cost]], Packed),
     "processes": (tuple[list[str], float], list[Process]),
     "expose": (tuple[list[str]], Exposure),
     "limits": (tuple[()], Enforcement),
@@ -49,6 +50,7 @@ class Request(Struct, frozen=True, array_like=True):
     id: int
     method: str
     arguments: msgspec.Raw
+    known: list[int] = []  # shapes of samples that the parent has
 
 
 class Failure(Struct, frozen=True, array_like=True):

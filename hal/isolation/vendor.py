@@ -23,6 +23,7 @@ import msgspec
 from hal.backend import EVERY_COST, Backend, Cost, Group
 from hal.isolation import VendorLost, worker
 from hal.isolation.calls import METHODS, Hung, Reply, Request, receive, send
+from hal.isolation.shapes import Unpacker
 from hal.model import Enforcement, Event, Exposure, Inventory, Portrait, Probe, Process, Reading
 
 __all__ = ["Vendor"]
@@ -46,6 +47,7 @@ class Vendor:
         self._pause = _FIRST_PAUSE
         self._not_before = float("-inf")
         self._reason = ""
+        self._samples = Unpacker()
         self._first_probe: Callable[[], Any] | None = self.begin("probe")
 
     # ---- the contract -----------------------------------------------------------------------
@@ -109,7 +111,8 @@ class Vendor:
             end = self._connected()
             self._calls += 1
             call = self._calls
-            send(end, Request(call, method, msgspec.Raw(msgspec.msgpack.encode(arguments))))
+            known = self._samples.known if method == "sample" else []
+            send(end, Request(call, method, msgspec.Raw(msgspec.msgpack.encode(arguments)), known))
         except (OSError, VendorLost) as error:
             lost = error if isinstance(error, VendorLost) else self._lose(_DIED)
 
@@ -129,11 +132,13 @@ class Vendor:
                     break
             if reply.failure is None:
                 result = msgspec.msgpack.decode(reply.result, type=METHODS[method][1])
+                if method == "sample":
+                    result = self._samples.unpack(result)
         except Hung:
             raise self._lose("it did not answer in time") from None
         except (EOFError, OSError):
             raise self._lose(_DIED) from None
-        except (ValueError, msgspec.DecodeError):
+        except (ValueError, IndexError, msgspec.DecodeError):
             raise self._lose("it gave an answer that makes no sense") from None
         if reply.failure is not None:
             raise reply.failure.error()
@@ -189,6 +194,7 @@ class Vendor:
             command = [sys.executable, "-m", "hal.isolation.worker", self.name, str(theirs.fileno())]
             self._pid = subprocess.Popen(command, pass_fds=[theirs.fileno()]).pid
         theirs.close()
+        self._samples = Unpacker()  # a new worker numbers shapes anew
         return ours
 
     def _be_worker(self, end: socket.socket) -> None:

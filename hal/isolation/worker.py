@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import socket
@@ -25,6 +26,7 @@ from hal.backend import (
 )
 from hal.entries import installed, load
 from hal.isolation.calls import METHODS, Failure, Reply, Request, receive, send
+from hal.isolation.shapes import Packer
 from hal.model import Enforcement, Exposure, Hold, Portrait, Rung
 
 __all__ = ["serve"]
@@ -61,16 +63,18 @@ def serve(make: Callable[[], Backend], end: socket.socket, name: str = "") -> No
         backend = make()
     except Exception as error:
         backend = error
+    gc.freeze()  # what is loaded by now stays: a collection in the middle of a sample need not look at it
+    packer = Packer()
     try:
         while True:
-            send(end, _answer(backend, msgspec.msgpack.decode(receive(end), type=Request)))
+            send(end, _answer(backend, packer, msgspec.msgpack.decode(receive(end), type=Request)))
             if name and isinstance(backend, Ages) and backend.outdated():
                 _take_over(name, end)
     except (EOFError, OSError):
         return
 
 
-def _answer(backend: Backend | Exception, request: Request) -> Reply:
+def _answer(backend: Backend | Exception, packer: Packer, request: Request) -> Reply:
     try:
         if isinstance(backend, Exception):
             raise backend
@@ -81,6 +85,8 @@ def _answer(backend: Backend | Exception, request: Request) -> Reply:
             value = optional[1]
         else:
             value = getattr(backend, request.method)(*given)
+        if request.method == "sample":
+            value = packer.pack(value, request.known)
         return Reply(request.id, None, msgspec.Raw(msgspec.msgpack.encode(value)))
     except Exception as error:  # a stranger's code: anything may come out of it
         return Reply(request.id, Failure.of(error), msgspec.Raw(b"\xc0"))
