@@ -44,10 +44,12 @@ def nvidia() -> dict[str, Any]:
         for handle in handles:
             asked += [
                 (nvml.nvmlDeviceGetMemoryInfo, (handle, nvml.nvmlMemory_v2)),
+                (nvml.nvmlDeviceGetBAR1MemoryInfo, (handle,)),
                 (nvml.nvmlDeviceGetUtilizationRates, (handle,)),
                 (nvml.nvmlDeviceGetEncoderUtilization, (handle,)),
                 (nvml.nvmlDeviceGetDecoderUtilization, (handle,)),
                 (nvml.nvmlDeviceGetJpgUtilization, (handle,)),
+                (nvml.nvmlDeviceGetOfaUtilization, (handle,)),
                 (nvml.nvmlDeviceGetEnforcedPowerLimit, (handle,)),
                 (nvml.nvmlDeviceGetTemperature, (handle, nvml.NVML_TEMPERATURE_GPU)),
                 (nvml.nvmlDeviceGetClockInfo, (handle, nvml.NVML_CLOCK_SM)),

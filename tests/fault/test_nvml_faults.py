@@ -257,6 +257,7 @@ def _heard() -> tuple[_Run, dict[Any, Reading], Process]:
     good = {_value(r): r for r in run.sample()}
     (process,) = run.backend.processes(run.ids[:1], math.inf)
     run.backend.describe()
+    run.backend.hold_memory(run.ids[0], "/no/such/group", 1 << 30)
     run.backend.close()
     run.backend.enumerate()
     return run, good, process
@@ -305,6 +306,7 @@ def _statuses() -> dict[str, Any]:
                 lambda into=processes: into.extend(run.backend.processes(run.ids[:1], math.inf)),
                 run.backend.events,
                 run.backend.describe,
+                lambda: run.backend.hold_memory(run.ids[0], "/no/such/group", 1 << 30),
                 run.backend.close,
             ):
                 try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,8 @@ class Shell:
 
     def __init__(self, directory: Path, machine: str, **environ: str) -> None:
         self.directory, self.machine = directory, machine
-        self.environ = {**os.environ, **environ}
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        self.environ = {**os.environ, "PATH": path, **environ}
 
     def __call__(self, script: str) -> list[str]:
         done = subprocess.run(
