@@ -161,9 +161,12 @@ def test_null_outputs_get_the_runtimes_own_answer(script: Script, slice_: Ledger
         """
 e = (c_uint64 * 3)(64, 64, 1)
 assert hip.hipMalloc(None, size(MIB)) == hip.hipMallocAsync(None, size(MIB), None) == 1
-assert hip.hipMallocPitch(None, None, size(64), size(64)) == hip.hipMemCreate(None, size(MIB), None, ull(0)) == 1
-assert hip.hipMallocArray(None, None, size(64), size(64), 0) == hip.hipGraphInstantiate(None, None, None, None, size(0)) == 1
-assert hip.hipMemGetInfo(None, None) == hip.hipDeviceTotalMem(None, 0) == hip.hipGetDevicePropertiesR0600(None, 0) == 1
+assert hip.hipMallocPitch(None, None, size(64), size(64)) == 1
+assert hip.hipMemCreate(None, size(MIB), None, ull(0)) == 1
+assert hip.hipMallocArray(None, None, size(64), size(64), 0) == 1
+assert hip.hipGraphInstantiate(None, None, None, None, size(0)) == 1
+assert hip.hipMemGetInfo(None, None) == hip.hipDeviceTotalMem(None, 0) == 1
+assert hip.hipGetDevicePropertiesR0600(None, 0) == 1
 assert hip.hipFree(null(4096)) == hip.hipFreeAsync(null(4096), None) == 1
 assert free() == GIB
 """,
@@ -232,7 +235,7 @@ for _ in range(3):
     )
 
 
-# ---- partitioned cards: eight ordinals for one claimed whole device -----------------------------------------
+# ---- partitioned cards: eight ordinals for one claimed whole device -------------------------------------
 
 
 @pytest.mark.parametrize("machine_env", ["mi300x-8-cpx-nps1"], indirect=True)
