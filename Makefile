@@ -46,8 +46,8 @@ check: $(READY) $(CHECKERS) ## Style, types, layers, and the native tests under 
 bench: $(READY) ## Measure, and print the figures
 	@if [ -d benchmarks ]; then $(PYTHON) -m benchmarks; else echo "hal: there are no benchmarks yet"; fi
 
-soak: $(READY) ## Repeat all tests, with new random cases each time, for SOAK=600 seconds
-	@unset CI; end=$$(($$(date +%s) + $(SOAK))); \
+soak: $(READY) ## Repeat all tests, with new random cases each time and many more of them, for SOAK=600 seconds
+	@unset CI; export HAL_HISTORIES=10000; end=$$(($$(date +%s) + $(SOAK))); \
 	while $(PYTHON) -m pytest -q; do [ $$(date +%s) -lt $$end ] || exit 0; done; exit 1
 
 clean: ## Remove all that was made here: .venv, build/ and caches

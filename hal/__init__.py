@@ -2,8 +2,11 @@
 
     import hal
 
-    with hal.Machine() as machine:
-        for device in machine.inventory().devices: ...
+    hal.devices()                          # what is here
+    hal.sample(groups=["memory", "power"]) # how it is doing
+    async for sample in hal.stream(interval=1.0): ...
+    with hal.Machine() as machine: ...     # the same, kept open
+    with hal.lease(memory_bytes=20 << 30) as lease: ...
 
 Names are loaded when they are first used, so that a command that needs few of them starts fast.
 """
@@ -14,6 +17,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hal.api import devices, sample, stream
     from hal.backend import (
         GoneError,
         Group,
@@ -23,22 +27,33 @@ if TYPE_CHECKING:
         UnsupportedError,
     )
     from hal.inventory import Machine
+    from hal.model import Device, DeviceKind, Reading, Status
     from hal.scheduler.lease import HeldLease, lease
+    from hal.telemetry.sampler import Sample
 
 __all__ = [
+    "Device",
+    "DeviceKind",
     "GoneError",
     "Group",
     "HalError",
     "HeldLease",
     "Machine",
+    "Reading",
+    "Sample",
     "StateError",
+    "Status",
     "TemporaryError",
     "UnsupportedError",
     "__version__",
+    "devices",
     "lease",
+    "sample",
+    "stream",
 ]
 
 _HOMES = {
+    "hal.api": ("devices", "sample", "stream"),
     "hal.backend": (
         "GoneError",
         "Group",
@@ -48,7 +63,9 @@ _HOMES = {
         "UnsupportedError",
     ),
     "hal.inventory": ("Machine",),
+    "hal.model": ("Device", "DeviceKind", "Reading", "Status"),
     "hal.scheduler.lease": ("HeldLease", "lease"),
+    "hal.telemetry.sampler": ("Sample",),
 }
 
 

@@ -14,7 +14,9 @@ from hal.model import (
     Enforcement,
     Event,
     Exposure,
+    Hold,
     Inventory,
+    Portrait,
     Probe,
     Process,
     Reading,
@@ -25,6 +27,7 @@ from hal.registry import FAILED, Source, discover
 
 __all__ = ["Machine"]
 
+_ASKED = 16  # ways of asking that are remembered side by side
 UNENFORCED = Enforcement(memory=Rung.NONE, compute=Rung.NONE)
 
 
@@ -40,7 +43,7 @@ class Machine:
         self._inventory: Inventory | None = None
         self._owner: dict[str, Source] = {}
         self._parts: dict[str, Inventory] = {}  # by source: what it last showed
-        self._last: dict[str, dict[tuple[Any, ...], Reading]] = {}  # by source: what it last said
+        self._last: dict[str, dict[object, list[Reading]]] = {}  # by source and what was asked: what it said
         self._limits: dict[str, Enforcement] = {}
 
     def __enter__(self) -> Machine:
@@ -113,27 +116,37 @@ class Machine:
         deadline = time.monotonic() + timeout
         owned = self._by_source(ids)
         begun = [(s, own, s.begin("sample", list(wanted), own, deadline, costs)) for s, own in owned]
+        # Those in this process first: a worker that hangs would use up their time, too.
+        answers = {s.name: finish() for s, _, finish in sorted(begun, key=lambda one: not one[0].here)}
         readings: list[Reading] = []
-        for source, own, finish in begun:
-            found = finish()
+        for source, own, _ in begun:
+            found = answers[source.name]
             if found is FAILED:
                 readings += self._stale(source, own)
             else:
-                self._remember(source, found)
+                self._remember(source, (wanted, costs, tuple(own)), found)
                 readings += found
         return readings
 
     def processes(self, ids: Iterable[str] | None = None, *, timeout: float = 5.0) -> list[Process]:
         """Who uses the devices (all), as far as their backends can tell."""
         deadline = time.monotonic() + timeout
-        begun = [source.begin("processes", own, deadline) for source, own in self._by_source(ids)]
-        answers = [finish() for finish in begun]
+        begun = [(s, s.begin("processes", own, deadline)) for s, own in self._by_source(ids)]
+        answers = [finish() for _, finish in sorted(begun, key=lambda one: not one[0].here)]
         return [process for found in answers if found is not FAILED for process in found]
 
     def events(self) -> list[Event]:
         """What has happened to the devices since the last call; the first call begins to watch."""
         answers = [found for _, found in self._ask_all(self._sources, "events") if found is not FAILED]
         return sorted((event for found in answers for event in found), key=lambda event: event.time)
+
+    def describe(self) -> Portrait:
+        """What stand-ins have to be told to answer as these devices do, of every backend that can say it."""
+        whole = Portrait()
+        for _, part in self._ask_all(self._sources, "describe"):
+            if part is not FAILED:
+                whole = Portrait(whole.drivers | part.drivers, whole.devices | part.devices)
+        return whole
 
     def expose(self, ids: Iterable[str]) -> Exposure:
         """What a program needs to see these devices, in this order, and none of any vendor besides."""
@@ -157,19 +170,38 @@ class Machine:
             self._limits[source.name] = found
         return self._limits[source.name]
 
+    def hold_memory(self, device: str, group: str, limit_bytes: int) -> Hold:
+        """Have the vendor's driver hold the programs of a control group to so much of a device's memory."""
+        held = self._ask_owner(device, "hold_memory", device, group, limit_bytes)
+        return Hold(Rung.NONE, "its backend did not answer") if held is FAILED else held
+
+    def share_units(self, device: str, first_milli: int, milli: int) -> Exposure | None:
+        """What gives a program a part of the device's compute units, if its runtime can
+        (contract.SharesUnits)."""
+        shared = self._ask_owner(device, "share_units", device, first_milli, milli)
+        return None if shared is FAILED else shared
+
+    def _ask_owner(self, device: str, method: str, *arguments: Any) -> Any:
+        self.inventory()
+        source = self._owner.get(device)
+        return FAILED if source is None else source.begin(method, *arguments)()
+
     def _ask_all(self, sources: Iterable[Source], method: str) -> list[tuple[Source, Any]]:
         begun = [(source, source.begin(method)) for source in sources]
         return [(source, finish()) for source, finish in begun]
 
-    def _remember(self, source: Source, readings: list[Reading]) -> None:
+    def _remember(self, source: Source, asked: object, readings: list[Reading]) -> None:
+        """Cheaply, as it is done on every tick: sorted out when it is needed."""
         last = self._last.setdefault(source.name, {})
-        for reading in readings:
-            last[reading.subject, reading.name, tuple(reading.labels.items())] = reading
+        last.pop(asked, None)  # the newest is at the end
+        last[asked] = readings
+        if len(last) > _ASKED:
+            self._last[source.name] = {None: _newest(last.values())}
 
     def _stale(self, source: Source, own: list[str]) -> list[Reading]:
-        detail = source.probe.reason
-        last = self._last.get(source.name, {}).values()
-        return [replace(r, status=Status.STALE, detail=detail) for r in last if r.subject in own]
+        detail, last = source.probe.reason, _newest(self._last.get(source.name, {}).values())
+        subjects = set(own)
+        return [replace(r, status=Status.STALE, detail=detail) for r in last if r.subject in subjects]
 
     def _by_source(self, ids: Iterable[str] | None) -> list[tuple[Source, list[str]]]:
         self.inventory()
@@ -179,3 +211,8 @@ class Machine:
             raise GoneError(f"no device '{unknown[0]}' here")
         pairs = [(s, [d for d in wanted if self._owner[d] is s]) for s in self._sources]
         return [(source, own) for source, own in pairs if own]
+
+
+def _newest(said: Iterable[list[Reading]]) -> list[Reading]:
+    """Of each figure the last reading."""
+    return list({(r.subject, r.name, tuple(r.labels.items())): r for each in said for r in each}.values())

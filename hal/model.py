@@ -20,11 +20,14 @@ __all__ = [
     "EventKind",
     "Exposure",
     "Heap",
+    "Hold",
     "Inventory",
+    "Level",
     "Link",
     "Memory",
     "MemoryMode",
     "Pci",
+    "Portrait",
     "Probe",
     "ProbeState",
     "Process",
@@ -137,6 +140,13 @@ class Enforcement(Struct, frozen=True):
     compute: Rung
 
 
+class Hold(Struct, frozen=True):
+    """Whether something holds a slice's memory, and if not (NONE) why."""
+
+    rung: Rung
+    reason: str = ""
+
+
 class Slice(Struct, frozen=True):
     """What is handed to a workload: a device, a partition, or a share of either."""
 
@@ -153,14 +163,26 @@ class Slice(Struct, frozen=True):
     attributes: dict[str, str] = field(default_factory=dict)  # vendor words, "vendor.name"
 
 
+class Level(StrEnum):
+    """How far up the PCIe tree two devices meet, the closest first."""
+
+    PIX = "pix"  # at one PCIe switch
+    PXB = "pxb"  # at several PCIe switches, below one root port
+    PHB = "phb"  # at the host bridge of one CPU
+    NODE = "node"  # beyond it, within one NUMA node
+    SYS = "sys"  # at the link between CPUs
+
+
 class Link(Struct, frozen=True):
     """A connection between two devices."""
 
     a: str
     b: str
-    kind: str  # nvlink, xgmi, pcie
-    bandwidth_bytes_per_second: int | None = None
-    status: Status = Status.UNSUPPORTED
+    kind: str  # nvlink, xgmi, xgmi_hops (through other devices), pcie
+    bandwidth_bytes_per_second: int | None = None  # in one direction, all links between the two together
+    status: Status = Status.UNSUPPORTED  # of the bandwidth
+    count: int | None = None  # of links side by side; None: not told
+    level: Level | None = None  # where they meet over PCIe, whatever else joins them; None: not told
 
 
 class Reading(Struct, frozen=True):
@@ -186,6 +208,7 @@ class EventKind(StrEnum):
     THERMAL = "thermal"
     PARTITION_CHANGED = "partition_changed"
     HOTPLUG = "hotplug"
+    PAGING = "paging"  # memory moved to or from it, or it touched memory that was not there
 
 
 class Event(Struct, frozen=True):
@@ -194,7 +217,7 @@ class Event(Struct, frozen=True):
     subject: str
     kind: EventKind
     time: float  # seconds since 1970, when it was noticed
-    code_space: str = ""  # whose numbers `code` is one of: xid, ras, afid
+    code_space: str = ""  # whose numbers `code` is one of: xid, kfd, ras, afid
     code: int | None = None
     message: str = ""
     source: str = ""
@@ -208,6 +231,11 @@ class Process(Struct, frozen=True):
     name: str | None  # None: its /proc entry cannot be read
     memory_bytes: int | None
     status: Status = Status.OK  # of memory_bytes
+    compute_busy_ratio: float | None = None  # share of the driver's last window for it
+    memory_bandwidth_busy_ratio: float | None = None
+    encoder_busy_ratio: float | None = None
+    decoder_busy_ratio: float | None = None
+    busy_status: Status = Status.UNSUPPORTED  # of the ratios; stale: it has done nothing that was counted yet
 
 
 class ProbeState(StrEnum):
@@ -237,6 +265,13 @@ class Inventory(Struct, frozen=True):
     devices: tuple[Device, ...] = ()
     slices: tuple[Slice, ...] = ()
     links: tuple[Link, ...] = ()
+
+
+class Portrait(Struct, frozen=True):
+    """What a stand-in has to be told to answer as these devices do: fields of a machine description."""
+
+    drivers: dict[str, int | str] = field(default_factory=dict)
+    devices: dict[str, dict[str, Any]] = field(default_factory=dict)  # by id
 
 
 def whole(device: Device) -> Slice:

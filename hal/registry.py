@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from hal.backend import Backend, GoneError, HalError, TemporaryError
 from hal.entries import installed, load
-from hal.isolation.vendor import Vendor, VendorLost
-from hal.model import Enforcement, Exposure, Inventory, Probe, ProbeState
+from hal.isolation import VendorLost
+from hal.model import Enforcement, Exposure, Hold, Inventory, Portrait, Probe, ProbeState
+
+if TYPE_CHECKING:
+    from hal.isolation.vendor import Vendor
 
 __all__ = ["FAILED", "GROUP", "Source", "discover"]
 
@@ -28,6 +31,8 @@ _RESULTS: dict[str, type] = {
     "expose": Exposure,
     "limits": Enforcement,
     "events": list,
+    "hold_memory": Hold,
+    "describe": Portrait,
 }
 
 FAILED: Any = object()  # what a call gives that did not get an answer
@@ -43,15 +48,19 @@ class Source:
         self._probe: Probe | None = None
         self._lost: Probe | None = None  # the whole library, until it answers again
         self._faults: dict[str, Probe] = {}  # by call: why its last try failed
+        self._load = load
+        self._open()
+
+    def _open(self) -> None:
         try:
-            loaded = load()
+            loaded = self._load()
         except Exception as error:  # a stranger's code: anything may come out of it
-            self._probe = _broken(name, error)
+            self._probe = _broken(self.name, error)
             return
         if isinstance(loaded, Probe):
             self._probe = loaded
         else:
-            self._backend = loaded
+            self._backend, self._probe = loaded, None
 
     @property
     def probe(self) -> Probe:
@@ -60,9 +69,16 @@ class Source:
             self._look()
         return next(iter(self._faults.values()), self._lost or self._probe or Probe(ProbeState.BROKEN))
 
+    @property
+    def here(self) -> bool:
+        """Whether its calls run in this process, when their results are asked for."""
+        return not hasattr(self._backend, "begin")
+
     def look_again(self) -> None:
         """Probe once more if it was not ready: drivers get loaded, and libraries recover."""
-        if self._backend is not None and self.probe.state is not ProbeState.READY:
+        if self._backend is None:
+            self._open()
+        elif self.probe.state is not ProbeState.READY:
             self._look()
 
     def begin(self, method: str, *arguments: Any) -> Callable[[], Any]:
@@ -75,8 +91,8 @@ class Source:
         backend = self._backend
         if backend is None or self._probe is None or self._probe.state is not ProbeState.READY:
             return lambda: FAILED
-        if isinstance(backend, Vendor):
-            return partial(self._settle, method, backend.begin(method, *arguments))
+        if not self.here:
+            return partial(self._settle, method, cast("Vendor", backend).begin(method, *arguments))
         if not hasattr(backend, method):
             return lambda: FAILED
         return partial(self._settle, method, partial(getattr(backend, method), *arguments))
@@ -137,6 +153,10 @@ def _behind_a_wall(name: str, place: str) -> Backend | Probe:
     nothing: Probe | None = kind.glance() if hasattr(kind, "glance") else None
     if nothing is not None:
         return nothing
-    # A backend that loads no library says so, and needs no wall but the one for exceptions.
-    backend: Backend = kind() if not getattr(kind, "isolated", True) else Vendor(name, kind)
-    return backend
+    backend: Backend
+    if not getattr(kind, "isolated", True):  # it loads no library, and needs no wall but that for exceptions
+        backend = kind()
+        return backend
+    from hal.isolation.vendor import Vendor  # mostly there is nothing to start a process for
+
+    return Vendor(name, kind)

@@ -5,11 +5,20 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 
-__all__ = ["LARGEST_BYTES", "format_bytes", "format_seconds", "parse_bytes", "parse_ratio"]
+__all__ = [
+    "LARGEST_BYTES",
+    "format_bytes",
+    "format_seconds",
+    "parse_bytes",
+    "parse_ratio",
+    "parse_seconds",
+]
 
 _BINARY = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 _DECIMAL = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGTP])(i?)B?|(B))", re.IGNORECASE)
+_SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+_SPAN = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*(s|min|m|h|d)")
 
 LARGEST_BYTES = 1 << 60  # far above any machine, far below what 64 bits hold
 
@@ -48,6 +57,14 @@ def parse_ratio(text: str) -> float:
     if not Decimal("0.001") <= number <= 1:
         raise ValueError(f"'{text}' is not a share: it lies between 0.1% and 100%")
     return round(float(number), 3)
+
+
+def parse_seconds(text: str) -> float:
+    """``"90s"``, ``"30min"``, ``"4h"``, ``"2d"`` as seconds. Raises ValueError with a sentence."""
+    match = _SPAN.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"'{text}' is no time: write it like 90s, 30min, 4h or 2d")
+    return float(match[1]) * _SECONDS[match[2]]
 
 
 def format_bytes(size: int | None) -> str:

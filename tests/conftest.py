@@ -22,6 +22,9 @@ from hal_native import program
 # A shell starts background jobs with SIGINT ignored, and children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Read when numpy is first imported: beside threads of its BLAS, which nothing here uses, no worker is forked.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
 HAL = [sys.executable, "-m", "hal"]
 ALLOCATE = str(program("hal-allocate"))
 

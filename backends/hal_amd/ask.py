@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from hal_amd import errors
+from hal_amd.metrics import CALL, metrics
 
-__all__ = ["Answers", "RefusedError", "ask"]
+__all__ = ["Answers", "Guarded", "RefusedError", "ask"]
 
 _log = logging.getLogger(__name__)
 
@@ -32,14 +33,36 @@ class RefusedError(Exception):
         return f"not asked: {self}"
 
 
+class Guarded:
+    """The module amdsmi, without the calls that this library must not be asked."""
+
+    def __init__(self, smi: Any, refused: Mapping[str, str]) -> None:
+        self.module = smi
+        self._refused = refused
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._refused:
+            reason = self._refused[name]
+
+            def refuse(*arguments: Any) -> Any:
+                raise RefusedError(reason)
+
+            return refuse
+        return getattr(self.module, name)
+
+
 class Answers:
     """What one processor says now. Rows that share a call, and partitions that share a card, ask once."""
 
-    def __init__(self, smi: Any, processor: Any, refused: Mapping[str, str]) -> None:
+    def __init__(
+        self, smi: Any, processor: Any, hopeless: dict[tuple[Any, ...], Exception] | None = None
+    ) -> None:
+        """``hopeless`` is what it does not support, as an earlier sample learnt; this one adds to it."""
         self.smi = smi
+        self._hopeless = {} if hopeless is None else hopeless
         self._processor = processor
-        self._refused = refused
         self._said: dict[tuple[Any, ...], Any] = {}
+        self.shared: dict[object, Any] = {}  # what was made of the answers, by who made it
         self.codes: set[int] = set()  # what the library said instead of an answer
 
     def __call__(self, call: str, *arguments: Any) -> Any:
@@ -47,12 +70,14 @@ class Answers:
         question = (call, *arguments)
         if question not in self._said:
             try:
-                self._said[question] = self._ask(call, arguments)
+                self._said[question] = self._hopeless.get(question) or self._ask(call, arguments)
             except Exception as failure:
                 self._said[question] = failure
                 code = errors.code_of(failure)
                 if code is not None:
                     self.codes.add(code)
+                if code == errors.NOT_SUPPORTED:
+                    self._hopeless[question] = failure
         answer = self._said[question]
         if isinstance(answer, Exception):
             raise answer.with_traceback(None)
@@ -66,6 +91,6 @@ class Answers:
             return None
 
     def _ask(self, call: str, arguments: tuple[Any, ...]) -> Any:
-        if call in self._refused:
-            raise RefusedError(self._refused[call])
+        if call == CALL and not arguments:
+            return metrics(self.smi, self._processor)
         return getattr(self.smi, call)(self._processor, *arguments)

@@ -20,6 +20,7 @@ __all__ = [
     "hexadecimal",
     "joules",
     "kibibytes",
+    "lanes",
     "mean_ratio",
     "mebibytes",
     "megahertz",
@@ -27,13 +28,21 @@ __all__ = [
     "number",
     "physical",
     "ratio",
+    "remainder",
+    "size",
     "state",
     "text",
+    "turns",
     "unique_id",
+    "watts",
 ]
 
 _SENTINELS = {0xFFFF, 0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF}  # the maximum of the C field: no such figure
 _BDF = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
+
+
+# Far above what any part has: more is no measurement, but a field that was read wrongly.
+_BYTES, _WATTS, _MEGAHERTZ, _LANES, _COUNT = 1 << 50, 100_000, 100_000, 64, (1 << 63) - 1
 
 
 def number(raw: object) -> int | float | None:
@@ -45,58 +54,92 @@ def number(raw: object) -> int | float | None:
 
 def count(raw: object) -> Value:
     value = number(raw)
-    return Value(None, Status.UNSUPPORTED, f"amdsmi said {raw}") if value is None else Value(value)
+    return Value(None, Status.UNSUPPORTED, f"it said {raw}") if value is None else Value(value)
+
+
+def _bounded(raw: object, most: float, factor: float = 1) -> Value:
+    """A number times its unit; an absurd one is an error."""
+    value = number(raw)
+    if value is None:
+        return count(raw)
+    if not 0 <= value * factor <= most:
+        return Value(None, Status.ERROR, f"it said {str(raw)[:40]}")
+    return Value(value if factor == 1 else value * factor)
 
 
 def counted(raw: object) -> Value:
     """A counter; without its last possible values, which stand for a counter that is not there."""
-    value = number(raw)
-    return count(raw) if value is None else Value(int(value))
+    return _bounded(raw, _COUNT)
+
+
+def size(raw: object) -> Value:
+    """Of a memory, in bytes."""
+    return _bounded(raw, _BYTES)
 
 
 def kibibytes(raw: object) -> Value:
-    value = number(raw)
-    return count(raw) if value is None else Value(int(value) << 10)
+    return _bounded(raw, _COUNT, 1 << 10)
 
 
 def mebibytes(raw: object) -> Value:
-    value = number(raw)
-    return count(raw) if value is None else Value(int(value) << 20)
+    return _bounded(raw, _BYTES, 1 << 20)
+
+
+def remainder(total: Value, used: Value) -> Value:
+    """What is free, where only the other two are said."""
+    if total.value is None or used.value is None:
+        return Value(None, Status.UNSUPPORTED, "no such figure")
+    if used.value > total.value:
+        return Value(None, Status.ERROR, f"{used.value} of {total.value} bytes are in use")
+    return Value(total.value - used.value, Status.ESTIMATED, "total - used")
+
+
+def watts(raw: object) -> Value:
+    return _bounded(raw, _WATTS)
 
 
 def first_watts(*raw: object) -> Value:
     """The first that is a number: which of its power figures a card fills in depends on its family."""
-    values = (number(each) for each in raw)
-    return next((Value(value) for value in values if value is not None), count("N/A"))
+    return next((watts(each) for each in raw if number(each) is not None), count("N/A"))
 
 
 def microwatts(raw: object) -> Value:
     """A power cap. amdsmi ignores a cap that it cannot read and leaves 0, which no card is held to."""
     value = number(raw)
     if not value:
-        return Value(None, Status.UNSUPPORTED, f"amdsmi said {raw}")
-    return Value(value / 1_000_000)
+        return Value(None, Status.UNSUPPORTED, f"it said {raw}")
+    return watts(value / 1_000_000)
 
 
 def joules(accumulator: object, microjoules: object) -> Value:
     """An energy counter, and what one count of it is."""
     value, unit = number(accumulator), number(microjoules)
     if value is None or not unit:
-        return Value(None, Status.UNSUPPORTED, f"amdsmi said {accumulator} times {microjoules}")
-    return Value(value * unit / 1_000_000)
+        return Value(None, Status.UNSUPPORTED, f"it said {accumulator} times {microjoules}")
+    return _bounded(value, _COUNT, unit / 1_000_000)
 
 
 def megahertz(raw: object) -> Value:
     """A clock. 65535 MHz is no clock either, whatever the width of the field."""
-    value = number(raw)
-    return count(raw) if value is None else Value(int(value) * 1_000_000)
+    value = _bounded(raw, _MEGAHERTZ)
+    return value if value.value is None else Value(int(value.value) * 1_000_000)
+
+
+def turns(raw: object) -> Value:
+    """Of a fan, in a minute."""
+    return _bounded(raw, 100_000)
+
+
+def lanes(raw: object) -> Value:
+    """Of a PCIe link; 0 is what an unset field says."""
+    return Value(None, Status.UNSUPPORTED, "it said 0") if raw == 0 else _bounded(raw, _LANES)
 
 
 def gigabits(raw: object) -> Value:
     """What a link can carry, in bytes per second; 0 is what an unset field says."""
     value = number(raw)
     if not value:
-        return Value(None, Status.UNSUPPORTED, f"amdsmi said {raw}")
+        return Value(None, Status.UNSUPPORTED, f"it said {raw}")
     return Value(int(value) * 1_000_000_000 // 8)
 
 
@@ -106,7 +149,7 @@ _GENERATIONS = {2500: 1, 5000: 2, 8000: 3, 16000: 4, 32000: 5, 64000: 6}  # MT/s
 def generation(raw: object) -> Value:
     """Of PCIe, from the speed of a lane."""
     found = _GENERATIONS.get(int(number(raw) or 0))
-    return Value(None, Status.UNSUPPORTED, f"amdsmi said {raw}") if found is None else Value(found)
+    return Value(None, Status.UNSUPPORTED, f"it said {raw}") if found is None else Value(found)
 
 
 def state(raw: object) -> Value:
@@ -129,7 +172,7 @@ def ratio(percent: object) -> Value:
     if value is None:
         return count(percent)
     if not 0 <= value <= 100:
-        return Value(None, Status.ERROR, f"amdsmi said {percent} %")
+        return Value(None, Status.ERROR, f"it said {str(percent)[:40]} %")
     return Value(value / 100)
 
 
@@ -138,7 +181,7 @@ def celsius(degrees: object) -> Value:
     if value is None:
         return count(degrees)
     if not -100 < value < 300:
-        return Value(None, Status.ERROR, f"amdsmi said {degrees} degrees")
+        return Value(None, Status.ERROR, f"it said {str(degrees)[:40]} degrees")
     return Value(value)
 
 
@@ -163,19 +206,21 @@ def physical(address: str, partition: int) -> str:
 
 def hexadecimal(raw: object) -> int | None:
     """A number that amdsmi prints as "0x74a1"; other versions give the number."""
+    value: int | float | None
     if isinstance(raw, str):
         try:
-            return int(raw, 16)
+            value = int(raw, 16)
         except ValueError:
             return None
-    value = number(raw)
-    return None if value is None else int(value)
+    else:
+        value = number(raw)
+    return int(value) if value is not None and 0 <= value < 1 << 64 else None
 
 
 def unique_id(asic_serial: object) -> str | None:
     """The 16 hexadecimal digits by which ROCR names a card; None when the card has none."""
     serial = hexadecimal(text(asic_serial))
-    return None if not serial or serial in _SENTINELS else f"{serial:016x}"
+    return f"{serial:016x}" if serial and 0 < serial < 0xFFFF_FFFF_FFFF_FFFF else None
 
 
 def gfx(raw: object) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from hal.backend import GoneError, StateError
 from hal.model import Device, DeviceKind, Heap, Inventory, Pci, whole
 from hal_amd import conv, errors, links, slices
-from hal_amd.ask import ask
+from hal_amd.ask import Guarded, ask
 from hal_amd.throttle import Looks
 from hal_amd.version import Versions, versions
 
@@ -18,6 +18,7 @@ __all__ = ["PREFIX", "Card", "Cards", "Shape", "enumerate_devices"]
 
 _log = logging.getLogger(__name__)
 PREFIX = "amd:pci-"
+_DIES = 64  # far more than a card has: each one is a figure
 
 
 class Shape(NamedTuple):
@@ -40,6 +41,8 @@ class Card:
         self.positions: dict[int, int] = {}  # in AMD SMI's list, by partition
         self.shape = Shape()
         self.looks = Looks()
+        # By partition: the questions that it does not support, with what it said.
+        self.hopeless: dict[int | None, dict[tuple[Any, ...], Exception]] = {}
 
     @property
     def first(self) -> Any:
@@ -51,8 +54,8 @@ class Cards:
     """The cards as they were when they were last looked up: handles are good until one is refused."""
 
     def __init__(self, smi: Any) -> None:
-        self.smi = smi
         self.versions: Versions = versions(smi)
+        self.smi: Any = Guarded(smi, self.versions.refused)
         self._cards: dict[str, Card] | None = None
         self._looks: dict[str, Looks] = {}  # they outlive handles
         self.lost = False  # AMD SMI was shut down, and not by us
@@ -142,7 +145,7 @@ def _shape(smi: Any, card: Card) -> Shape:
     enabled = int(conv.number(ask(smi, "amdsmi_get_gpu_ecc_enabled", first)) or 0)
     blocks = getattr(smi, "AmdSmiGpuBlock", ())
     return Shape(
-        dies=int(dies),
+        dies=int(dies) if 0 <= dies <= _DIES else 0,
         partitions=len(card.processors),
         hbm=tuple(stack for stack in range(4) if _has_stack(smi, first, stack)),
         links=min(int(count), len(joined.get("links", ()))),
@@ -183,7 +186,9 @@ def _device(smi: Any, card: Card) -> Device:
 def _heaps(smi: Any, first: Any) -> tuple[Heap, ...]:
     """VRAM always; GTT, the host's memory that the card can use, where AMD SMI knows of it."""
     vram, gtt = (
-        conv.number(ask(smi, "amdsmi_get_gpu_memory_total", first, getattr(smi.AmdSmiMemoryType, kind, None)))
+        conv.size(
+            ask(smi, "amdsmi_get_gpu_memory_total", first, getattr(smi.AmdSmiMemoryType, kind, None))
+        ).value
         for kind in ("VRAM", "GTT")
     )
     heaps = [Heap("vram", None if vram is None else int(vram))]

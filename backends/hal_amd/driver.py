@@ -20,12 +20,12 @@ from hal.backend import StateError
 from hal.model import Probe, ProbeState
 from hal_amd import errors
 from hal_amd.device import Cards
+from hal_amd.glance import LIBRARY, absent, on_bus, places
 from hal_amd.sysfs import Sysfs
-from hal_amd.version import versions
+from hal_amd.version import loaded_library, versions
 
 __all__ = ["Driver"]
 
-_LIBRARY = "libamd_smi.so"
 _log = logging.getLogger(__name__)
 
 
@@ -56,6 +56,7 @@ class Driver:
         self._sysfs = Sysfs(root)
         self._without = False  # AMD SMI is missing, and the kernel's files are used until `close`
         self._cards: Cards | None = None
+        self._files: dict[Path, tuple[int, int] | None] = {}  # where the library in use was found
 
     def open(self) -> Cards | Sysfs:
         """AMD SMI, initialised, and its cards; the kernel's files where AMD SMI is missing and they show
@@ -81,10 +82,19 @@ class Driver:
         """Somebody else in this process has shut AMD SMI down: the next `open` starts it again."""
         self._cards = None
 
+    def outdated(self) -> str:
+        """Why a new process has to take over; empty while the library in use is the one on disk.
+
+        A driver's upgrade puts another file in its place. The old one stays loaded, and its answers go
+        wrong once the kernel driver is the new one; no process can load the new one beside it.
+        """
+        changed = [str(path) for path, file in self._files.items() if _file(path) not in (file, None)]
+        return f"{changed[0]} was replaced while it was in use" if changed else ""
+
     def probe(self) -> Probe:
         smi = None
         try:
-            smi = self._start() if self._cards is None else self._cards.smi
+            smi = self._start() if self._cards is None else self._cards.smi.module
             count = len(smi.amdsmi_get_processor_handles())
             note = versions(smi).mismatch
         except _UnusableError as unusable:
@@ -108,6 +118,10 @@ class Driver:
     def _start(self) -> Any:
         library = self._find()
         smi = _wrapper(library)
+        if not self._files and (loaded := loaded_library()) is not None:
+            files = (Path(library).absolute(), loaded, loaded.with_name(LIBRARY),
+                     self._root / "opt/rocm/lib" / LIBRARY)  # fmt: skip
+            self._files = {path: _file(path) for path in files}
         try:
             with _quiet():
                 smi.amdsmi_init()
@@ -117,10 +131,9 @@ class Driver:
 
     def _find(self) -> str:
         """The name under which the library loads."""
-        names = [self._library or _LIBRARY]
+        names = [self._library or LIBRARY]
         if self._library is None:
-            prefixes = (os.environ.get("ROCM_HOME"), os.environ.get("ROCM_PATH"), self._root / "opt/rocm")
-            names += [str(Path(prefix, "lib", _LIBRARY)) for prefix in prefixes if prefix]
+            names += places(self._root)
         for name in names:
             try:
                 with _quiet():
@@ -130,34 +143,22 @@ class Driver:
                 # A missing library the file itself needs is named first instead: that one is broken.
                 if not str(failure).startswith(f"{name}: cannot open shared object file"):
                     raise _UnusableError(ProbeState.BROKEN, f"{name} does not load: {failure}") from failure
-        if self._on_bus():
+        if on_bus(self._root):
             reason = f"an AMD GPU is on the PCI bus but {names[0]} cannot be loaded"
             raise _UnusableError(ProbeState.BLOCKED, reason, "install amd-smi-lib (ROCm)", missing=True)
-        fix = "install amd-smi-lib (ROCm) if this machine has an AMD GPU"
-        raise _UnusableError(ProbeState.ABSENT, f"no AMD SMI library ({names[0]})", fix, missing=True)
+        nothing = absent(names[0])
+        raise _UnusableError(nothing.state, nothing.reason, nothing.fix, missing=True)
 
     def _init_failed(self, failure: Exception) -> _UnusableError:
         code = errors.code_of(failure)
         state, reason, fix = ProbeState.BROKEN, str(errors.error(failure, "amdsmi_init")), ""
-        if code == errors.DRIVER_NOT_LOADED and not self._on_bus():
+        if code == errors.DRIVER_NOT_LOADED and not on_bus(self._root):
             state, reason = ProbeState.ABSENT, "the AMD driver is not loaded, and no GPU is on the PCI bus"
         elif code == errors.DRIVER_NOT_LOADED:
             state, fix = ProbeState.BLOCKED, "load the kernel driver: modprobe amdgpu"
         elif code == errors.NO_PERMISSION:
             state, fix = ProbeState.BLOCKED, "add this user to the groups render and video"
         return _UnusableError(state, reason, fix, code=code)
-
-    def _on_bus(self) -> bool:
-        """Whether the PCI bus has an AMD display controller (0x03...) or accelerator (0x12...)."""
-        for vendor in self._root.glob("sys/bus/pci/devices/*/vendor"):
-            try:
-                if vendor.read_text().strip() != "0x1002":
-                    continue
-                if vendor.with_name("class").read_text().startswith(("0x03", "0x12")):
-                    return True
-            except OSError:  # unplugged between the two looks
-                continue
-        return False
 
 
 def _wrapper(library: str) -> Any:
@@ -184,16 +185,20 @@ def _wrapper(library: str) -> Any:
 
 def _beside() -> str | None:
     """Where ROCm keeps the wrapper that belongs to the library that is now loaded."""
+    loaded = loaded_library()
+    if loaded is None:
+        return None
+    folder = loaded.parent.parent / "share" / "amd_smi"
+    return str(folder) if (folder / "amdsmi" / "__init__.py").exists() else None
+
+
+def _file(path: Path) -> tuple[int, int] | None:
+    """Which file is there now; none in the middle of an upgrade."""
     try:
-        maps = Path("/proc/self/maps").read_text().splitlines()
+        found = path.stat()
     except OSError:
         return None
-    for line in maps:
-        path = Path(line.split(maxsplit=5)[-1])
-        if path.name.startswith(_LIBRARY):
-            folder = path.parent.parent / "share" / "amd_smi"
-            return str(folder) if (folder / "amdsmi" / "__init__.py").exists() else None
-    return None
+    return found.st_dev, found.st_ino
 
 
 def _shut_down(smi: Any) -> None:
@@ -221,7 +226,7 @@ def _found(library: str) -> Iterator[None]:
     real = ctypes.CDLL
 
     def load(name: Any, *arguments: Any, **options: Any) -> ctypes.CDLL:
-        return real(library if _LIBRARY in str(name) else name, *arguments, **options)
+        return real(library if LIBRARY in str(name) else name, *arguments, **options)
 
     ctypes.CDLL = load  # type: ignore[assignment, misc]
     try:

@@ -8,8 +8,10 @@ from hal.model import Status
 __all__ = [
     "DRIVER_NOT_LOADED",
     "INVALID_HANDLE",
+    "NOT_FOUND",
     "NOT_INITIALISED",
     "NOT_SUPPORTED",
+    "NO_DATA",
     "NO_PERMISSION",
     "code_of",
     "error",
@@ -21,6 +23,7 @@ NO_PERMISSION = 10
 NOT_FOUND = 31
 NOT_INITIALISED = 32
 DRIVER_NOT_LOADED = 34
+NO_DATA = 40
 
 # What a handle from before a reset, a reload of the driver or a change of partitions gets.
 INVALID_HANDLE = frozenset({NOT_FOUND, NOT_INITIALISED, DRIVER_NOT_LOADED})
@@ -42,7 +45,7 @@ _TABLE: dict[int, tuple[type[HalError], Status]] = {
     NOT_INITIALISED: (StateError, Status.ERROR),  # not initialised
     33: (TemporaryError, Status.ERROR),  # no free slot
     DRIVER_NOT_LOADED: (StateError, Status.ERROR),
-    40: (TemporaryError, Status.ERROR),  # no data
+    NO_DATA: (TemporaryError, Status.ERROR),  # no data
     43: (StateError, Status.ERROR),  # unexpected data: a driver that is newer than the library
     51: (StateError, Status.ERROR),  # no driver
     54: (StateError, Status.ERROR),  # amdgpu restart failed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ _METRICS = "amdsmi_get_link_metrics"
 _STATUS = "amdsmi_get_gpu_xgmi_link_status"
 _PAGES = "amdsmi_get_gpu_bad_page_info"
 _RESERVED, _PENDING = 0, 1  # AmdSmiMemoryPageStatus
+_PAGES_MOST = 1 << 20
 _Read = Callable[[Any, "Subject"], tuple[Value, ...]]
 
 
@@ -88,8 +90,24 @@ def _errors(block: str) -> tuple[Figure, ...]:
     )
 
 
+def _count_of_pages(subject: Subject) -> int | None:
+    """How many amdsmi is about to list; None where this amdsmi does not let itself be asked."""
+    module = getattr(subject.card_says.smi, "amdsmi_wrapper", None)
+    try:
+        count = ctypes.c_uint32()
+        status = module.amdsmi_get_gpu_bad_page_info(  # type: ignore[union-attr]
+            subject.card.first, ctypes.byref(count), None
+        )
+    except (AttributeError, TypeError, ctypes.ArgumentError):
+        return None
+    return count.value if status == 0 else None
+
+
 def _pages(_: Any, subject: Subject) -> tuple[Value, ...]:
     """Retired, and whether any waits for a reset."""
+    many = _count_of_pages(subject)
+    if many is not None and many > _PAGES_MOST:  # amdsmi would make room for all of them, and go through it
+        return (Value(None, Status.ERROR, f"amdsmi counts {many} retired pages"),) * 2
     states = [page.get("status") for page in subject.card_says(_PAGES)]
     return Value(states.count(_RESERVED)), Value(int(_PENDING in states))
 

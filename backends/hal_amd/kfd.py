@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 __all__ = ["Node", "name_of", "nodes"]
 
+_UNITS = 1 << 16  # far more than a card has
+
 
 class Node(NamedTuple):
     number: int
@@ -19,14 +21,15 @@ class Node(NamedTuple):
 def nodes(root: Path) -> dict[str, Node]:
     """The GPUs by address. Of a divided card the first partition's node, with the units of all."""
     found: dict[str, Node] = {}
-    folders = [f for f in root.glob("sys/class/kfd/kfd/topology/nodes/*") if f.name.isdigit()]
+    every = root.glob("sys/class/kfd/kfd/topology/nodes/*")
+    folders = [f for f in every if f.name.isascii() and f.name.isdigit()]
     for folder in sorted(folders, key=lambda folder: int(folder.name)):
         facts = _properties(folder / "properties")
         gpu_id = _whole_number(folder / "gpu_id")
         if not gpu_id or not facts.get("simd_count"):
             continue  # a processor
         simds, each = facts["simd_count"], facts.get("simd_per_cu") or 0
-        units = simds // each if each else None
+        units = simds // each if each and simds // each <= _UNITS else None
         unique = facts.get("unique_id", 0)
         gfx = _architecture(facts.get("gfx_target_version", 0))
         node = Node(int(folder.name), gpu_id, unique, units, gfx)
@@ -47,17 +50,23 @@ def name_of(root: Path, pid: int) -> str | None:
 
 def _properties(path: Path) -> dict[str, int]:
     try:
-        pairs = (line.split() for line in path.read_text().splitlines())
-        return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
+        pairs = (line.split() for line in path.read_text(errors="replace").splitlines())
+        return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and _is_number(pair[1])}
     except OSError:
         return {}
 
 
+def _is_number(text: str) -> bool:
+    """Of 64 bits, as the kernel prints them."""
+    return text.isascii() and text.isdigit() and len(text) <= 20 and int(text) < 1 << 64
+
+
 def _whole_number(path: Path) -> int | None:
     try:
-        return int(path.read_text())
-    except (OSError, ValueError):
+        text = path.read_text(errors="replace").strip()
+    except OSError:
         return None
+    return int(text) if _is_number(text) else None
 
 
 def _address(facts: dict[str, int]) -> str:
@@ -69,7 +78,7 @@ def _address(facts: dict[str, int]) -> str:
 
 def _architecture(version: int) -> str | None:
     """90402 is gfx942, 90010 gfx90a."""
-    if version <= 0:
+    if not 0 < version < 1_000_000:
         return None
     major, minor, stepping = version // 10000, version // 100 % 100, version % 100
     return f"gfx{major}{minor:x}{stepping:x}"

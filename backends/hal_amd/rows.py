@@ -46,23 +46,25 @@ def _memory(_: Any, subject: Subject) -> _Values:
     """Total, used, free, reserved in bytes; from the call in MiB where the ones in bytes do not answer."""
     ask = subject.own
     vram = ask.smi.AmdSmiMemoryType.VRAM
-    total = conv.count(ask.maybe("amdsmi_get_gpu_memory_total", vram))
-    used = conv.count(ask.maybe("amdsmi_get_gpu_memory_usage", vram))
-    if total.value is None or used.value is None:  # this one says why
+    total = conv.size(ask.maybe("amdsmi_get_gpu_memory_total", vram))
+    used = conv.size(ask.maybe("amdsmi_get_gpu_memory_usage", vram))
+    if Status.UNSUPPORTED in (total.status, used.status):  # this one says why
         usage = ask("amdsmi_get_gpu_vram_usage")
         total, used = conv.mebibytes(usage.get("vram_total")), conv.mebibytes(usage.get("vram_used"))
-    free = Value(None, Status.UNSUPPORTED, "amdsmi has no such figure")
-    reserved = free
-    if total.value is not None and used.value is not None:
-        free = Value(total.value - used.value, Status.ESTIMATED, "total - used")
-    return total, used, free, reserved
+    reserved = Value(None, Status.UNSUPPORTED, "amdsmi has no such figure")
+    return total, used, conv.remainder(total, used), reserved
 
 
-def _gtt(_: Any, subject: Subject) -> _Values:
-    ask = subject.own
-    gtt = ask.smi.AmdSmiMemoryType.GTT
-    total = conv.count(ask("amdsmi_get_gpu_memory_total", gtt))
-    return total, conv.count(ask("amdsmi_get_gpu_memory_usage", gtt))
+def _other_heap(kind: str) -> Callable[[Any, Subject], _Values]:
+    """GTT is the host's memory that the card can use; visible is the part of its own that the host sees."""
+
+    def read(_: Any, subject: Subject) -> _Values:
+        ask = subject.own
+        which = getattr(ask.smi.AmdSmiMemoryType, kind)
+        total = conv.size(ask("amdsmi_get_gpu_memory_total", which))
+        return total, conv.size(ask("amdsmi_get_gpu_memory_usage", which))
+
+    return read
 
 
 def _heap(heap: str, *names: str) -> tuple[Figure, ...]:
@@ -73,7 +75,10 @@ def _memory_rows(scope: Scope) -> tuple[Call, ...]:
     return (
         Call(Group.MEMORY, "amdsmi_get_gpu_memory_usage", scope,
              _heap("vram", "total", "used", "free", "reserved"), _memory),
-        Call(Group.MEMORY, "amdsmi_get_gpu_memory_usage", scope, _heap("gtt", "total", "used"), _gtt),
+        Call(Group.MEMORY, "amdsmi_get_gpu_memory_usage", scope, _heap("gtt", "total", "used"),
+             _other_heap("GTT")),
+        Call(Group.MEMORY, "amdsmi_get_gpu_memory_usage", scope, _heap("bar1", "total", "used"),
+             _other_heap("VIS_VRAM")),
     )  # fmt: skip
 
 
@@ -83,7 +88,7 @@ def _memory_rows(scope: Scope) -> tuple[Call, ...]:
 def _busy(_: Any, subject: Subject) -> _Values:
     """Ratios over the firmware's own window, whose length AMD SMI does not say."""
     activity = subject.card_says("amdsmi_get_gpu_activity")
-    return conv.ratio(activity.get("gfx_activity")), conv.ratio(activity.get("umc_activity"))
+    return tuple(conv.ratio(activity.get(f"{word}_activity")) for word in ("gfx", "umc", "mm"))
 
 
 def _engines(_: Any, subject: Subject) -> _Values:
@@ -145,6 +150,10 @@ def _temperature(sensor: str, metric: str = "CURRENT") -> Callable[[Any, Subject
     return read
 
 
+def _turns(_: Any, subject: Subject) -> _Values:
+    return (conv.turns(subject.card_says("amdsmi_get_gpu_fan_rpms", 0)),)
+
+
 def _fan(_: Any, subject: Subject) -> _Values:
     speed = conv.number(subject.card_says("amdsmi_get_gpu_fan_speed", 0))
     most = conv.number(subject.card_says("amdsmi_get_gpu_fan_speed_max", 0))
@@ -176,10 +185,7 @@ def _dies(first: int, last: int) -> Callable[[Any, Subject], _Values]:
 def _pcie(section: str, speed: str, width: str) -> Callable[[Any, Subject], _Values]:
     def read(_: Any, subject: Subject) -> _Values:
         said = subject.card_says(_PCIE)[section]
-        lanes = conv.count(said.get(width))
-        if lanes.value == 0:  # what an unset field says
-            lanes = Value(None, Status.UNSUPPORTED, "amdsmi said 0")
-        return conv.generation(said.get(speed)), lanes
+        return conv.generation(said.get(speed)), conv.lanes(said.get(width))
 
     return read
 
@@ -190,6 +196,15 @@ def _replays(_: Any, subject: Subject) -> _Values:
     if value.value is None:
         value = conv.counted(subject.card_says("amdsmi_get_gpu_pci_replay_counter"))
     return (value,)
+
+
+def _naks(_: Any, subject: Subject) -> _Values:
+    """Packets that one end or the other found damaged and asked for again."""
+    said = subject.card_says(_PCIE)["pcie_metric"]
+    sent, received = (conv.counted(said.get(f"pcie_nak_{way}_count")) for way in ("sent", "received"))
+    if sent.value is None or received.value is None:
+        return (sent if sent.value is None else received,)
+    return (Value(sent.value + received.value),)
 
 
 def _throughput(_: Any, subject: Subject) -> _Values:
@@ -204,6 +219,28 @@ def _throughput(_: Any, subject: Subject) -> _Values:
         else:
             values.append(Value(packets * size, Status.ESTIMATED, "packets times the largest payload"))
     return tuple(values)
+
+
+# ---- how the card is divided ------------------------------------------------------------------
+
+_MODES = {"compute": ("SPX", "DPX", "TPX", "QPX", "CPX"), "memory": ("NPS1", "NPS2", "NPS4", "NPS8")}
+
+
+def _mode(kind: str) -> Callable[[Any, Subject], _Values]:
+    def read(_: Any, subject: Subject) -> _Values:
+        now = conv.text(subject.card_says(f"amdsmi_get_gpu_{kind}_partition"))
+        if now not in _MODES[kind]:
+            return (Value(None, Status.UNSUPPORTED, f"amdsmi said {now}"),) * len(_MODES[kind])
+        return tuple(Value(int(mode == now)) for mode in _MODES[kind])
+
+    return read
+
+
+def _mode_row(kind: str) -> Call:
+    labels = ({"kind": kind, "mode": mode} for mode in _MODES[kind])
+    figures = tuple(Figure("partition_mode", "bool", each) for each in labels)
+    source = f"amdsmi_get_gpu_{kind}_partition"
+    return Call(Group.STATE, source, Scope.DEVICE, figures, _mode(kind), Cost.SLOW)
 
 
 # ---- the rows --------------------------------------------------------------------------------
@@ -248,6 +285,8 @@ def _temperature_rows(shape: Shape) -> tuple[Call, ...]:
           for word, sensor, metric in _LIMITS),
         Call(Group.TEMPERATURE, "amdsmi_get_gpu_fan_speed", Scope.PACKAGE,
              (Figure("fan_ratio", "ratio", {"fan": "0"}),), _fan),
+        Call(Group.TEMPERATURE, "amdsmi_get_gpu_fan_rpms", Scope.PACKAGE,
+             (Figure("fan_rpm", "rpm", {"fan": "0"}),), _turns),
     )  # fmt: skip
 
 
@@ -257,7 +296,7 @@ def _watts(name: str, **labels: str) -> Figure:
 
 _FIXED = (
     Call(Group.ACTIVITY, "amdsmi_get_gpu_activity", Scope.DEVICE,
-         _ratios("compute_busy", "memory_bandwidth_busy"), _busy),
+         _ratios("compute_busy", "memory_bandwidth_busy", "media_busy"), _busy),
     Call(Group.ACTIVITY, _METRICS, Scope.DEVICE, _ratios("decoder_busy", "jpeg_busy"), _engines),
     Call(Group.ACTIVITY, _METRICS, Scope.DEVICE, _ratios("encoder_busy"),
          none("AMD SMI does not tell encoding from decoding")),
@@ -281,10 +320,13 @@ _FIXED = (
          (Figure("pcie_rx_bytes_per_second", "bytes_per_second"),
           Figure("pcie_tx_bytes_per_second", "bytes_per_second")), _throughput, Cost.SLOW),
     Call(Group.PCIE, _PCIE, Scope.DEVICE, (Figure("pcie_replays_total", "count"),), _replays, Cost.SLOW),
+    Call(Group.PCIE, _PCIE, Scope.DEVICE, (Figure("pcie_naks_total", "count"),), _naks, Cost.SLOW),
     Call(Group.STATE, "amdsmi_get_gpu_perf_level", Scope.DEVICE, (Figure("performance_state", "count"),),
          none("AMD's performance level is a policy, not a state")),
     Call(Group.STATE, "amdsmi", Scope.DEVICE, (Figure("persistence_enabled", "bool"),),
          none("AMD's driver always stays loaded"), Cost.STATIC),
+    _mode_row("compute"),
+    _mode_row("memory"),
 )  # fmt: skip
 
 

@@ -1,24 +1,26 @@
 """Without ROCm: what the kernel's own files say of the cards. Fewer figures, the same ids.
 
-Identity and memory are below ``sys/bus/pci/drivers/amdgpu``, power and temperatures in its hwmon, what
-programs use below ``sys/class/kfd``. Partitions need AMD SMI: a card is shown whole here.
+Identity and memory are below ``sys/bus/pci/drivers/amdgpu``, power, fans and temperatures in its hwmon, what
+programs use below ``sys/class/kfd`` and in their ``fdinfo``. Partitions need AMD SMI: a card is whole here.
 """
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hal.backend import Call, Cost, Figure, GoneError, Group, TemporaryError, Value, read_table
 from hal.model import Device, DeviceKind, Heap, Inventory, Pci, Process, Reading, Scope, Status, whole
-from hal_amd import conv
+from hal_amd import clients, conv
 from hal_amd.kfd import Node, name_of, nodes
 
 __all__ = ["Sysfs"]
 
 _PREFIX = "amd:pci-"
+_NUMA_NODES = 1 << 12
 
 
 class _Card(NamedTuple):
@@ -56,22 +58,40 @@ class Sysfs:
         ]
 
     def processes(self, ids: Sequence[str], deadline: float) -> list[Process]:
-        """Who holds memory through KFD: ``kfd/proc/<pid>/vram_<gpu>`` counts bytes."""
+        """Who holds memory through KFD, where ``kfd/proc/<pid>/vram_<gpu>`` counts bytes, and who has the
+        card open besides: video, graphics."""
         here = self._cards()
+        opened = clients.memory(self._root)
         found: list[Process] = []
         for subject in ids:
             card = self._find(here, subject)
             if time.monotonic() >= deadline:
                 raise TemporaryError(f"processes of {subject}: not reached before the deadline")
-            if card.node is None:
-                continue
-            for file in sorted(self._root.glob(f"sys/class/kfd/kfd/proc/*/vram_{card.node.gpu_id}")):
-                pid = int(file.parent.name) if file.parent.name.isdigit() else None
-                used = _number(file)
-                if pid is not None and used.value != 0:
-                    bytes_ = None if used.value is None else int(used.value)
-                    found.append(Process(subject, pid, name_of(self._root, pid), bytes_, used.status))
+            held = {pid: _held(used) for pid, used in opened.get(card.bdf, {}).items()}
+            held |= self._through_kfd(card)  # KFD's count is in the other one, too
+            found += [
+                Process(
+                    subject,
+                    pid,
+                    name_of(self._root, pid),
+                    None if v.value is None else int(v.value),
+                    v.status,
+                )
+                for pid, v in sorted(held.items())
+                if v.value != 0
+            ]
         return found
+
+    def _through_kfd(self, card: _Card) -> dict[int, Value]:
+        if card.node is None:
+            return {}
+        files = self._root.glob(f"sys/class/kfd/kfd/proc/*/vram_{card.node.gpu_id}")
+        pids = {file.parent.name: file for file in files}
+        return {
+            int(pid): _checked(_number(file), conv.size)
+            for pid, file in pids.items()
+            if pid.isascii() and pid.isdigit() and len(pid) < 10
+        }
 
     def _find(self, cards: dict[str, _Card], subject: str) -> _Card:
         card = cards.get(subject.removesuffix("/whole"))
@@ -95,13 +115,15 @@ class Sysfs:
 
 
 def _device(card: _Card, driver: str | None) -> Device:
-    vram, gtt = (_number(card.folder / f"mem_info_{kind}_total").value for kind in ("vram", "gtt"))
+    vram, gtt = (
+        _checked(_number(card.folder / f"mem_info_{kind}_total"), conv.size).value for kind in ("vram", "gtt")
+    )
     heaps = (Heap("vram", None if vram is None else int(vram)),)
     node = _number(card.folder / "numa_node").value
     node_of = card.node
     serial = conv.unique_id(_text(card.folder / "unique_id"))
-    if serial is None and node_of is not None and node_of.unique_id:
-        serial = f"{node_of.unique_id:016x}"
+    if serial is None and node_of is not None:
+        serial = conv.unique_id(f"{node_of.unique_id:x}")
     modes = {
         f"amd.{kind}_partition": word
         for kind in ("compute", "memory")
@@ -121,7 +143,7 @@ def _device(card: _Card, driver: str | None) -> Device:
         serial=serial,
         architecture=None if node_of is None else node_of.architecture,
         compute_units=None if node_of is None else node_of.compute_units,
-        numa_node=int(node) if node is not None and node >= 0 else None,
+        numa_node=int(node) if node is not None and 0 <= node < _NUMA_NODES else None,
         driver=driver,
         indices=dict(_indices(card)),
         attributes=modes,
@@ -134,7 +156,7 @@ def _indices(card: _Card) -> Iterator[tuple[str, int]]:
     for word, stem in (("drm_card", "card"), ("drm_render", "renderD")):
         for entry in sorted(card.folder.glob(f"drm/{stem}*")):
             number = entry.name.removeprefix(stem)
-            if number.isdigit():
+            if number.isascii() and number.isdigit() and len(number) < 10:
                 yield word, int(number)
                 break
 
@@ -150,11 +172,23 @@ def _text(path: Path) -> str | None:
 
 
 def _number(path: Path) -> Value:
-    """What a file of one number says, or why it says nothing."""
+    """What a file of one number says, or why it says nothing. The kernel's numbers have 64 bits."""
     try:
-        return Value(int(path.read_text()))
+        text = path.read_text(errors="replace").strip()
     except Exception as failure:
         return _failed(failure)
+    if not re.fullmatch(r"-?[0-9]{1,20}", text) or not -(1 << 63) <= int(text) < 1 << 64:
+        return Value(None, Status.ERROR, f"{path.name} says {text[:40]!r}")
+    return Value(int(text))
+
+
+def _checked(value: Value, convert: Callable[[object], Value]) -> Value:
+    """In the unit of the figure, and within what is possible."""
+    return value if value.value is None else convert(value.value)
+
+
+def _held(used: int | None) -> Value:
+    return Value(used) if used is not None else Value(None, Status.UNSUPPORTED, "fdinfo does not say")
 
 
 def _failed(failure: Exception) -> Value:
@@ -164,27 +198,23 @@ def _failed(failure: Exception) -> Value:
     return Value(None, Status.DENIED if denied else Status.ERROR, str(failure))
 
 
-def _scaled(value: Value, divisor: int) -> Value:
-    return value if value.value is None else value._replace(value=value.value / divisor)
-
-
-def _memory(heap: str) -> Call:
+def _memory(heap: str, file: str) -> Call:
     def read(_: object, card: _Card) -> tuple[Value, ...]:
-        total, used = (_number(card.folder / f"mem_info_{heap}_{word}") for word in ("total", "used"))
-        free = Value(None, Status.UNSUPPORTED, "the kernel has no such figure")
-        if total.value is not None and used.value is not None:
-            free = Value(total.value - used.value, Status.ESTIMATED, "total - used")
-        return total, used, free
+        total, used = (
+            _checked(_number(card.folder / f"mem_info_{file}_{word}"), conv.size)
+            for word in ("total", "used")
+        )
+        return total, used, conv.remainder(total, used)
 
     figures = tuple(
         Figure(f"memory_{word}_bytes", "bytes", {"heap": heap}) for word in ("total", "used", "free")
     )
-    return Call(Group.MEMORY, f"mem_info_{heap}_used", Scope.DEVICE, figures, read)
+    return Call(Group.MEMORY, f"mem_info_{file}_used", Scope.DEVICE, figures, read)
 
 
 def _busy(_: object, card: _Card) -> tuple[Value, ...]:
-    percents = (_number(card.folder / name) for name in ("gpu_busy_percent", "mem_busy_percent"))
-    return tuple(conv.ratio(each.value) if each.value is not None else each for each in percents)
+    names = ("gpu_busy_percent", "mem_busy_percent", "vcn_busy_percent")
+    return tuple(_checked(_number(card.folder / name), conv.ratio) for name in names)
 
 
 def _hwmon(card: _Card, name: str) -> Value:
@@ -195,11 +225,21 @@ def _hwmon(card: _Card, name: str) -> Value:
 
 def _power(_: object, card: _Card) -> tuple[Value, ...]:
     """Microwatts. Which of the two files there is depends on the family."""
-    return tuple(_scaled(_hwmon(card, f"power1_{word}"), 1_000_000) for word in ("input", "average"))
+    return tuple(_checked(_hwmon(card, f"power1_{word}"), _watts) for word in ("input", "average"))
+
+
+def _watts(microwatts: Any) -> Value:
+    return conv.watts(microwatts / 1_000_000)
 
 
 def _cap(_: object, card: _Card) -> tuple[Value, ...]:
-    return (_scaled(_hwmon(card, "power1_cap"), 1_000_000),)
+    return (_checked(_hwmon(card, "power1_cap"), _watts),)
+
+
+def _fan(_: object, card: _Card) -> tuple[Value, ...]:
+    """Of the highest level of the fan's control, which is 255 where nothing else is said."""
+    level, most = _hwmon(card, "pwm1"), _hwmon(card, "pwm1_max").value or 255
+    return (_checked(level, lambda raw: conv.ratio(100 * int(str(raw)) / most)),)
 
 
 _SENSORS = {"edge": "core", "junction": "hotspot", "mem": "memory"}  # hwmon's labels
@@ -214,8 +254,13 @@ def _temperatures(_: object, card: _Card) -> tuple[Value, ...]:
         if file is None:
             values.append(Value(None, Status.UNSUPPORTED, f"no sensor {label}"))
         else:
-            values.append(_scaled(_number(file.with_name(file.name.replace("label", "input"))), 1000))
+            input_ = _number(file.with_name(file.name.replace("label", "input")))
+            values.append(_checked(input_, _degrees))
     return tuple(values)
+
+
+def _degrees(thousandths: Any) -> Value:
+    return conv.celsius(thousandths / 1000)
 
 
 def _none(count: int = 1) -> tuple[Value, ...]:
@@ -227,16 +272,21 @@ def _without(group: Group, scope: Scope, cost: Cost, *figures: Figure) -> Call:
 
 
 _ROWS = (
-    _memory("vram"),
-    _memory("gtt"),
+    _memory("vram", "vram"),
+    _memory("gtt", "gtt"),
+    _memory("bar1", "vis_vram"),
     Call(Group.ACTIVITY, "gpu_busy_percent", Scope.DEVICE,
-         (Figure("compute_busy_ratio", "ratio"), Figure("memory_bandwidth_busy_ratio", "ratio")), _busy),
+         (Figure("compute_busy_ratio", "ratio"), Figure("memory_bandwidth_busy_ratio", "ratio"),
+          Figure("media_busy_ratio", "ratio")), _busy),
     Call(Group.POWER, "hwmon power1", Scope.PACKAGE,
          tuple(Figure("power_watts", "watts", {"window": word}) for word in ("instant", "average")), _power),
     Call(Group.POWER, "hwmon power1_cap", Scope.PACKAGE, (Figure("power_limit_watts", "watts"),), _cap),
     Call(Group.TEMPERATURE, "hwmon temp", Scope.PACKAGE,
          tuple(Figure("temperature_celsius", "celsius", {"sensor": word}) for word in _SENSORS.values()),
          _temperatures),
+    Call(Group.TEMPERATURE, "hwmon pwm1", Scope.PACKAGE, (Figure("fan_ratio", "ratio", {"fan": "0"}),), _fan),
+    Call(Group.TEMPERATURE, "hwmon fan1_input", Scope.PACKAGE, (Figure("fan_rpm", "rpm", {"fan": "0"}),),
+         lambda root, card: (_checked(_hwmon(card, "fan1_input"), conv.turns),)),
     _without(Group.CLOCKS, Scope.DEVICE, Cost.FAST, Figure("clock_hertz", "hertz", {"domain": "compute"})),
     _without(Group.THROTTLE, Scope.PACKAGE, Cost.FAST,
              Figure("throttle_active", "bool", {"reason": "other"})),

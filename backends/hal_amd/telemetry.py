@@ -20,7 +20,6 @@ def sample(
     """Readings of each device or slice in turn. Raises GoneError for an id that AMD SMI does not know."""
     subjects = [(subject, *cards.find(subject)) for subject in ids]
     wanted = frozenset(groups)
-    refused = cards.versions.refused
     asked: dict[tuple[str, int | None], Answers] = {}
     readings: list[Reading] = []
 
@@ -28,7 +27,9 @@ def sample(
         key = (card.id, part)
         if key not in asked:
             processor = card.first if part is None else card.processors[part]
-            asked[key] = Answers(cards.smi, processor, refused)
+            # Fast figures alone are asked for on every tick; with others, it is time to ask for all anew.
+            known = card.hopeless.setdefault(part, {}) if Cost.SLOW not in costs else {}
+            asked[key] = Answers(cards.smi, processor, known)
         return asked[key]
 
     for subject, card, part in subjects:
@@ -68,7 +69,10 @@ def _of_parent(row: Call, own: set[_Kind]) -> Call:
     kept = [place for place, figure in enumerate(row.figures) if _kind(figure) not in own]
 
     def read(library: object, subject: rows.Subject) -> tuple[Answer, ...]:
-        values = row.read(library, subject)
+        shared = subject.card_says.shared  # with the card's other partitions
+        values = shared.get(row.read)
+        if values is None:
+            values = shared[row.read] = row.read(library, subject)
         return tuple(values[place] for place in kept)
 
     return row._replace(figures=tuple(row.figures[place] for place in kept), scope=Scope.PARENT, read=read)

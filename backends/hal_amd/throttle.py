@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from hal.backend import Call, Cost, Figure, Group, Value
 from hal.model import Scope, Status
 from hal_amd import conv
+from hal_amd.metrics import Metrics
 
 if TYPE_CHECKING:
     from hal_amd.rows import Subject
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
 __all__ = ["ROWS", "Looks"]
 
 _METRICS = "amdsmi_get_gpu_metrics_info"
-# The thermal ones overlap in time: together they lasted at least as long as the longest.
 _REASONS = {
-    "power": ("ppt",),
-    "thermal": ("socket_thm", "vr_thm", "hbm_thm"),
-    "hardware_brake": ("prochot",),
+    "power": "ppt",
+    "thermal": "socket_thm",
+    "vr": "vr_thm",
+    "hbm": "hbm_thm",
+    "hardware_brake": "prochot",
 }
 _FIRST = Value(None, Status.STALE, "this takes a second look")
 
@@ -43,7 +45,7 @@ class Looks:
         self.now: _Look | None = None
         self._seen: object = None
 
-    def look(self, metrics: dict[str, Any]) -> _Look:
+    def look(self, metrics: Metrics | dict[str, Any]) -> _Look:
         """Of one sample once, however many of its rows ask."""
         if self.now is not None and metrics is self._seen:
             return self.now
@@ -63,12 +65,9 @@ class Looks:
         return passed / counted if passed > 0 and counted > 0 else None
 
 
-def _read(metrics: dict[str, Any]) -> _Look:
+def _read(metrics: Metrics | dict[str, Any]) -> _Look:
     clock = conv.number(metrics.get("system_clock_counter"))
-    held: dict[str, float | None] = {}
-    for reason, words in _REASONS.items():
-        counts = [conv.number(metrics.get(f"{word}_residency_acc")) for word in words]
-        held[reason] = max((count for count in counts if count is not None), default=None)
+    held = {reason: conv.number(metrics.get(f"{word}_residency_acc")) for reason, word in _REASONS.items()}
     cycles = conv.number(metrics.get("accumulation_counter"))
     return _Look(None if clock is None else clock / 1e9, cycles, held)
 

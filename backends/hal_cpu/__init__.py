@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hal.backend import EVERY_COST, Cost, Group
 from hal.model import Enforcement, Exposure, Inventory, Probe, Process, Reading, Rung
-from hal_cpu import device, driver, expose, processes, telemetry
+from hal_cpu import device, driver
+
+if TYPE_CHECKING:
+    from hal_cpu.telemetry import Sampler
 
 __all__ = ["Backend"]
 
@@ -20,7 +24,7 @@ class Backend:
 
     def __init__(self, *, root: str = "/", library: str | None = None) -> None:
         self._root = Path(root)
-        self._sampler = telemetry.Sampler(self._root)
+        self._sampler: Sampler | None = None
 
     def probe(self) -> Probe:
         return driver.probe(self._root)
@@ -35,12 +39,20 @@ class Backend:
         deadline: float,
         costs: frozenset[Cost] = EVERY_COST,
     ) -> list[Reading]:
+        if self._sampler is None:
+            from hal_cpu.telemetry import Sampler
+
+            self._sampler = Sampler(self._root)
         return self._sampler.sample(groups, ids, deadline, costs)
 
     def processes(self, ids: Sequence[str], deadline: float) -> list[Process]:
+        from hal_cpu import processes
+
         return processes.processes(self._root, ids, deadline)
 
     def expose(self, ids: Sequence[str]) -> Exposure:
+        from hal_cpu import expose
+
         return expose.expose(ids)
 
     def limits(self) -> Enforcement:

@@ -18,6 +18,7 @@ _SHORTEST = 0.1  # seconds: ten ticks of the kernel's clock
 _LONGEST = 60.0  # seconds after which an earlier look says nothing of now
 
 
+_FIRST = Value(None, Status.STALE, "a first look has no earlier one to be compared with")
 _NO_SENSOR = "the kernel has no such figure of the host"
 _NO_LINK = "the host is the end of others' links, and has none of its own"
 _NO_DRIVER = "the kernel tells no such thing of the host here"
@@ -47,6 +48,7 @@ class Sampler:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._last: _Look | None = None
+        self._told: tuple[_Look, _Look] | None = None  # the last window
 
     def sample(
         self,
@@ -55,7 +57,11 @@ class Sampler:
         deadline: float,
         costs: frozenset[Cost] = EVERY_COST,
     ) -> list[Reading]:
-        """Readings of the host. The first call waits 0.1 s for a window. Raises GoneError for another id."""
+        """Readings of the host. Raises GoneError for another id.
+
+        Only with slow figures among those asked for, a call waits up to 0.1 s for a window; without, the
+        first has none, and one that comes too soon has the window before.
+        """
         device.check(ids)
         if not ids:
             return []
@@ -69,11 +75,12 @@ class Sampler:
         if Group.MEMORY in groups:
             readings += self._memory(deadline)
         if Group.ACTIVITY in groups or Group.POWER in groups:
-            window = self._window(deadline)
+            window = self._window(deadline) if Cost.SLOW in costs else self._at_once()
+            without = LATE if Cost.SLOW in costs else _FIRST
             if Group.ACTIVITY in groups:
-                readings += _activity(window)
+                readings += _activity(window, without)
             if Group.POWER in groups:
-                readings += [_power(window), self._power_limit(deadline)]
+                readings += [_power(window, without), self._power_limit(deadline)]
         if Group.TEMPERATURE in groups:
             readings.append(self._temperature(deadline))
         return readings
@@ -109,8 +116,19 @@ class Sampler:
         if max(now, now + wait) >= deadline:
             return None
         time.sleep(max(0.0, wait))
-        self._last = self._look()
-        return before, self._last
+        self._told = before, self._look()
+        self._last = self._told[1]
+        return self._told
+
+    def _at_once(self) -> tuple[_Look, _Look] | None:
+        """The window since the last look, or the one before when that was just now; None at first."""
+        now, before = time.monotonic(), self._last
+        if before is None or now - before.time > _LONGEST:
+            self._last, self._told = self._look(), None
+        elif now - before.time >= _SHORTEST:
+            self._told = before, self._look()
+            self._last = self._told[1]
+        return self._told
 
     def _look(self) -> _Look:
         jiffies: conv.Jiffies | Exception
@@ -156,9 +174,9 @@ class Sampler:
         )
 
 
-def _activity(window: tuple[_Look, _Look] | None) -> list[Reading]:
+def _activity(window: tuple[_Look, _Look] | None, without: Value) -> list[Reading]:
     source, seconds = "/proc/stat", None
-    value = LATE
+    value = without
     if window is not None:
         before, after = window
         seconds = after.time - before.time
@@ -181,10 +199,10 @@ def _ratio(before: conv.Jiffies | Exception, after: conv.Jiffies | Exception) ->
     return Value(min(1.0, max(0.0, (after.busy - before.busy) / total)))
 
 
-def _power(window: tuple[_Look, _Look] | None) -> Reading:
+def _power(window: tuple[_Look, _Look] | None, without: Value) -> Reading:
     source = "intel-rapl energy_uj"
     if window is None:
-        return _reading("power_watts", "watts", LATE, source, Scope.PACKAGE)
+        return _reading("power_watts", "watts", without, source, Scope.PACKAGE)
     before, after = window
     seconds = after.time - before.time
     value = _watts(before.microjoules, after.microjoules, seconds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hal.backend import StateError
 from hal.model import Probe, ProbeState
+from hal_null.glance import absent
 
 __all__ = ["Driver", "Library", "LibraryError"]
 
@@ -62,7 +63,7 @@ class Driver:
     def probe(self) -> Probe:
         """Never raises, prints nothing. A reason is a fact; a fix is something that the user can do."""
         if not self._enabled:
-            return Probe(ProbeState.ABSENT, "the imaginary accelerator is switched off", "set HAL_NULL=1")
+            return absent()
         return Probe(ProbeState.READY)
 
     def open(self) -> Library:

@@ -12,12 +12,16 @@ from hal.model import Status
 
 __all__ = [
     "CLOCK_REASONS",
+    "COMPUTE_MODES",
+    "PARTITION_MODES",
     "bdf",
     "bytes_of_kibibytes",
     "celsius",
+    "choice",
     "count",
     "fan",
     "flag",
+    "fraction",
     "hertz",
     "joules",
     "kilobytes",
@@ -26,9 +30,11 @@ __all__ = [
     "multiprocessors",
     "pci_ids",
     "performance",
+    "rail",
     "ratio",
     "reasons",
     "seconds",
+    "size",
     "text",
     "watts",
 ]
@@ -36,6 +42,12 @@ __all__ = [
 _UNAVAILABLE = {0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF}  # NVML_VALUE_NOT_AVAILABLE_uint, _ulonglong
 _NOT_AVAILABLE = Value(None, Status.UNSUPPORTED, "NVML_VALUE_NOT_AVAILABLE")
 _NO_LEVEL = 32  # NVML_PSTATE_UNKNOWN
+# More than any device has: bytes of memory, milliwatts, megahertz.
+_MOST_BYTES, _MOST_MILLIWATTS, _MOST_MEGAHERTZ = 1 << 50, 100_000_000, 100_000
+_MOST = 1 << 62
+# NVML_COMPUTEMODE_... and nvmlDeviceGetMigMode's in the catalogue's words, by number.
+COMPUTE_MODES = ("default", "exclusive_thread", "prohibited", "exclusive_process")
+PARTITION_MODES = ("off", "mig")
 _LINK_STATES = {0: 0, 1: 1, 2: 1, 3: 0}  # NVML_NVLINK_STATE_...: 2 sleeps, 3 carries nothing
 # CUDA cores in a multiprocessor by compute capability: NVML counts the cores only.
 _CORES = {(7, 0): 64, (7, 2): 64, (7, 5): 64, (8, 0): 64, (8, 6): 128, (8, 7): 128, (8, 9): 128, (9, 0): 128,
@@ -54,11 +66,23 @@ def count(raw: object) -> Answer:
     """A whole number, such as bytes; NVML's NOT_AVAILABLE is unsupported."""
     if type(raw) is not int or raw in _UNAVAILABLE:
         return _NOT_AVAILABLE
-    return raw if raw >= 0 else _absurd(raw, "")
+    return raw if 0 <= raw <= _MOST else _absurd(raw, "")
+
+
+def size(raw: object) -> Answer:
+    """Bytes of a memory, or of a part of one."""
+    return _scaled(raw, 1, _MOST_BYTES, " bytes")
 
 
 def watts(milliwatts: object) -> Answer:
-    return _divided(milliwatts, 1000)
+    return _divided(milliwatts, 1000, _MOST_MILLIWATTS, " mW")
+
+
+def rail(milliwatts: object) -> Answer:
+    """Power of a part of the package. NVML says 0 of one that it does not measure, and succeeds."""
+    if milliwatts == 0:
+        return Value(None, Status.UNSUPPORTED, "NVML said 0 mW, as it does where there is no such sensor")
+    return watts(milliwatts)
 
 
 def joules(millijoules: object) -> Answer:
@@ -70,7 +94,7 @@ def seconds(nanoseconds: object) -> Answer:
 
 
 def hertz(megahertz: object) -> Answer:
-    return _scaled(megahertz, 1_000_000)
+    return _scaled(megahertz, 1_000_000, _MOST_MEGAHERTZ, " MHz")
 
 
 def kilobytes(raw: object) -> Answer:
@@ -92,6 +116,13 @@ def ratio(percent: object) -> Answer:
     return raw if isinstance(raw, Value) else _absurd(raw, " %")
 
 
+def fraction(percent: object) -> Answer:
+    """A figure of GPM, whose rounding may be a little past the end; without a cycle it is no number."""
+    if isinstance(percent, float) and 0 <= percent <= 101:
+        return min(percent / 100, 1.0)
+    return _absurd(percent, " %")
+
+
 def fan(percent: object) -> Answer:
     """A fan may turn faster than what its maker calls its greatest speed."""
     raw = count(percent)
@@ -105,6 +136,16 @@ def celsius(degrees: object) -> Answer:
         return degrees
     raw = count(degrees)
     return raw if isinstance(raw, Value) else _absurd(raw, " degrees")
+
+
+def choice(raw: object, of: int) -> tuple[Answer, ...]:
+    """1 for the one of so many that NVML's number means, 0 for the others."""
+    answer = count(raw)
+    if not isinstance(answer, Value) and answer >= of:
+        answer = _absurd(raw, "")
+    if isinstance(answer, Value):
+        return (answer,) * of
+    return tuple(int(number == answer) for number in range(of))
 
 
 def flag(raw: object) -> Answer:
@@ -160,16 +201,18 @@ def multiprocessors(cores: object, capability: object) -> int | None:
     return None if per_unit is None or isinstance(total, Value) or not total else int(total) // per_unit
 
 
-def _scaled(raw: object, factor: int) -> Answer:
-    if type(raw) is int and raw >= 0 and raw not in _UNAVAILABLE:
+def _scaled(raw: object, factor: int, most: int = _MOST, unit: str = "") -> Answer:
+    if type(raw) is int and 0 <= raw <= most and raw not in _UNAVAILABLE:
         return raw * factor
-    return count(raw)
+    answer = count(raw)
+    return answer if isinstance(answer, Value) else _absurd(raw, unit)
 
 
-def _divided(raw: object, divisor: int) -> Answer:
-    if type(raw) is int and raw >= 0 and raw not in _UNAVAILABLE:
+def _divided(raw: object, divisor: int, most: int = _MOST, unit: str = "") -> Answer:
+    if type(raw) is int and 0 <= raw <= most and raw not in _UNAVAILABLE:
         return raw / divisor
-    return count(raw)
+    answer = count(raw)
+    return answer if isinstance(answer, Value) else _absurd(raw, unit)
 
 
 def _absurd(raw: object, unit: str) -> Value:

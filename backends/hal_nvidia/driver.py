@@ -12,10 +12,10 @@ from typing import Any
 from hal.backend import StateError
 from hal.model import Probe, ProbeState
 from hal_nvidia import errors
+from hal_nvidia.glance import LIBRARY, absent, on_bus
 
 __all__ = ["Driver"]
 
-_LIBRARY = "libnvidia-ml.so.1"
 _log = logging.getLogger(__name__)
 
 
@@ -83,29 +83,26 @@ class Driver:
         return nvml
 
     def _load(self) -> ctypes.CDLL:
-        name = self._library or _LIBRARY
+        name = self._library or LIBRARY
         try:
             return ctypes.CDLL(name)
         except OSError as failure:
             # A missing library the file itself needs is named first instead: that one is broken.
             if not str(failure).startswith(f"{name}: cannot open shared object file"):
                 raise _UnusableError(ProbeState.BROKEN, f"{name} does not load: {failure}") from failure
-        if self._on_bus():
+        if on_bus(self._root):
             raise _UnusableError(
                 ProbeState.BLOCKED,
                 f"an NVIDIA GPU is on the PCI bus but {name} cannot be loaded",
                 "install the NVIDIA driver; in a container, use the NVIDIA container toolkit",
             )
-        raise _UnusableError(
-            ProbeState.ABSENT,
-            f"no NVIDIA driver library ({name})",
-            "install the NVIDIA driver if this machine has an NVIDIA GPU",
-        )
+        nothing = absent(name)
+        raise _UnusableError(nothing.state, nothing.reason, nothing.fix)
 
     def _init_failed(self, failure: Exception) -> _UnusableError:
         code = errors.code_of(failure)
         state, reason, fix = ProbeState.BROKEN, f"nvmlInit: {failure}", ""
-        if code == errors.DRIVER_NOT_LOADED and not self._on_bus():
+        if code == errors.DRIVER_NOT_LOADED and not on_bus(self._root):
             state, reason = ProbeState.ABSENT, "the NVIDIA driver is not loaded, and no GPU is on the PCI bus"
         elif code == errors.DRIVER_NOT_LOADED:
             state, fix = ProbeState.BLOCKED, "load the kernel driver: modprobe nvidia"
@@ -117,18 +114,6 @@ class Driver:
         elif code == errors.NO_PERMISSION:
             state, fix = ProbeState.BLOCKED, "give this user access to /dev/nvidia*"
         return _UnusableError(state, reason, fix, code)
-
-    def _on_bus(self) -> bool:
-        """Whether the PCI bus has an NVIDIA display controller (class 0x03...)."""
-        for vendor in self._root.glob("sys/bus/pci/devices/*/vendor"):
-            try:
-                if vendor.read_text().strip() != "0x10de":
-                    continue
-                if vendor.with_name("class").read_text().startswith("0x03"):
-                    return True
-            except OSError:  # unplugged between the two looks
-                continue
-        return False
 
 
 def _wrapper() -> Any:

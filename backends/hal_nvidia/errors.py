@@ -13,6 +13,7 @@ __all__ = [
     "INVALID_ARGUMENT",
     "LIB_RM_VERSION_MISMATCH",
     "NOT_FOUND",
+    "NOT_SUPPORTED",
     "NO_PERMISSION",
     "RESET_REQUIRED",
     "TIMEOUT",
@@ -21,11 +22,13 @@ __all__ = [
     "code_of",
     "error",
     "is_unsupported",
+    "of_part",
     "status",
 ]
 
 UNINITIALIZED = 1
 INVALID_ARGUMENT = 2
+NOT_SUPPORTED = 3
 NO_PERMISSION = 4
 NOT_FOUND = 6
 DRIVER_NOT_LOADED = 9
@@ -40,7 +43,7 @@ UNKNOWN = 999
 _TABLE: dict[int, tuple[type[HalError], Status]] = {
     UNINITIALIZED: (StateError, Status.ERROR),
     INVALID_ARGUMENT: (HalError, Status.ERROR),
-    3: (UnsupportedError, Status.UNSUPPORTED),  # not supported
+    NOT_SUPPORTED: (UnsupportedError, Status.UNSUPPORTED),
     NO_PERMISSION: (StateError, Status.DENIED),
     NOT_FOUND: (GoneError, Status.ERROR),
     7: (TemporaryError, Status.ERROR),  # insufficient size: more processes than a moment ago
@@ -85,6 +88,11 @@ def status(failure: Exception) -> Status:
         return Status.UNSUPPORTED
     code = code_of(failure)
     return _TABLE.get(-1 if code is None else code, (HalError, Status.ERROR))[1]
+
+
+def of_part(code: int) -> int:
+    """The code of one field or metric of a call that succeeded: there, a bad number is an unknown one."""
+    return NOT_SUPPORTED if code == INVALID_ARGUMENT else code
 
 
 def is_unsupported(failure: Exception) -> bool:

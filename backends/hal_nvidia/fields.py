@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from hal.backend import Answer, Figure, Value
-from hal_nvidia import errors
+from hal_nvidia import direct, errors
 from hal_nvidia.handles import Gpu
 
 __all__ = ["Field", "reader"]
@@ -59,14 +59,14 @@ def reader(wanted: Sequence[Field], first: int) -> Callable[[Any, Gpu], list[Ans
 def _ask(nvml: Any, gpu: Gpu) -> list[tuple[int, object]]:
     """(status, value) for each field of the plan; all of them fail when the call does."""
     try:
-        raw = nvml.nvmlDeviceGetFieldValues(gpu.handle, gpu.plan.fields)
+        raw = direct.field_values(nvml, gpu)
     except AttributeError:  # a pynvml that is too old to know the call
         return [(errors.FUNCTION_NOT_FOUND, None)] * len(gpu.plan.fields)
     except nvml.NVMLError as failure:
         return [(errors.code_of(failure) or errors.UNKNOWN, None)] * len(gpu.plan.fields)
     return [
-        (status, value if kind == _UNSIGNED_LONG_LONG else _decode(kind, value))
-        for _, _, _, _, kind, status, value in _VALUE.iter_unpack(memoryview(raw).cast("B"))
+        (errors.of_part(status), value if kind == _UNSIGNED_LONG_LONG else _decode(kind, value))
+        for _, _, _, _, kind, status, value in _VALUE.iter_unpack(raw)
     ]
 
 

@@ -5,6 +5,7 @@ A handle is looked up again after an error that says that it may be no good, and
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +29,10 @@ _NO_OTHER = -1  # of the ways to ask, none is there: only the first is still tri
 class Gpu:
     """A GPU or MIG device as NVML knows it."""
 
-    __slots__ = ("doubtful", "fields", "handle", "known", "partition", "plan", "plans", "ways")
+    __slots__ = (
+        "_closing", "doubtful", "fields", "gpm", "handle", "known", "partition", "plan", "plans",
+        "ready", "ways",
+    )  # fmt: skip
 
     def __init__(self, handle: Any, partition: bool) -> None:
         self.handle = handle
@@ -36,9 +40,22 @@ class Gpu:
         self.doubtful = False
         self.known: dict[str, Any] = {}  # what does not change: how many links and fans
         self.ways: dict[object, int] = {}  # which of several calls this driver has, by `either`
+        self.ready: dict[object, Any] = {}  # direct's: functions with what they are called with
         self.plans: dict[Any, Any] = {}  # telemetry's, by what it was asked for
         self.plan: Any = None  # the one that is being read
         self.fields: list[Any] | None = None  # what nvmlDeviceGetFieldValues gave for it
+        self.gpm: Any = None  # gpm's samples of it, or why there are none
+        self._closing: list[Callable[[Any], None]] = []
+
+    def at_close(self, free: Callable[[Any], None]) -> None:
+        """What NVML gave for this handle, and has to be given back when the handle is forgotten."""
+        self._closing.append(free)
+
+    def close(self, nvml: Any) -> None:
+        for free in self._closing:
+            with contextlib.suppress(nvml.NVMLError):
+                free(nvml)
+        self._closing.clear()
 
     def failed(self, failure: Exception) -> Value:
         """Why there is no figure; and the handle is doubted when that could be the reason."""
@@ -92,10 +109,10 @@ class Handles:
 
     def forget(self, subject: str | None = None) -> None:
         """This one, or all."""
-        if subject is None:
-            self._gpus.clear()
-        else:
-            self._gpus.pop(subject, None)
+        for one in [*self._gpus] if subject is None else [subject]:
+            gpu = self._gpus.pop(one, None)
+            if gpu is not None:
+                gpu.close(self.nvml)
 
     def _look_up(self, subject: str) -> Gpu:
         vendor, _, uuid = subject.removesuffix("/whole").partition(":")

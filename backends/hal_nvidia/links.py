@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from hal.backend import Value
 from hal.model import Link, Status
-from hal_nvidia import conv, errors, parts
+from hal_nvidia import conv, errors, levels, parts
 from hal_nvidia.handles import Gpu
 
 __all__ = ["Ends", "ends", "links"]
@@ -79,17 +79,11 @@ def links(nvml: Any, gpus: Sequence[Ends]) -> Iterator[Link]:
         count = a.peers.get(b.bdf or "", 0)
         if not count and a.switches.keys() & b.switches.keys():
             count = min(sum(a.switches.values()), sum(b.switches.values()))
+        joined, level = levels.level(nvml, a.gpu.handle, b.gpu.handle)
         if count and a.link_bytes_per_second:
-            yield Link(a.id, b.id, "nvlink", count * a.link_bytes_per_second, Status.OK)
+            bandwidth = count * a.link_bytes_per_second
+            yield Link(a.id, b.id, "nvlink", bandwidth, Status.OK, count=count, level=level)
         elif count:
-            yield Link(a.id, b.id, "nvlink")
-        elif _on_one_host(nvml, a, b):
-            yield Link(a.id, b.id, "pcie")
-
-
-def _on_one_host(nvml: Any, a: Ends, b: Ends) -> bool:
-    try:
-        nvml.nvmlDeviceGetTopologyCommonAncestor(a.gpu.handle, b.gpu.handle)
-    except (AttributeError, nvml.NVMLError):  # a pynvml without the call, or NVML's own error
-        return False
-    return True
+            yield Link(a.id, b.id, "nvlink", count=count, level=level)
+        elif joined:
+            yield Link(a.id, b.id, "pcie", level=level)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +38,9 @@ def fan_rows(nvml: Any, gpu: Gpu) -> list[Call]:
     def figure(fan: int) -> tuple[Figure]:
         return (Figure("fan_ratio", "ratio", {"fan": str(fan)}),)
 
+    def turns(fan: int) -> Callable[[Any, Gpu], tuple[Answer, ...]]:
+        return lambda nvml, gpu: (conv.count(turns_of(nvml, gpu, fan)),)
+
     def speed(fan: int) -> Callable[[Any, Gpu], tuple[Answer, ...]]:
         return lambda nvml, gpu: (conv.fan(nvml.nvmlDeviceGetFanSpeed_v2(gpu.handle, fan)),)
 
@@ -52,7 +56,21 @@ def fan_rows(nvml: Any, gpu: Gpu) -> list[Call]:
     if not 0 < count < 64:
         none = (Value(None, Status.UNSUPPORTED, "NVML counts no fan"),)
         return [Call(Group.TEMPERATURE, "nvmlDeviceGetNumFans", scope, figure(0), lambda nvml, gpu: none)]
-    return [Call(Group.TEMPERATURE, call, scope, figure(fan), speed(fan)) for fan in range(count)]
+    fans = range(count)
+    return [
+        *(Call(Group.TEMPERATURE, call, scope, figure(fan), speed(fan)) for fan in fans),
+        *(Call(Group.TEMPERATURE, "nvmlDeviceGetFanSpeedRPM", scope,
+               (Figure("fan_rpm", "rpm", {"fan": str(fan)}),), turns(fan)) for fan in fans),
+    ]  # fmt: skip
+
+
+def turns_of(nvml: Any, gpu: Gpu, fan: int) -> int:
+    """Past pynvml, whose function asks for the first fan only."""
+    info = nvml.c_nvmlFanSpeedInfo_t(version=nvml.nvmlFanSpeedInfo_v1, fan=fan)
+    status = nvml.nvmlLib.nvmlDeviceGetFanSpeedRPM(gpu.handle, ctypes.byref(info))
+    if status != 0:
+        raise nvml.NVMLError(status)
+    return int(info.speed)
 
 
 def link_count(nvml: Any, gpu: Gpu) -> int:
@@ -86,7 +104,8 @@ def _count_one_by_one(nvml: Any, gpu: Gpu) -> int:
         except AttributeError:
             return 0
         except nvml.NVMLError as failure:
-            if errors.code_of(failure) == errors.INVALID_ARGUMENT or errors.is_unsupported(failure):
+            past_the_last = link > 0 and errors.code_of(failure) == errors.INVALID_ARGUMENT
+            if past_the_last or errors.is_unsupported(failure):
                 return link
             raise
     return _MOST_LINKS

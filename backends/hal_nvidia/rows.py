@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from hal.backend import Answer, Call, Cost, Figure, Group, Value
 from hal.model import Scope, Status
-from hal_nvidia import conv
+from hal_nvidia import conv, direct, gpm
 from hal_nvidia.fields import Field
 from hal_nvidia.handles import Gpu, either
 
@@ -30,13 +30,23 @@ def vram(name: str) -> Figure:
 # ---- memory ------------------------------------------------------------------------------------------
 
 
+_info_v2 = direct.structure(
+    "nvmlDeviceGetMemoryInfo_v2", "c_nvmlMemory_v2_t", "nvmlMemory_v2",
+    lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu.handle, nvml.nvmlMemory_v2),
+)  # fmt: skip
+_utilization = direct.structure(
+    "nvmlDeviceGetUtilizationRates", "c_nvmlUtilization_t", "",
+    lambda nvml, gpu: nvml.nvmlDeviceGetUtilizationRates(gpu.handle),
+)  # fmt: skip
+
+
 def _memory_v2(nvml: Any, gpu: Gpu) -> tuple[Answer, ...]:
-    count = conv.count
-    info = nvml.nvmlDeviceGetMemoryInfo(gpu.handle, nvml.nvmlMemory_v2)
+    size = conv.size
+    info = _info_v2(nvml, gpu)
     total, used, free, reserved = info.total, info.used, info.free, info.reserved
     if used > total or free > total or reserved > total:
         return _more_than_all(total, used, free, reserved)
-    return count(total), count(used), count(free), count(reserved)
+    return size(total), size(used), size(free), size(reserved)
 
 
 def _memory_v1(nvml: Any, gpu: Gpu) -> tuple[Answer, ...]:
@@ -44,22 +54,22 @@ def _memory_v1(nvml: Any, gpu: Gpu) -> tuple[Answer, ...]:
     total, used, free = info.total, info.used, info.free
     if used > total or free > total:
         return _more_than_all(total, used, free, None)
-    answer = conv.count(used)
+    answer = conv.size(used)
     return (
-        conv.count(total),
+        conv.size(total),
         answer
         if isinstance(answer, Value)
         else Value(answer, Status.OK, "v1: what the driver reserves is counted as used"),
-        conv.count(free),
+        conv.size(free),
         Value(None, Status.UNSUPPORTED, "the driver has no nvmlDeviceGetMemoryInfo_v2"),
     )
 
 
 def _more_than_all(total: int, *parts: int | None) -> tuple[Answer, ...]:
     """Sentinels where they are sentinels, and errors where a part is more than the whole."""
-    answers: list[Answer] = [conv.count(total)]
+    answers: list[Answer] = [conv.size(total)]
     for part in parts:
-        answer = conv.count(part)
+        answer = conv.size(part)
         if not isinstance(answer, Value) and not isinstance(answers[0], Value) and answer > total:
             answer = Value(None, Status.ERROR, f"NVML said {part} of {total} bytes")
         answers.append(answer)
@@ -70,25 +80,44 @@ _MEMORY = (vram("total"), vram("used"), vram("free"), vram("reserved"))
 _memory = either(_memory_v2, _memory_v1)
 
 
+def _aperture(nvml: Any, gpu: Gpu) -> tuple[Answer, ...]:
+    info = nvml.nvmlDeviceGetBAR1MemoryInfo(gpu.handle)
+    if info.bar1Used > info.bar1Total or info.bar1Free > info.bar1Total:
+        return _more_than_all(info.bar1Total, info.bar1Used, info.bar1Free)
+    return conv.size(info.bar1Total), conv.size(info.bar1Used), conv.size(info.bar1Free)
+
+
+def _bar1(scope: Scope) -> Call:
+    figures = tuple(
+        Figure(f"memory_{name}_bytes", "bytes", {"heap": "bar1"}) for name in ("total", "used", "free")
+    )
+    return Call(Group.MEMORY, "nvmlDeviceGetBAR1MemoryInfo", scope, figures, _aperture)
+
+
 # ---- one call, one figure or two ---------------------------------------------------------------------
 
 
 def _busy(nvml: Any, gpu: Gpu) -> tuple[Answer, ...]:
     """Ratios over NVML's own last window, whose length (1/6 s to 1 s) it does not say."""
-    rates = nvml.nvmlDeviceGetUtilizationRates(gpu.handle)
+    rates = _utilization(nvml, gpu)
     return conv.ratio(rates.gpu), conv.ratio(rates.memory)
 
 
+def _busy_by_gpm(nvml: Any, gpu: Gpu) -> tuple[Answer, ...]:
+    """A MIG device has no rates; of its GPU instance GPM has the first, and nothing has the second."""
+    return gpm.answers_of(nvml, gpu)[gpm.BUSY], Value(None, Status.UNSUPPORTED, "NVML has it of a whole GPU")
+
+
 def _engine(call: str) -> Callable[[Any, Gpu], tuple[Answer, ...]]:
-    return lambda nvml, gpu: (conv.ratio(getattr(nvml, call)(gpu.handle)[0]),)
+    ask = direct.number(call, spare=True)
+    return lambda nvml, gpu: (conv.ratio(ask(nvml, gpu)),)
 
 
 def _one(
-    call: str, convert: Callable[[object], Answer], *arguments: Any
+    call: str, convert: Callable[[object], Answer], *arguments: int
 ) -> Callable[[Any, Gpu], tuple[Answer, ...]]:
-    if not arguments:
-        return lambda nvml, gpu: (convert(getattr(nvml, call)(gpu.handle)),)
-    return lambda nvml, gpu: (convert(getattr(nvml, call)(gpu.handle, *arguments)),)
+    ask = direct.number(call, *arguments)
+    return lambda nvml, gpu: (convert(ask(nvml, gpu)),)
 
 
 def _answer(call: str, convert: Callable[[object], Answer], *arguments: Any) -> Callable[[Any, Gpu], Answer]:
@@ -101,15 +130,28 @@ def _limits(nvml: Any, gpu: Gpu) -> tuple[Answer, ...]:
 
 
 def _reasons(call: str) -> Callable[[Any, Gpu], tuple[Answer, ...]]:
-    return lambda nvml, gpu: conv.reasons(getattr(nvml, call)(gpu.handle))
+    ask = direct.mask(call)
+    return lambda nvml, gpu: conv.reasons(ask(nvml, gpu))
+
+
+def _choice(
+    group: Group, name: str, labels: dict[str, str], words: tuple[str, ...], call: str,
+    number: Callable[[Any], Any] = lambda raw: raw,
+) -> Call:  # fmt: skip
+    figures = tuple(Figure(name, "bool", {**labels, "mode": word}) for word in words)
+    read = lambda nvml, gpu: conv.choice(number(getattr(nvml, call)(gpu.handle)), len(words))  # noqa: E731
+    return Call(group, call, Scope.DEVICE, figures, read, Cost.SLOW)
 
 
 def _ecc(nvml: Any, gpu: Gpu) -> tuple[Answer, ...]:
     return (conv.flag(nvml.nvmlDeviceGetEccMode(gpu.handle)[0]),)
 
 
+_core_temperature = direct.number("nvmlDeviceGetTemperature", 0)
+
+
 def _core_temperature_v1(nvml: Any, gpu: Gpu) -> tuple[Answer, ...]:
-    return (conv.celsius(nvml.nvmlDeviceGetTemperature(gpu.handle, 0)),)
+    return (conv.celsius(_core_temperature(nvml, gpu)),)
 
 
 def _core_temperature_v2(nvml: Any, gpu: Gpu) -> tuple[Answer, ...]:
@@ -134,7 +176,7 @@ def _single(
     unit: str,
     call: str,
     convert: Callable[[object], Answer],
-    *arguments: Any,
+    *arguments: int,
     scope: Scope = Scope.DEVICE,
     cost: Cost = Cost.FAST,
     **labels: str,
@@ -151,6 +193,7 @@ _CLOCK, _CLOCK_MAX = "nvmlDeviceGetClockInfo", "nvmlDeviceGetMaxClockInfo"
 
 CALLS = (
     Call(Group.MEMORY, "nvmlDeviceGetMemoryInfo", _DEVICE, _MEMORY, _memory),
+    _bar1(_DEVICE),
     Call(Group.ACTIVITY, _RATES, _DEVICE,
          (Figure("compute_busy_ratio", "ratio"), Figure("memory_bandwidth_busy_ratio", "ratio")), _busy),
     Call(Group.ACTIVITY, "nvmlDeviceGetEncoderUtilization", _DEVICE,
@@ -159,6 +202,9 @@ CALLS = (
          (Figure("decoder_busy_ratio", "ratio"),), _engine("nvmlDeviceGetDecoderUtilization")),
     Call(Group.ACTIVITY, "nvmlDeviceGetJpgUtilization", _DEVICE,
          (Figure("jpeg_busy_ratio", "ratio"),), _engine("nvmlDeviceGetJpgUtilization")),
+    Call(Group.ACTIVITY, "nvmlDeviceGetOfaUtilization", _DEVICE,
+         (Figure("optical_flow_busy_ratio", "ratio"),), _engine("nvmlDeviceGetOfaUtilization")),
+    *gpm.rows(_DEVICE),
     _single(Group.POWER, "power_limit_watts", "watts", "nvmlDeviceGetEnforcedPowerLimit", conv.watts,
             scope=_PACKAGE),
     Call(Group.POWER, "nvmlDeviceGetPowerManagementLimitConstraints", _PACKAGE,
@@ -198,13 +244,19 @@ CALLS = (
     Call(Group.STATE, "nvmlDeviceGetEccMode", _DEVICE, (Figure("ecc_enabled", "bool"),), _ecc, _STATIC),
     _single(Group.STATE, "persistence_enabled", "bool", "nvmlDeviceGetPersistenceMode", conv.flag,
             cost=_STATIC),
+    _choice(Group.STATE, "compute_mode", {}, conv.COMPUTE_MODES, "nvmlDeviceGetComputeMode"),
+    _choice(Group.STATE, "partition_mode", {"kind": "both"}, conv.PARTITION_MODES, "nvmlDeviceGetMigMode",
+            lambda modes: modes[0]),
 )  # fmt: skip
 
 # NVML has these of a MIG device; the others belong to the whole GPU.
 PARTITION_CALLS = (
     Call(Group.MEMORY, "nvmlDeviceGetMemoryInfo", Scope.SLICE, _MEMORY, _memory),
-    Call(Group.ACTIVITY, _RATES, Scope.SLICE,
-         (Figure("compute_busy_ratio", "ratio"), Figure("memory_bandwidth_busy_ratio", "ratio")), _busy),
+    _bar1(Scope.SLICE),
+    Call(Group.ACTIVITY, "nvmlGpmMetricsGet", Scope.SLICE,
+         (Figure("compute_busy_ratio", "ratio"), Figure("memory_bandwidth_busy_ratio", "ratio")),
+         either(_busy, _busy_by_gpm)),
+    *gpm.rows(Scope.SLICE),
 )  # fmt: skip
 
 
@@ -271,6 +323,10 @@ FIELDS = (
         Field(Figure("energy_joules_total", "joules"), 83, conv.joules,
               otherwise=_answer("nvmlDeviceGetTotalEnergyConsumption", conv.joules)),
     )),
+    FieldRow(Group.POWER, _PACKAGE, _SLOW, (  # the scope is NVML_POWER_SCOPE_...
+        Field(Figure("power_rail_watts", "watts", {"rail": "module"}), 185, conv.rail, 1),
+        Field(Figure("power_rail_watts", "watts", {"rail": "memory"}), 185, conv.rail, 2),
+    )),
     FieldRow(Group.TEMPERATURE, _PACKAGE, _FAST, (
         Field(Figure("temperature_celsius", "celsius", {"sensor": "memory"}), 82, conv.celsius),
     )),
@@ -279,10 +335,17 @@ FIELDS = (
         _throttled("thermal", 75, 1),
         _throttled("sync", 76, 2),
         _throttled("hardware_brake", 271, None),
+        _throttled("board", 77, 3),
+        _throttled("idle", 78, 4),
+        _throttled("reliability", 79, 5),
     )),
     FieldRow(Group.PCIE, _DEVICE, _SLOW, (
         Field(Figure("pcie_replays_total", "count"), 94, conv.count,
               otherwise=_answer("nvmlDeviceGetPcieReplayCounter", conv.count)),
+        Field(Figure("pcie_tx_bytes_total", "bytes"), 197, conv.count),
+        Field(Figure("pcie_rx_bytes_total", "bytes"), 198, conv.count),
+        Field(Figure("pcie_naks_total", "count", {"direction": "received"}), 174, conv.count),
+        Field(Figure("pcie_naks_total", "count", {"direction": "sent"}), 177, conv.count),
     )),
     FieldRow(Group.ERRORS, _DEVICE, _SLOW, (
         _retired("single_bit", 0, 29),

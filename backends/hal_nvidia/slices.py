@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from hal.backend import Value
-from hal.model import Device, Enforcement, Memory, Rung, Slice, SliceKind, whole
+from hal.model import Device, Enforcement, Memory, MemoryMode, Rung, Slice, SliceKind, whole
 from hal_nvidia import conv, errors
 
 __all__ = ["slices"]
@@ -43,12 +43,15 @@ def _partition(nvml: Any, mig: Any, device: Device) -> Slice:
     count = None if isinstance(units, Value) else int(units)
     # "NVIDIA H100 80GB HBM3 MIG 1g.10gb"
     _, _, profile = (conv.text(nvml.nvmlDeviceGetName(mig)) or "").rpartition(" MIG ")
+    size = None if isinstance(memory, Value) else int(memory)
+    # "1c.3g.40gb": compute instances of one GPU instance draw from its memory.
+    pool = f"{device.id}/gi-{nvml.nvmlDeviceGetGpuInstanceId(mig)}" if "c." in profile else None
     return Slice(
         id=f"nvidia:{uuid}",
         device=device.id,
         kind=SliceKind.PARTITION,
         parent=f"{device.id}/whole",
-        memory=Memory(None if isinstance(memory, Value) else int(memory)),
+        memory=Memory(size, MemoryMode.POOL, pool) if pool else Memory(size),
         enforcement=Enforcement(Rung.HARDWARE, Rung.HARDWARE),
         compute_ratio=count / device.compute_units if count and device.compute_units else None,
         profile=profile if shape.gpuInstanceSliceCount else None,

@@ -19,12 +19,13 @@ _FIELD_VALUES = "nvmlDeviceGetFieldValues"
 class _Plan:
     """What one way of asking reads of one device."""
 
-    __slots__ = ("calls", "fields", "hopeless")
+    __slots__ = ("calls", "fields", "hopeless", "ready")
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
         self.fields: list[tuple[int, int]] = []  # (field, scope), all in one call
         self.hopeless: set[int] = set()  # places in `fields` for which no other call helps
+        self.ready: Any = None  # direct's: the call that asks for `fields`
 
 
 def sample(

@@ -20,9 +20,22 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
-from hal.model import Enforcement, Event, Exposure, Inventory, Probe, Process, Reading
+from hal.model import Enforcement, Event, Exposure, Hold, Inventory, Portrait, Probe, Process, Reading
 
-__all__ = ["EVERY_COST", "Backend", "Cost", "Exposes", "Group", "Limits", "ListsProcesses", "Watches"]
+__all__ = [
+    "EVERY_COST",
+    "Ages",
+    "Backend",
+    "Cost",
+    "Describes",
+    "Exposes",
+    "Group",
+    "HoldsMemory",
+    "Limits",
+    "ListsProcesses",
+    "SharesUnits",
+    "Watches",
+]
 
 
 class Group(StrEnum):
@@ -102,6 +115,15 @@ class Watches(Protocol):
 
 
 @runtime_checkable
+class Ages(Protocol):
+    """Optional: the vendor's library can be replaced on disk while it is loaded here."""
+
+    def outdated(self) -> str:
+        """Why a new process has to take over; empty while none has to. Cheap: asked after each call."""
+        ...
+
+
+@runtime_checkable
 class Exposes(Protocol):
     """Optional: make a program see some devices and no other of this vendor."""
 
@@ -111,7 +133,38 @@ class Exposes(Protocol):
 
 
 @runtime_checkable
+class HoldsMemory(Protocol):
+    """Optional: the vendor's driver itself can hold the programs of a control group to so much memory."""
+
+    def hold_memory(self, device: str, group: str, limit_bytes: int) -> Hold:
+        """Have it hold them: ``group`` is the path of a cgroup v2. Removing the group ends it.
+
+        A driver that cannot, or will not for this user, is an answer and no error.
+        """
+        ...
+
+
+@runtime_checkable
+class SharesUnits(Protocol):
+    """Optional: the vendor's runtime can give a program a part of a device's compute units."""
+
+    def share_units(self, device: str, first_milli: int, milli: int) -> Exposure | None:
+        """What gives a program that sees this device only ``milli`` thousandths of its units, from
+        ``first_milli`` thousandths on; None when this device's runtime cannot."""
+        ...
+
+
+@runtime_checkable
 class Limits(Protocol):
     """Optional: who can hold a soft slice of these devices to its limit."""
 
     def limits(self) -> Enforcement: ...
+
+
+@runtime_checkable
+class Describes(Protocol):
+    """Optional, for devices that hal can emulate: what a stand-in has to be told to answer like them."""
+
+    def describe(self) -> Portrait:
+        """Every device, by its id; a figure that the library does not give is left out."""
+        ...

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from hal.backend import HalError
 from hal.cli.exits import UsageError, exit_code
@@ -30,14 +31,20 @@ _COMMANDS = {
     "doctor": ("hal.cli.doctor", "what works, what does not, and how to mend it"),
     "run": ("hal.cli.run", "run a program in a slice of a device"),
     "slice": ("hal.cli.slice", "make slices by hand, and put any program under one"),
-    "lease": ("hal.cli.lease", "list and end leases"),
+    "lease": ("hal.cli.lease", "list, take, explain and end leases"),
+    "queue": ("hal.cli.queue", "list and set the queues in which requests wait"),
     "serve": ("hal.cli.serve", "serve leases to this user's programs"),
+    "simulate": ("hal.cli.simulate", "try the scheduler's placement on a cluster that is not there"),
     "emulate": ("hal.cli.emulate", "run a command on an emulated machine"),
+    "capture": ("hal.cli.capture", "write this machine down, to emulate it elsewhere"),
     "demo": ("hal.cli.demo", "see slices lent and held, on what this machine has"),
 }
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter} | options)
+
     def error(self, message: str) -> None:  # type: ignore[override]
         raise UsageError(f"{message}; see '{self.prog} --help'")
 
@@ -80,17 +87,18 @@ def _dispatch(arguments: list[str]) -> int:
     parser = _Parser(
         prog="hal",
         description="One interface to every accelerator.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples:\n  hal list\n  hal run --memory 20GiB -- python train.py\n"
         "  hal emulate mixed -- hal list",
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    # With `prog` it need not work out its own usage; and a command's parser is made when it is used.
+    commands = parser.add_subparsers(prog="hal", dest="command", metavar="COMMAND", parser_class=_Parser)
     named = next((word for word in arguments if not word.startswith("-")), None)
+    sole = named in _COMMANDS and arguments[0] == named
     for name, (module, summary) in _COMMANDS.items():
-        command = commands.add_parser(
-            name, help=summary, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
+        if sole and name != named:
+            continue
+        command = commands.add_parser(name, help=summary)
         if name == named:
             configure = getattr(import_module(module), f"configure_{name}")
             command.set_defaults(run=configure(command))

@@ -16,8 +16,18 @@ def configure_backend(parser: argparse.ArgumentParser) -> Callable[[argparse.Nam
     parser.description = "List the installed backends, or hold one to the rules on the machine at hand."
     parser.epilog = "examples:\n  hal backend list\n  hal backend check nvidia"
     verbs = parser.add_subparsers(dest="verb", metavar="list|check", required=True)
-    listing = verbs.add_parser("list", help="the installed backends and where they come from")
-    checking = verbs.add_parser("check", help="run the conformance suite over a backend, here and now")
+    listing = verbs.add_parser(
+        "list",
+        help="the installed backends and where they come from",
+        description="List the installed backends and where they come from.",
+        epilog="example:\n  hal backend list --json",
+    )
+    checking = verbs.add_parser(
+        "check",
+        help="run the conformance suite over a backend, here and now",
+        description="Hold one backend to the rules on this machine; the exit code is 1 when it breaks one.",
+        epilog="examples:\n  hal backend check cpu\n  hal emulate mixed -- hal backend check nvidia",
+    )
     checking.add_argument("name", metavar="NAME", help="a backend, as 'hal backend list' shows it")
     for verb in (listing, checking):
         verb.add_argument(

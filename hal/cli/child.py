@@ -34,42 +34,73 @@ _libc = ctypes.CDLL(None)
 
 def supervise(
     command: Sequence[str],
-    env: Mapping[str, str],
+    environments: Sequence[Mapping[str, str]],
     *,
     started: Callable[[subprocess.Popen[bytes]], None] = lambda child: None,
 ) -> int:
-    """Run to the end; returns its exit code, or 128 + the number of the signal that ended it.
+    """Run it once in each environment, to the end; returns its exit code, or 128 + the number of the signal
+    that ended it. Of several, the first that fails gives the code, and the others are told to end.
 
     Signals sent to this process go on to the command. Those of the terminal reach it without our help.
     The command is killed if this process is. Raises CommandNotFound or CommandNotRunnable.
     """
     watched = _FORWARDED | {signal.SIGCHLD}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
+    children: list[subprocess.Popen[bytes]] = []
+    try:
+        for env in environments:
+            children.append(_begin(command, env, before))
+            started(children[-1])
+        failed: int | None = None
+        while alive := [child for child in children if child.poll() is None]:
+            failed = _fail_together(children, alive, failed)
+            info = signal.sigwaitinfo(watched)
+            if info.si_signo != signal.SIGCHLD and info.si_code != _SI_KERNEL:
+                for child in alive:
+                    child.send_signal(info.si_signo)
+        failed = _fail_together(children, [], failed)
+        return 0 if failed is None else failed
+    finally:
+        for child in children:  # none is left alone when another could not be started
+            if child.poll() is None:
+                child.kill()
+                child.wait()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin(
+    command: Sequence[str], env: Mapping[str, str], mask: set[int] | set[signal.Signals]
+) -> subprocess.Popen[bytes]:
     parent = os.getpid()
 
     def in_child() -> None:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:
             os._exit(128 + signal.SIGKILL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     try:
-        try:
-            child = subprocess.Popen(command, env=dict(env), preexec_fn=in_child)
-        except FileNotFoundError:
-            raise CommandNotFound(f"there is no command '{command[0]}'") from None
-        except PermissionError:
-            raise CommandNotRunnable(f"'{command[0]}' cannot be run: permission denied") from None
-        except OSError as error:
-            raise CommandNotRunnable(f"'{command[0]}' cannot be run: {error.strerror}") from None
-        started(child)
-        while child.poll() is None:
-            info = signal.sigwaitinfo(watched)
-            if info.si_signo != signal.SIGCHLD and info.si_code != _SI_KERNEL:
-                child.send_signal(info.si_signo)
-        return child.returncode if child.returncode >= 0 else 128 - child.returncode
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return subprocess.Popen(command, env=dict(env), preexec_fn=in_child)
+    except FileNotFoundError:
+        raise CommandNotFound(f"there is no command '{command[0]}'") from None
+    except PermissionError:
+        raise CommandNotRunnable(f"'{command[0]}' cannot be run: permission denied") from None
+    except OSError as error:
+        raise CommandNotRunnable(f"'{command[0]}' cannot be run: {error.strerror}") from None
+
+
+def _fail_together(
+    children: Sequence[subprocess.Popen[bytes]], alive: Sequence[subprocess.Popen[bytes]], failed: int | None
+) -> int | None:
+    """The code of the first that has failed; once there is one, the others are told to end, each once."""
+    if failed is not None:
+        return failed
+    for child in children:
+        if child.returncode:
+            for other in alive:
+                other.send_signal(signal.SIGTERM)
+            return child.returncode if child.returncode > 0 else 128 - child.returncode
+    return None
 
 
 def adopt_orphans() -> None:

@@ -64,7 +64,7 @@ def _demo(options: argparse.Namespace) -> int:
     adopt_orphans()
     with emulated(description) as env:
         try:
-            return supervise([sys.executable, "-m", "hal", "demo", "--here"], env)
+            return supervise([sys.executable, "-m", "hal", "demo", "--here"], [env])
         finally:
             end_orphans()
 

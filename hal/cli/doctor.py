@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Callable, Iterable
 
-from hal.backend import HalError
+from hal.backend import Group, HalError
 from hal.cli.output import print_facts, print_json, print_table
 from hal.inventory import Machine
 from hal.model import Reading, Status
@@ -62,7 +62,7 @@ def _doctor(options: argparse.Namespace) -> int:
         ("BACKEND", "STATE", "REASON", "WHAT TO DO"),
         [(name, p.state.value, p.reason or "–", p.fix or "–") for name, p in probes.items()],
     )
-    groups = list(dict.fromkeys(metric.group.value for metric in CATALOGUE.values()))
+    groups = [group.value for group in Group]
     if inventory.devices:
         print()
         print_table(

@@ -42,7 +42,7 @@ def _emulate(options: argparse.Namespace) -> int:
     adopt_orphans()
     with emulated(description) as env:
         try:
-            return supervise(command, env)
+            return supervise(command, [env])
         finally:
             end_orphans()
 

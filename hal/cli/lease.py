@@ -1,37 +1,118 @@
-"""``hal lease list`` and ``hal lease release``."""
+"""``hal lease``: list, take, explain and release."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import signal
+import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
+from hal.backend import GoneError
 from hal.cli.output import print_json, print_table
+from hal.cli.request import configure_request, the_request
 from hal.scheduler.client import Client
 from hal.units import format_bytes, format_seconds
 
 
 def configure_lease(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
-    parser.description = "List the leases of this user's scheduler, or end one."
-    parser.epilog = "examples:\n  hal lease list\n  hal lease release 5f3a91c0"
-    verbs = parser.add_subparsers(dest="verb", metavar="list|release", required=True)
-    listing = verbs.add_parser("list", help="the leases there are")
-    listing.add_argument("--json", action="store_true", help="print JSON (schema hal.leases/1)")
-    ending = verbs.add_parser("release", help="end a lease and what runs in it")
-    ending.add_argument("lease", metavar="LEASE", help="its id, as 'hal lease list' shows it")
-    ending.add_argument("--json", action="store_true", help="print JSON (schema hal.leases/1)")
-    return lambda options: _list(options) if options.verb == "list" else _release(options)
+    parser.description = (
+        "List the leases of this user's scheduler and who waits for one, take, explain or end one."
+    )
+    parser.epilog = (
+        "examples:\n  hal lease list\n  hal lease explain 5f3a91c0\n  hal lease release 5f3a91c0\n"
+        "  hal lease take --any 'vendor == \"nvidia\":20GiB' --any 'vendor == \"amd\":24GiB' --wait"
+    )
+    verbs = parser.add_subparsers(dest="verb", metavar="list|take|explain|release", required=True)
+
+    def verb(name: str, text: str, example: str) -> argparse.ArgumentParser:
+        layout = argparse.RawDescriptionHelpFormatter
+        description, epilog = f"{text[0].upper()}{text[1:]}.", f"example:\n  {example}"
+        return verbs.add_parser(
+            name, help=text, description=description, epilog=epilog, formatter_class=layout
+        )
+
+    listing = verb("list", "the leases there are, and who waits", "hal lease list --json | jq '.leases[].id'")
+    taking = verb(
+        "take", "take a lease, print it and hold it until interrupted", "hal lease take --memory 8GiB --wait"
+    )
+    configure_request(taking)
+    explaining = verb("explain", "why a request waits, and what would let it run", "hal lease explain 5f3a")
+    ending = verb("release", "end a lease and what runs in it, or leave the queue", "hal lease release 5f3a")
+    for one in (explaining, ending):
+        one.add_argument("lease", metavar="LEASE", help="its id, as 'hal lease list' shows it")
+    schemas = {listing: "hal.leases/1", taking: "hal.lease/1", explaining: "hal.explanation/1"}
+    for one, schema in {**schemas, ending: "hal.leases/1"}.items():
+        one.add_argument("--json", action="store_true", help=f"print JSON (schema {schema})")
+    runs = {"list": _list, "take": _take, "explain": _explain, "release": _release}
+    return lambda options: runs[options.verb](options)
 
 
 def _list(options: argparse.Namespace) -> int:
     with Client() as client:
-        leases: list[dict[str, Any]] = client.call("list")["leases"]
+        answer = client.call("list")
+    leases: list[dict[str, Any]] = answer["leases"]
+    waiting: list[dict[str, Any]] = answer["waiting"]
     if options.json:
-        print_json("hal.leases/1", leases=leases)
-    elif leases:
+        print_json("hal.leases/1", leases=leases, waiting=waiting)
+        return 0
+    if leases:
         print_leases(leases)
     else:
         print("There are no leases.")
+    if waiting:
+        print()
+        print_table(
+            ("WAITING", "NAME", "QUEUE", ">PRIORITY", ">FOR"),
+            [
+                (
+                    one["id"],
+                    one["name"],
+                    one["queue"],
+                    str(one["priority"]),
+                    format_seconds(one["waited_seconds"]),
+                )
+                for one in waiting
+            ],
+        )
+    return 0
+
+
+def _take(options: argparse.Namespace) -> int:
+    from hal.cli.run import say_that_it_waits
+    from hal.scheduler.lease import lease
+
+    lost = threading.Event()
+    asked, preset = the_request(options)
+    with lease(request=asked, preset=preset, on_wait=say_that_it_waits, on_lost=lambda _: lost.set()) as held:
+        if options.json:
+            print_json(
+                "hal.lease/1", id=held.id, devices=held.devices, parts=held.parts, environments=held.variables
+            )
+        else:
+            print(f"Lease {held.id} on {', '.join(held.devices)}. It ends with Ctrl-C.")
+        sys.stdout.flush()
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with contextlib.suppress(KeyboardInterrupt):
+            lost.wait()
+    if held.lost is not None:
+        raise GoneError(f"the lease is lost: {held.lost}")
+    return 0
+
+
+def _explain(options: argparse.Namespace) -> int:
+    with Client() as client:
+        told = client.call("explain", lease=options.lease)["explanation"]
+    if options.json:
+        print_json("hal.explanation/1", **told)
+        return 0
+    ahead = f", {told['ahead']} before it in its queue" if told["ahead"] else ""
+    print(f"{told['id']} is {told['state']}{ahead}")
+    for reason in told["reasons"]:
+        print(f"  {reason}")
+    print(f"  nearest: {told['nearest']}")
     return 0
 
 
@@ -42,7 +123,7 @@ def print_leases(leases: list[dict[str, Any]]) -> None:
             (
                 lease["id"],
                 lease["name"],
-                lease["device"],
+                ", ".join(lease["devices"]),
                 format_bytes(lease["used_bytes"]),
                 format_bytes(lease["memory_bytes"]),
                 lease["enforcement"]["memory"],
@@ -60,7 +141,12 @@ def print_leases(leases: list[dict[str, Any]]) -> None:
 def _release(options: argparse.Namespace) -> int:
     with Client() as client:
         answer = client.call("release", lease=options.lease)
-    if options.json:
+    if "waiting" in answer:
+        if options.json:
+            print_json("hal.leases/1", leases=[], waiting=[answer["waiting"]])
+        else:
+            print(f"{options.lease} waits no longer.")
+    elif options.json:
         print_json("hal.leases/1", leases=[answer["lease"]])
     elif answer["ended"]:
         print(f"Lease {options.lease} has ended.")

@@ -8,13 +8,14 @@ import subprocess
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 from hal.cli.child import supervise
 from hal.cli.exits import UsageError
+from hal.cli.held import report_unheld
 from hal.cli.output import note
-from hal.inventory import Machine
+from hal.cli.request import configure_request, the_request
 from hal.scheduler.lease import lease
-from hal.units import parse_bytes
 
 _STOP_SECONDS = 5.0  # from SIGTERM to SIGKILL for a program whose lease is lost
 
@@ -23,20 +24,16 @@ def configure_run(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespa
     parser.description = (
         "Run a program in a slice of a device, or with a whole device when no memory is given.\n"
         "Its exit code, signals and streams are passed through. When the slice's memory is used up, the\n"
-        "program gets its vendor's own out-of-memory error; other programs on the device do not notice."
+        "program gets its vendor's own out-of-memory error; other programs on the device do not notice.\n"
+        "A gang runs the program once for each member (HAL_MEMBER says which it is): all at once, or none."
     )
     parser.epilog = (
         "examples:\n  hal run --memory 20GiB -- python train.py\n"
         "  hal run --memory 8GiB --vendor amd -- ./serve --port 80\n"
+        "  hal run --any 'vendor == \"nvidia\":20GiB' --any 'vendor == \"amd\":24GiB' -- ./train\n"
         "  hal emulate mixed -- hal run --memory 20GiB -- ./program"
     )
-    parser.add_argument(
-        "--memory", metavar="SIZE", help="device memory, such as 20GiB; without it a whole device"
-    )
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--vendor", metavar="NAME", help="a device of this vendor, as 'hal list' shows it")
-    which.add_argument("--device", metavar="ID", help="this device")
-    parser.add_argument("--name", default="", help="what to call the lease")
+    configure_request(parser)
     parser.add_argument("program", nargs=argparse.REMAINDER, metavar="-- PROGRAM ARG …", help="what to run")
     return _run
 
@@ -47,17 +44,7 @@ def _run(options: argparse.Namespace) -> int:
         raise UsageError(
             "there is nothing to run; write the program after --, as in: hal run --memory 8GiB -- PROGRAM"
         )
-    try:
-        memory = None if options.memory is None else parse_bytes(options.memory)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    if len(options.name) > 64:
-        raise UsageError("a name has at most 64 characters")
-    device = options.device
-    if device is not None:
-        with Machine() as machine:
-            device = machine.find(device).id
-
+    request, preset = the_request(options)
     child: list[subprocess.Popen[bytes]] = []
 
     def stop(reason: str) -> None:
@@ -67,7 +54,17 @@ def _run(options: argparse.Namespace) -> int:
                 process.send_signal(signal.SIGTERM)
                 threading.Timer(_STOP_SECONDS, process.kill).start()
 
-    with lease(
-        memory_bytes=memory, vendor=options.vendor, device=device, name=options.name, on_lost=stop
-    ) as held:
-        return supervise(command, held.environment(), started=child.append)
+    with lease(request=request, preset=preset, on_lost=stop, on_wait=say_that_it_waits) as held:
+        environments = [held.environment(member=number) for number in range(len(held.variables))]
+        watch = report_unheld(command, environments[0]) if "HAL_SLICE" in environments[0] else None
+
+        def started(process: subprocess.Popen[bytes]) -> None:
+            child.append(process)
+            if watch is not None:
+                watch(process)
+
+        return supervise(command, environments, started=started)
+
+
+def say_that_it_waits(waiting: dict[str, Any]) -> None:
+    note(f"waiting in queue '{waiting['queue']}' as {waiting['id']}: {waiting['reason']}")

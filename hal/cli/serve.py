@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 from hal.cli.output import note
 from hal.inventory import Machine
 from hal.scheduler.daemon import AlreadyRunning, Daemon
 from hal.scheduler.places import Places
+from hal.scheduler.presets import load
 from hal.scheduler.slices import Slices
 
 
@@ -26,8 +29,10 @@ def configure_serve(parser: argparse.ArgumentParser) -> Callable[[argparse.Names
 
 def _serve(options: argparse.Namespace) -> int:
     places = Places()
+    named = os.environ.get("HAL_PRESETS")
+    presets = load(Path(named) if named else None)
     with Machine() as machine:
-        daemon = Daemon(Slices(machine, places), places, private=options.private)
+        daemon = Daemon(Slices(machine, places), places, private=options.private, presets=presets)
         try:
             daemon.run(ready=lambda: note(f"serving leases at {places.socket}"))
         except AlreadyRunning:

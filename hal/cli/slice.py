@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 import pwd
 import shlex
 import time
 from collections.abc import Callable
 from typing import Any
 
+from hal.cli.child import supervise
 from hal.cli.exits import UsageError
+from hal.cli.held import report_unheld
 from hal.cli.output import note, print_facts, print_json, print_table
 from hal.enforce.ledger import RunState
 from hal.inventory import Machine
@@ -34,7 +37,7 @@ def configure_slice(parser: argparse.ArgumentParser) -> Callable[[argparse.Names
     )
     parser.epilog = _EXAMPLES
     verbs = parser.add_subparsers(
-        dest="verb", metavar="create|list|show|env|resize|pause|resume|destroy", required=True
+        dest="verb", metavar="create|list|show|env|run|resize|pause|resume|destroy", required=True
     )
 
     def verb(name: str, text: str, example: str) -> argparse.ArgumentParser:
@@ -60,11 +63,25 @@ def configure_slice(parser: argparse.ArgumentParser) -> Callable[[argparse.Names
     for one in (create, resize):
         one.add_argument("--compute", metavar="SHARE", help="share of the device's time, such as 30%%")
         one.add_argument("--elastic", action="store_true", help="more of it while nobody else wants it")
+    create.add_argument(
+        "--spatial",
+        action="store_true",
+        help="a fixed part of the compute units instead of time (AMD)",
+    )
     listing = verb("list", "those there are", "hal slice list --all")
     listing.add_argument("--all", action="store_true", help="also what other users and schedulers claim")
     show = verb("show", "all about one, by process", "hal slice show dev --watch")
     show.add_argument("--watch", action="store_true", help="every second, until Ctrl-C")
-    verb("env", "the variables that put a program into it", "env $(hal slice env dev) ./program")
+    verb(
+        "env",
+        "the variables that put a program into it",
+        "hal slice env dev\n  env $(hal slice env dev) ./program",
+    )
+    run = verb(
+        "run",
+        "run a program in it, where the driver and the kernel hold it, too",
+        "hal slice run dev -- ./program",
+    )
     verb("pause", "hold its programs at their next launch or allocation", "hal slice pause dev")
     verb("resume", "let them go on", "hal slice resume dev")
     destroy = verb("destroy", "take it away", "hal slice destroy dev")
@@ -72,7 +89,9 @@ def configure_slice(parser: argparse.ArgumentParser) -> Callable[[argparse.Names
     for name, one in verbs.choices.items():
         if name not in ("create", "list"):
             one.add_argument("slice", metavar="NAME", help="its name, or the beginning of its id")
-        one.add_argument("--json", action="store_true", help="print JSON (schema hal.slices/1)")
+        if name != "run":
+            one.add_argument("--json", action="store_true", help="print JSON (schema hal.slices/1)")
+    run.add_argument("program", nargs=argparse.REMAINDER, metavar="-- PROGRAM ARG …", help="what to run")
     return _run
 
 
@@ -86,14 +105,23 @@ def _create(slices: HandMade, options: argparse.Namespace) -> int:
     memory, compute = _amounts(options)
     assert memory is not None
     made = slices.create(
-        options.device, memory, compute_ratio=compute, elastic=options.elastic, name=options.name
+        options.device,
+        memory,
+        compute_ratio=compute,
+        elastic=options.elastic,
+        spatial=options.spatial,
+        name=options.name,
     )
     if options.print_env:
         return _print_env(slices, made, as_json=options.json)
     if options.json:
         return _print([made], as_json=True)
     print(f"made the slice {made.claim.name}: {_terms(made)} of {made.claim.device}")
-    note(f"put a program into it with: env $(hal slice env {shlex.quote(made.claim.name)}) PROGRAM")
+    name = shlex.quote(made.claim.name)
+    if made.claim.group:
+        note(f"run a program in it with: hal slice run {name} -- PROGRAM")
+    else:
+        note(f"put a program into it with: env $(hal slice env {name}) PROGRAM")
     return 0
 
 
@@ -120,6 +148,17 @@ def _show(slices: HandMade, options: argparse.Namespace) -> int:
 
 def _env(slices: HandMade, options: argparse.Namespace) -> int:
     return _print_env(slices, slices.find(options.slice), as_json=options.json)
+
+
+def _run_program(slices: HandMade, options: argparse.Namespace) -> int:
+    command = options.program[1:] if options.program[:1] == ["--"] else options.program
+    if not command:
+        raise UsageError("there is nothing to run; write the program after --: hal slice run NAME -- PROGRAM")
+    shown = slices.find(options.slice)
+    environ = {**os.environ, **slices.environment(shown)}
+    if shown.claim.group:
+        slices.enter(shown)  # ourselves: what we start is in it from its first instruction on
+    return supervise(command, [environ], started=report_unheld(command, environ))
 
 
 def _resize(slices: HandMade, options: argparse.Namespace) -> int:
@@ -159,6 +198,7 @@ _VERBS: dict[str, Callable[[HandMade, argparse.Namespace], int]] = {
     "list": _list,
     "show": _show,
     "env": _env,
+    "run": _run_program,
     "resize": _resize,
     "pause": _set_state(RunState.PAUSE),
     "resume": _set_state(RunState.RUN),

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from hal.backend import (
     Backend,
     Cost,
+    Describes,
     Exposes,
     GoneError,
     Group,
@@ -18,7 +19,18 @@ from hal.backend import (
     ListsProcesses,
     Watches,
 )
-from hal.model import Enforcement, Inventory, MemoryMode, Probe, ProbeState, Reading, Slice, SliceKind, Status
+from hal.model import (
+    Enforcement,
+    Inventory,
+    MemoryMode,
+    Portrait,
+    Probe,
+    ProbeState,
+    Reading,
+    Slice,
+    SliceKind,
+    Status,
+)
 from hal.telemetry.catalogue import CATALOGUE
 
 __all__ = ["CHECKS", "Broken", "Check", "Subject"]
@@ -37,6 +49,7 @@ _PLAUSIBLE: dict[str, tuple[float, float]] = {
     "seconds": (0, 1e10),
     "joules": (0, 1e14),
     "bytes_per_second": (0, 1e14),
+    "rpm": (0, 100_000),
 }
 
 
@@ -178,6 +191,7 @@ def links_end_at_devices(subject: Subject) -> None:
         _must({link.a, link.b} <= devices and link.a != link.b, f"a link from {link.a} to {link.b}")
         known = link.bandwidth_bytes_per_second is not None
         _must(known or link.status not in _VALUED, f"{link.a} to {link.b}: {link.status} without a value")
+        _must(link.count is None or link.count > 0, f"{link.a} to {link.b}: {link.count} links")
 
 
 # ---- sampling -----------------------------------------------------------------------------------
@@ -292,6 +306,8 @@ def processes_are_of_these_devices(subject: Subject) -> None:
     for process in subject.backend.processes(subject.ids, time.monotonic() + 30):  # type: ignore[attr-defined]
         _must(process.pid > 0 and process.device in subject.ids, f"{process}")
         _must((process.memory_bytes is not None) == (process.status in _VALUED), f"{process}")
+        busy = process.compute_busy_ratio
+        _must(busy is None or (0 <= busy <= 1 and process.busy_status in _VALUED), f"{process}")
 
 
 @_check(Exposes)
@@ -317,6 +333,22 @@ def watching_never_waits(subject: Subject) -> None:
     events = subject.backend.events()  # type: ignore[attr-defined]
     _must(time.monotonic() - start < 1.0, "it waited")
     _must(all(event.subject in subject.ids for event in events), f"{events}")
+
+
+@_check(Describes)
+def describes_what_is_here(subject: Subject) -> None:
+    """A description is of devices that are here, and has no figure that the hardware did not give."""
+    devices = {device.id for device in subject.inventory.devices}
+    found = subject.backend.describe()  # type: ignore[attr-defined]
+    _must(isinstance(found, Portrait), "describe() gives no Portrait")
+    _must(found.devices.keys() <= devices, f"described, but not here: {found.devices.keys() - devices}")
+    for id, figures in found.devices.items():
+        absurd = [
+            f"{field} is {value}"
+            for field, value in figures.items()
+            if value is None or (isinstance(value, int) and value > 0xFF and value in _SENTINELS)
+        ]
+        _must(not absurd, f"{id}: {', '.join(absurd)}")
 
 
 @_check()

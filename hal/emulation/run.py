@@ -12,6 +12,7 @@ from pathlib import Path
 
 from hal.emulation.description import Description
 from hal.emulation.state import write_state
+from hal.emulation.tree import write_tree
 from hal_native import drivers_directory
 
 __all__ = ["emulated"]
@@ -35,6 +36,7 @@ def emulated(description: Description, inherited: Mapping[str, str] = os.environ
         # Visible to the sweep of others only once it is locked.
         directory = directory.rename(base / f"{_PREFIX}{directory.name.removeprefix('.hal-')}")
         write_state(description, directory / "machine")
+        write_tree(description, directory / "root")
         yield _environment(directory, inherited)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
@@ -48,6 +50,7 @@ def _environment(directory: Path, inherited: Mapping[str, str]) -> dict[str, str
         "HAL_EMULATED_MACHINE": str(directory / "machine"),
         "HAL_RUNTIME_DIR": str(directory / "run"),
         "HAL_NODE_DIR": str(directory / "node"),
+        "HAL_ROOT": str(directory / "root"),
         "LD_LIBRARY_PATH": ":".join(path for path in libraries if path),
         # A real machine's own tools, were there any, are not those of this one.
         "ROCM_PATH": str(directory / "rocm"),

@@ -74,7 +74,7 @@ class Group:
     def limit_region(self, region: str, limit_bytes: int) -> None:
         """Hold the group to so much of a region. Raises StateError when the kernel does not take it."""
         try:
-            _write(self.path / "dmem.max", f"{region} {limit_bytes}")
+            _write(self.path / "dmem.max", f"{region} {limit_bytes}\n")
         except OSError as error:
             raise StateError(f"the kernel did not take a limit for {region}: {error.strerror}") from None
 
@@ -88,7 +88,7 @@ class Group:
     def enter(self, pid: int) -> None:
         """Move a process in; what it starts from then on is in it, too. Raises StateError when it may not."""
         try:
-            _write(self.path / "cgroup.procs", str(pid))
+            _write(self.path / "cgroup.procs", f"{pid}\n")
         except OSError as error:
             raise StateError(f"cannot move into the control group {self.path}: {error.strerror}") from None
 
@@ -108,7 +108,7 @@ class Group:
 
 
 def _write(path: Path, text: str) -> None:
-    with path.open("r+" if path.exists() else "w") as file:
+    with path.open("a") as file:
         file.write(text)
 
 

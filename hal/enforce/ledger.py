@@ -229,6 +229,14 @@ class Ledger:
         memory, compute = _RUNGS.index(enforcement.memory), _RUNGS.index(enforcement.compute)
         self._set(lib.hal_ledger_set_enforcers(self._ledger, memory, compute))
 
+    def charged_ns(self, index: int) -> int:
+        """Nanoseconds of a device's time that its launches were charged, as the guard estimates them."""
+        return int(self._ledger.device[index].share_charged_ns)
+
+    def set_trim(self, index: int, milli: int) -> None:
+        """Thousandths of the estimate that are charged from now on (hal.enforce.trim)."""
+        self._ledger.device[index].share_trim = milli
+
     # ---- waiting ----------------------------------------------------------------------------
 
     def wait_running(self, seconds: float) -> RunState:

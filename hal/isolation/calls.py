@@ -22,7 +22,7 @@ from hal.backend import (
     TemporaryError,
     UnsupportedError,
 )
-from hal.model import Enforcement, Event, Exposure, Inventory, Probe, Process, Reading
+from hal.model import Enforcement, Event, Exposure, Hold, Inventory, Portrait, Probe, Process, Reading
 
 __all__ = ["METHODS", "Failure", "Hung", "Reply", "Request", "receive", "send"]
 
@@ -35,6 +35,9 @@ METHODS: dict[str, tuple[Any, Any]] = {
     "expose": (tuple[list[str]], Exposure),
     "limits": (tuple[()], Enforcement),
     "events": (tuple[()], list[Event]),
+    "hold_memory": (tuple[str, str, int], Hold),
+    "share_units": (tuple[str, int, int], Exposure | None),
+    "describe": (tuple[()], Portrait),
 }
 
 _KINDS = {kind.__name__: kind for kind in (GoneError, StateError, TemporaryError, UnsupportedError, HalError)}

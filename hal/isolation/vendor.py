@@ -20,22 +20,18 @@ from typing import Any
 
 import msgspec
 
-from hal.backend import EVERY_COST, Backend, Cost, Group, TemporaryError
-from hal.isolation import worker
+from hal.backend import EVERY_COST, Backend, Cost, Group
+from hal.isolation import VendorLost, worker
 from hal.isolation.calls import METHODS, Hung, Reply, Request, receive, send
-from hal.model import Enforcement, Event, Exposure, Inventory, Probe, Process, Reading
+from hal.model import Enforcement, Event, Exposure, Inventory, Portrait, Probe, Process, Reading
 
-__all__ = ["Vendor", "VendorLost"]
+__all__ = ["Vendor"]
 
 _PATIENCE = 10.0  # seconds for a call without a deadline of its own: drivers can take long to start
 _GRACE = 0.25  # seconds past a call's own deadline, in which a live worker says what it did reach
 _EXIT = 0.2  # seconds in which a worker whose socket is closed is seen to end
 _DIED = "it died"
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0  # seconds before a worker is started again
-
-
-class VendorLost(TemporaryError):
-    """The worker died or hung; it is started again after a pause."""
 
 
 class Vendor:
@@ -88,6 +84,10 @@ class Vendor:
 
     def events(self) -> list[Event]:
         found: list[Event] = self.begin("events")()
+        return found
+
+    def describe(self) -> Portrait:
+        found: Portrait = self.begin("describe")()
         return found
 
     def close(self) -> None:
@@ -196,7 +196,7 @@ class Vendor:
         try:
             keep = os.dup2(end.fileno(), 3)
             os.closerange(4, os.sysconf("SC_OPEN_MAX"))
-            worker.serve(self._load, socket.socket(fileno=keep))
+            worker.serve(self._load, socket.socket(fileno=keep), self.name)
             status = 0
         finally:
             os._exit(status)

@@ -12,10 +12,20 @@ from typing import Any
 
 import msgspec
 
-from hal.backend import Backend, Exposes, Limits, ListsProcesses, Watches
+from hal.backend import (
+    Ages,
+    Backend,
+    Describes,
+    Exposes,
+    HoldsMemory,
+    Limits,
+    ListsProcesses,
+    SharesUnits,
+    Watches,
+)
 from hal.entries import installed, load
 from hal.isolation.calls import METHODS, Failure, Reply, Request, receive, send
-from hal.model import Enforcement, Exposure, Rung
+from hal.model import Enforcement, Exposure, Hold, Portrait, Rung
 
 __all__ = ["serve"]
 
@@ -27,11 +37,17 @@ _WITHOUT: dict[str, tuple[type[Any], Any]] = {
     "expose": (Exposes, Exposure()),
     "limits": (Limits, Enforcement(Rung.NONE, Rung.NONE)),
     "events": (Watches, []),
+    "hold_memory": (HoldsMemory, Hold(Rung.NONE, "its backend knows no such limit")),
+    "share_units": (SharesUnits, None),
+    "describe": (Describes, Portrait()),
 }
 
 
-def serve(make: Callable[[], Backend], end: socket.socket) -> None:
-    """Answer until the parent hangs up. Nothing that a vendor's library prints reaches the user."""
+def serve(make: Callable[[], Backend], end: socket.socket, name: str = "") -> None:
+    """Answer until the parent hangs up. Nothing that a vendor's library prints reaches the user.
+
+    The worker of an installed backend, called ``name``, begins anew when its library was replaced on disk.
+    """
     libc = ctypes.CDLL(None)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     libc.prctl(_PR_SET_NAME, b"hal-vendor", 0, 0, 0)  # as `ps -c` and `top` show it
@@ -48,6 +64,8 @@ def serve(make: Callable[[], Backend], end: socket.socket) -> None:
     try:
         while True:
             send(end, _answer(backend, msgspec.msgpack.decode(receive(end), type=Request)))
+            if name and isinstance(backend, Ages) and backend.outdated():
+                _take_over(name, end)
     except (EOFError, OSError):
         return
 
@@ -68,9 +86,17 @@ def _answer(backend: Backend | Exception, request: Request) -> Reply:
         return Reply(request.id, Failure.of(error), msgspec.Raw(b"\xc0"))
 
 
+def _take_over(name: str, end: socket.socket) -> None:
+    """This process with nothing loaded yet: the same id, the same socket, and what waits in it unread."""
+    end.set_inheritable(True)
+    command = [sys.executable, "-m", "hal.isolation.worker", name, str(end.fileno())]
+    os.execv(sys.executable, command)  # noqa: S606 - our own
+
+
 def main(name: str, descriptor: str) -> None:
     """The start of a worker that could not be forked: ``python -m hal.isolation.worker NAME FD``."""
-    serve(lambda: load(installed("hal.backends")[name])(), socket.socket(fileno=int(descriptor)))
+    end = socket.socket(fileno=int(descriptor))
+    serve(lambda: load(installed("hal.backends")[name])(), end, name)
 
 
 if __name__ == "__main__":

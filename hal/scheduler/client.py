@@ -18,6 +18,7 @@ __all__ = ["Client", "Unreachable"]
 
 _BY_CODE: dict[str, type[HalError]] = {
     "no_room": TemporaryError,
+    "limit": TemporaryError,
     "no_device": UnsupportedError,
     "too_large": UnsupportedError,
     "not_found": GoneError,

@@ -7,22 +7,26 @@ then replies. Holders are watched by pidfd, so that a lease ends with the proces
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import secrets
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 import zmq
 
 from hal.backend import HalError, StateError
-from hal.model import jsonable
-from hal.scheduler import core, wire
+from hal.scheduler import bodies, core, wire
+from hal.scheduler.answers import Refused, Waiter, code_of, error, leaving, peer
+from hal.scheduler.core import records
+from hal.scheduler.holders import Holders
 from hal.scheduler.places import Places
+from hal.scheduler.presets import Preset
+from hal.scheduler.process import AlreadyRunning, locked, signals_as_bytes
 from hal.scheduler.slices import Slices
 from hal.scheduler.store import Store
 
@@ -33,11 +37,6 @@ _TICK = 1.0  # seconds between looks at what nobody reports: dead processes, slo
 _GRACE = 2.0  # seconds from SIGTERM to SIGKILL for what is left in an ended slice
 _FRESH = 0.5  # seconds for which the devices' outside use is believed
 _LINGER = 1.0  # seconds without a lease after which a private daemon goes
-_LONGEST_TTL = 24 * 3600.0
-
-
-class AlreadyRunning(StateError):
-    """Another daemon serves this runtime directory."""
 
 
 class Daemon:
@@ -47,13 +46,22 @@ class Daemon:
     with it when told to stop. Any other keeps its leases on disk for its successor.
     """
 
-    def __init__(self, slices: Slices, places: Places, *, private: bool = False) -> None:
+    def __init__(
+        self,
+        slices: Slices,
+        places: Places,
+        *,
+        private: bool = False,
+        presets: dict[str, Preset] | None = None,
+    ) -> None:
         self._slices = slices
         self._places = places
         self._private = private
+        self._presets = presets or {}
         self._state = core.State()
-        self._holders: dict[int, str] = {}  # pidfd -> lease id
         self._ending: dict[str, float] = {}  # lease id -> since when
+        self._waiters: list[Waiter] = []
+        self._over: dict[str, tuple[str, str]] = {}  # what has become of who waited: code and message
         self._stopping = False
         self._seen = float("-inf")
         self._needed = time.monotonic()
@@ -64,13 +72,15 @@ class Daemon:
         Raises AlreadyRunning, or StateError when the directory or the store cannot be used.
         """
         self._places.make()
-        with _locked(self._places), contextlib.ExitStack() as stack:
+        with locked(self._places), contextlib.ExitStack() as stack:
             self._store = Store(self._places.store)
             stack.callback(self._store.close)
             stack.callback(self._slices.close)
             self._poller = zmq.Poller()
+            self._holders = Holders(self._poller)
+            stack.callback(self._holders.close)
             self._recover()
-            wakeup = stack.enter_context(_signals_as_bytes())
+            wakeup = stack.enter_context(signals_as_bytes())
             self._poller.register(wakeup, zmq.POLLIN)
             context = stack.enter_context(zmq.Context())
             router = context.socket(zmq.ROUTER)
@@ -91,28 +101,33 @@ class Daemon:
 
     def _turn(self, router: zmq.Socket[bytes], wakeup: socket.socket) -> None:
         events = dict(self._poller.poll(int(self._patience() * 1000) + 1))
-        now = time.monotonic()
         if wakeup.fileno() in events:
             wakeup.recv(64)
             self._stopping = True
-        for pidfd in events.keys() & self._holders.keys():
-            self._forget_holder(pidfd, now)
+        for id in self._holders.gone(events):
+            self._happens(core.HolderGone(id))
         replies = self._drain(router) if router in events else []
-        self._carry_out(self._state.apply(core.Tick(), now))
-        self._finish_endings(now)
+        if self._state.waiting and time.monotonic() - self._seen >= _TICK:
+            self._look_at_devices()  # what others use may have become less
+        self._happens(core.Tick())
+        self._finish_endings(time.monotonic())
         self._slices.reap()
+        self._slices.correct_shares(time.monotonic())
+        self._store.put(records.changes(self._state))
         self._store.commit()
-        for reply in replies:
-            # A client that has gone in the meantime is no error: its lease ends with its process.
+        # A client that has gone in the meantime is no error: its lease ends with its process.
+        for reply in [*replies, *self._waited()]:
             router.send_multipart(reply, flags=zmq.DONTWAIT)
-        if self._state.leases:
-            self._needed = now
-        elif self._private and now - self._needed > _LINGER:
+        if self._state.leases or self._state.waiting:
+            self._needed = time.monotonic()
+        elif self._private and time.monotonic() - self._needed > _LINGER:
             self._stopping = True
 
     def _patience(self) -> float:
         deadline = self._state.next_deadline()
-        due = _TICK if deadline is None else max(deadline - time.monotonic(), 0)
+        due = _TICK if deadline is None else max(deadline - _now(), 0) / 1000
+        for waiter in self._waiters:
+            due = min(due, max(waiter.until - time.monotonic(), 0))
         return min(due, 0.05 if self._ending else _TICK)
 
     def _drain(self, router: zmq.Socket[bytes]) -> list[list[bytes]]:
@@ -123,11 +138,13 @@ class Daemon:
             except zmq.Again:
                 break
             sender = frames[0].bytes
-            reply = self._answer(frames[1:])
-            replies.append([sender, wire.pack(reply)])
+            reply = self._answer(sender, frames[1:])
+            if reply is not None:
+                replies.append([sender, wire.pack(reply)])
         return replies
 
-    def _answer(self, frames: list[zmq.Frame]) -> wire.Reply:
+    def _answer(self, sender: bytes, frames: list[zmq.Frame]) -> wire.Reply | None:
+        """None: it is answered later."""
         id = ""
         try:
             if len(frames) != 1:
@@ -135,137 +152,209 @@ class Daemon:
             request = wire.unpack_request(frames[0].bytes)
             id = request.id
             self._needed = time.monotonic()
-            uid, pid = _peer(frames[0])
+            uid, pid = peer(frames[0])
             if uid not in (os.geteuid(), 0):
-                return _error(id, "denied", "this scheduler serves another user")
+                return error(id, "denied", "this scheduler serves another user")
             handler = _OPERATIONS.get(request.op)
             if handler is None:
-                return _error(id, "unknown_op", f"there is no operation '{request.op:.40}'")
+                return error(id, "unknown_op", f"there is no operation '{request.op:.40}'")
             body = handler(self, request.body, uid, pid)
-        except wire.Malformed as error:
-            return _error(error.id or id, "malformed", str(error))
-        except msgspec.ValidationError as error:
-            return _error(id, "malformed", f"the request's body does not fit: {error}")
-        except _Refused as refused:
-            return _error(id, refused.code, str(refused))
-        except HalError as error:
-            return _error(id, "failed", str(error))
+            if isinstance(body, Waiter):
+                body.sender, body.request = sender, id
+                self._waiters.append(body)
+                return None
+        except wire.Malformed as wrong:
+            return error(wrong.id or id, "malformed", str(wrong))
+        except msgspec.ValidationError as wrong:
+            return error(id, "malformed", f"the request's body does not fit: {wrong}")
+        except core.InvalidError as wrong:
+            return error(id, "not_found" if wrong.field == "class" else "malformed", str(wrong))
+        except Refused as refused:
+            return error(id, refused.code, str(refused))
+        except HalError as wrong:
+            return error(id, "failed", str(wrong))
         return wire.Reply(wire.VERSION, id, True, body)
 
     # ---- operations -------------------------------------------------------------------------
 
     def _hello(self, _body: wire.Body, _uid: int, _pid: int) -> wire.Body:
-        return {"pid": os.getpid(), "private": self._private, "leases": len(self._state.leases)}
+        return {
+            "pid": os.getpid(),
+            "private": self._private,
+            "leases": len(self._state.leases),
+            "waiting": len(self._state.waiting),
+            "classes": sorted(self._presets),
+        }
 
     def _acquire(self, body: wire.Body, uid: int, pid: int) -> wire.Body:
-        asked = msgspec.convert(body, _AcquireBody)
+        asked = msgspec.convert(body, bodies.Acquire)
+        request = asked.wanted(self._presets)
         self._look_at_devices()
-        event = core.Acquire(
-            core.Request(
-                memory_bytes=asked.memory_bytes,
-                vendor=asked.vendor,
-                device=asked.device,
-                name=asked.name,
-                ttl_seconds=asked.ttl_seconds,
-            ),
-            lease_id=secrets.token_hex(4),
-            key=asked.key,
-            uid=uid,
-            holder_pid=pid,
-        )
-        (decision,) = self._decide(event)
-        assert isinstance(decision, core.Grant)
-        lease = decision.lease
-        if not decision.again:
-            try:
-                self._slices.create(lease)
-            except StateError:
-                self._state.apply(core.Ended(lease.id), time.monotonic())
-                raise
-            self._store.put(lease)
-            self._watch(lease)
+        id = self._fresh_id()
+        self._decide(core.Submit(request, id, asked.key, uid, pid))
+        one = self._state.find(uid, asked.key)
+        if isinstance(one, core.Waiting):
+            self._watch(one.id, one.holder_pid)
+            told = self._state.explain(one.id, _now())
+            reason = "" if told is None else "; ".join((*told.reasons, f"nearest: {told.nearest}"))
+            return {"waiting": bodies.queued(one, _now(), reason)}
+        if one is None or one.state is core.LeaseState.ENDING:
+            raise Refused(*self._over.pop(id, ("failed", "the lease has ended at once")))
+        return self._granted(one)
+
+    def _granted(self, lease: core.Lease) -> wire.Body:
+        environments = self._slices.environments(lease)
         return {
             "lease": self._described(lease),
-            "environment": self._slices.environment(lease),
+            "environment": environments[0],
+            "environments": environments,
         }
+
+    def _wait(self, body: wire.Body, uid: int, pid: int) -> wire.Body | Waiter:
+        asked = msgspec.convert(body, bodies.Wait)
+        self._owned(asked.lease, uid)
+        self._watch(asked.lease, pid)  # after a restart of the scheduler
+        waiter = Waiter(asked.lease, time.monotonic() + asked.timeout_seconds)
+        return waiter if (answer := self._outcome(waiter)) is None else answer
 
     def _renew(self, body: wire.Body, uid: int, pid: int) -> wire.Body:
-        lease_id = msgspec.convert(body, _LeaseBody).lease
-        (decision,) = self._decide(core.Renew(lease_id, uid))
-        assert isinstance(decision, core.Renewed)
-        if lease_id not in self._holders.values() and decision.lease.holder_pid == pid:
-            self._watch(decision.lease)  # a successor has not seen its holder yet
-        return {"lease": self._described(decision.lease)}
+        id = msgspec.convert(body, bodies.Named).lease
+        self._decide(core.Renew(id, uid))
+        if id in self._state.waiting:
+            return {"waiting": bodies.queued(self._state.waiting[id], _now())}
+        lease = self._state.leases[id]
+        if lease.holder_pid == pid:
+            self._watch(id, pid)  # a successor has not seen its holder yet
+        return {"lease": self._described(lease)}
 
     def _release(self, body: wire.Body, uid: int, pid: int) -> wire.Body:
-        decisions = self._decide(core.Release(msgspec.convert(body, _LeaseBody).lease, uid))
-        (end,) = decisions
-        assert isinstance(end, core.End)
-        if pid == end.lease.holder_pid:  # it has stopped its program before it says so
-            self._unwatch(end.lease.id)
-        self._carry_out(decisions)
-        return {"lease": self._described(end.lease), "ended": end.lease.id not in self._state.leases}
+        id = msgspec.convert(body, bodies.Named).lease
+        one = self._owned(id, uid)
+        if isinstance(one, core.Waiting):
+            self._decide(core.Release(id, uid))
+            return {"waiting": bodies.queued(one, _now()), "ended": True}
+        if pid == one.holder_pid:  # it has stopped its program before it says so
+            self._holders.unwatch(id)
+        self._decide(core.Release(id, uid))
+        return {"lease": self._described(one), "ended": id not in self._state.leases}
 
     def _list(self, _body: wire.Body, _uid: int, _pid: int) -> wire.Body:
-        return {"leases": [self._described(lease) for lease in self._state.leases.values()]}
-
-    def _decide(self, event: core.Event) -> list[core.Decision]:
-        decisions = self._state.apply(event, time.monotonic())
-        for decision in decisions:
-            if isinstance(decision, core.Refuse):
-                raise _Refused(decision.code, decision.message)
-        return decisions
-
-    def _described(self, lease: core.Lease) -> dict[str, Any]:
-        use = self._slices.use(lease)
+        now = _now()
         return {
-            "id": lease.id,
-            "name": lease.name,
-            "device": lease.device,
-            "whole": lease.whole,
-            "memory_bytes": lease.memory_bytes,
-            "used_bytes": None if use is None else use.used_bytes,
-            "refused": None if use is None else use.refused,
-            "state": lease.state.value,
-            "epoch": lease.epoch,
-            "holder_pid": lease.holder_pid,
-            "ttl_seconds": lease.ttl_seconds,
-            "expires_in_seconds": max(round(lease.expires - time.monotonic(), 3), 0),
-            "enforcement": jsonable(self._slices.enforcement(lease)),
+            "leases": [self._described(lease) for lease in self._state.leases.values()],
+            "waiting": [bodies.queued(one, now) for one in self._state.waiting.values()],
         }
 
-    # ---- leases -----------------------------------------------------------------------------
+    def _explain(self, body: wire.Body, uid: int, _pid: int) -> wire.Body:
+        id = msgspec.convert(body, bodies.Named).lease
+        self._owned(id, uid)
+        self._look_at_devices()
+        told = self._state.explain(id, _now())
+        if told is None:  # it has been withdrawn this moment
+            raise Refused("not_found", f"there is no lease '{id}'")
+        return {"explanation": msgspec.to_builtins(told)}
+
+    def _queues(self, _body: wire.Body, _uid: int, _pid: int) -> wire.Body:
+        waiting = Counter(one.request.queue for one in self._state.waiting.values())
+        return {"queues": bodies.queues(self._state.world.tree, waiting)}
+
+    def _set_queue(self, body: wire.Body, uid: int, pid: int) -> wire.Body:
+        asked = msgspec.convert(body, bodies.SetQueueBody)
+        self._decide(core.SetQueue(asked.queue(self._state.world.tree.queues.get(asked.name))))
+        return self._queues(body, uid, pid)
+
+    def _owned(self, id: str, uid: int) -> core.Lease | core.Waiting:
+        one = self._state.leases.get(id) or self._state.waiting.get(id)
+        if one is None or uid not in (one.uid, 0):
+            raise Refused(*self._over.get(id, ("not_found", f"there is no lease '{id}'")))
+        return one
+
+    def _fresh_id(self) -> str:
+        while True:
+            id = secrets.token_hex(4)
+            if id not in self._state.leases and id not in self._state.waiting:
+                return id
+
+    def _described(self, lease: core.Lease) -> dict[str, Any]:
+        return bodies.described(lease, self._slices.use(lease), self._slices.enforcement(lease), _now())
+
+    # ---- what is decided --------------------------------------------------------------------
+
+    def _decide(self, event: core.Event) -> None:
+        """Apply what somebody asked for. Raises Refused when that is the answer."""
+        for decision in self._happens(event):
+            if isinstance(decision, core.Refuse):
+                gone = decision.code in (core.Refusal.ENDED, core.Refusal.NOT_FOUND)
+                if gone and decision.id in self._over:
+                    raise Refused(*self._over[decision.id])
+                raise Refused(code_of(decision), decision.reason)
+
+    def _happens(self, event: core.Event) -> list[core.Decision]:
+        """Apply an event and carry out what follows."""
+        decisions = self._state.apply(event, _now())
+        for decision in decisions:
+            match decision:
+                case core.Grant(lease=lease, again=False):
+                    self._begin(lease)
+                case core.Revoke(lease=lease) | core.Preempt(lease=lease):
+                    self._over[lease.id] = ("ended", f"the lease '{lease.id}' has ended: {decision.reason}")
+                    self._end(lease)
+                case core.Withdrawn(id=id):
+                    self._over[id] = ("ended", f"'{id}' waits no longer: {decision.reason}")
+                    self._holders.unwatch(id)
+        while len(self._over) > 1024:
+            del self._over[next(iter(self._over))]
+        return decisions
+
+    def _begin(self, lease: core.Lease) -> None:
+        try:
+            self._slices.create(lease)
+        except StateError as wrong:
+            self._happens(core.HolderGone(lease.id))
+            self._over[lease.id] = ("failed", str(wrong))
+            return
+        self._watch(lease.id, lease.holder_pid)
 
     def _look_at_devices(self) -> None:
         if time.monotonic() - self._seen >= _FRESH:
-            self._state.apply(core.DevicesSeen(self._slices.facts()), time.monotonic())
+            self._happens(core.InventoryChanged(self._slices.facts()))
             self._seen = time.monotonic()
 
-    def _watch(self, lease: core.Lease) -> None:
-        """Learn of the holder's death at once. Where that cannot be, the lease still expires."""
-        if lease.holder_pid == 0:
-            return
-        try:
-            pidfd = os.pidfd_open(lease.holder_pid)
-        except ProcessLookupError:
-            self._carry_out(self._state.apply(core.HolderGone(lease.id), time.monotonic()))
-        except OSError:
-            return
-        else:
-            self._holders[pidfd] = lease.id
-            self._poller.register(pidfd, zmq.POLLIN)
+    # ---- who waits for an answer ------------------------------------------------------------
 
-    def _forget_holder(self, pidfd: int, now: float) -> None:
-        lease_id = self._holders.pop(pidfd)
-        self._poller.unregister(pidfd)
-        os.close(pidfd)
-        self._carry_out(self._state.apply(core.HolderGone(lease_id), now))
+    def _outcome(self, waiter: Waiter) -> wire.Body | None:
+        """What to say now; None: nothing yet. Raises Refused when there is nothing to wait for."""
+        lease = self._state.leases.get(waiter.lease)
+        if lease is not None and lease.state is not core.LeaseState.ENDING:
+            return self._granted(lease)
+        one = self._state.waiting.get(waiter.lease)
+        if one is None and lease is None:
+            gone = ("not_found", f"there is no lease '{waiter.lease}'")
+            raise Refused(*self._over.get(waiter.lease, gone))
+        if time.monotonic() < waiter.until:
+            return None
+        return {"waiting": bodies.queued(one, _now())} if one is not None else {"waiting": {}}
 
-    def _carry_out(self, decisions: list[core.Decision]) -> None:
-        for decision in decisions:
-            if isinstance(decision, core.End):
-                self._store.put(decision.lease)  # ending, also for a successor
-                self._end(decision.lease)
+    def _waited(self) -> list[list[bytes]]:
+        replies, left = [], []
+        for waiter in self._waiters:
+            try:
+                body = self._outcome(waiter)
+                reply = None if body is None else wire.Reply(wire.VERSION, waiter.request, True, body)
+            except Refused as refused:
+                reply = error(waiter.request, refused.code, str(refused))
+            if reply is None:
+                left.append(waiter)
+            else:
+                replies.append([waiter.sender, wire.pack(reply)])
+        self._waiters = left
+        return replies
+
+    # ---- holders and endings ----------------------------------------------------------------
+
+    def _watch(self, id: str, pid: int) -> None:
+        if not self._holders.watch(id, pid):
+            self._happens(core.HolderGone(id))
 
     def _end(self, lease: core.Lease) -> None:
         self._ending[lease.id] = time.monotonic()
@@ -274,7 +363,9 @@ class Daemon:
 
     def _finish_endings(self, now: float) -> None:
         for lease_id, since in list(self._ending.items()):
-            lease = self._state.leases[lease_id]
+            lease = self._state.leases.get(lease_id)
+            if lease is None:  # it has ended with one before it
+                continue
             # Signal 0 only looks who is left.
             if self._is_over(lease, signal.SIGKILL if now - since >= _GRACE else 0, now - since):
                 self._ended(lease)
@@ -283,156 +374,80 @@ class Daemon:
         """Nobody uses it any more: none of the slice's processes is left, and the holder, whose program
         may not have allocated yet, has gone, or has had the time in which it must notice."""
         stopped = self._slices.stop(lease, with_signal)
-        held = lease.id in self._holders.values() and ending_for < lease.ttl_seconds
+        held = lease.id in self._holders and ending_for < lease.request.ttl_ms / 1000
         return stopped and not held
 
     def _ended(self, lease: core.Lease) -> None:
         self._ending.pop(lease.id, None)
         self._slices.remove(lease)
-        self._store.delete(lease.id)
-        self._state.apply(core.Ended(lease.id), time.monotonic())
-        self._unwatch(lease.id)
-
-    def _unwatch(self, lease_id: str) -> None:
-        for pidfd in [fd for fd, held in self._holders.items() if held == lease_id]:
-            del self._holders[pidfd]
-            self._poller.unregister(pidfd)
-            os.close(pidfd)
+        self._holders.unwatch(lease.id)
+        self._happens(core.Ended(lease.id))
 
     # ---- start and end ----------------------------------------------------------------------
 
     def _recover(self) -> None:
-        self._state.epoch = self._store.epoch()
-        for lease in self._store.leases():
-            if not self._slices.adopt(lease):
-                self._store.delete(lease.id)
-                continue
-            self._state.adopt(lease, time.monotonic())
+        try:
+            saved = records.read(self._store.rows())
+            gone = [lease for lease in saved.leases if not self._slices.adopt(lease)]
+            saved.leases = [lease for lease in saved.leases if lease not in gone]
+            self._state = records.restore(saved, [self._slices.facts()])
+        except records.DamagedError as wrong:
+            raise StateError(f"the lease store {self._places.store} is damaged: {wrong}") from None
+        self._seen = time.monotonic()
+        self._store.put([("lease", lease.id, None) for lease in gone])
+        for lease in list(self._state.leases.values()):
             if lease.state is core.LeaseState.ENDING:
                 self._end(lease)
             else:
-                self._watch(lease)
+                self._watch(lease.id, lease.holder_pid)
+        for one in list(self._state.waiting.values()):
+            self._watch(one.id, one.holder_pid)
+        self._happens(core.Resumed())
         self._slices.sweep()
+        self._store.put(records.changes(self._state))
         self._store.commit()
 
     def _leave(self, router: zmq.Socket[bytes]) -> None:
         """Orderly end: a private daemon ends every lease first, then all removes what is empty."""
         self._places.socket.unlink(missing_ok=True)  # nobody is answered from here on: nobody is to wait
+        left = [[one.sender, wire.pack(leaving(one.request))] for one in self._waiters]
         with contextlib.suppress(zmq.Again):
             while True:
                 frames = router.recv_multipart(flags=zmq.DONTWAIT)
                 id = ""
                 with contextlib.suppress(wire.Malformed):
                     id = wire.unpack_request(frames[-1]).id
-                reply = _error(id, "leaving", "this scheduler is on its way out")
-                router.send_multipart([frames[0], wire.pack(reply)], flags=zmq.DONTWAIT)
+                left.append([frames[0], wire.pack(leaving(id))])
+        for reply in left:
+            router.send_multipart(reply, flags=zmq.DONTWAIT)
         if self._private:
-            for lease in list(self._state.leases.values()):
-                lease.state = core.LeaseState.ENDING
-                self._unwatch(lease.id)
-                self._end(lease)
+            for id in [*self._state.waiting, *self._state.leases]:
+                self._holders.unwatch(id)
+                self._happens(core.HolderGone(id))
             patience = time.monotonic() + 2 * _GRACE
             while self._ending and time.monotonic() < patience:
                 time.sleep(0.02)
                 self._finish_endings(time.monotonic())
-        for pidfd in self._holders:
-            os.close(pidfd)
+        self._store.put(records.changes(self._state))
         self._store.commit()
-        if not self._state.leases:
+        if not self._state.is_worth_keeping:
             self._store.close()
             self._store.unlink()
 
 
-class _AcquireBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    key: str
-    memory_bytes: int | None = None
-    vendor: str | None = None
-    device: str | None = None
-    name: str = ""
-    ttl_seconds: float = 15.0
-
-    def __post_init__(self) -> None:
-        if not 0 < len(self.key) <= 64 or len(self.name) > 64:
-            raise ValueError("key has 1 to 64 characters, name at most 64")
-        if self.memory_bytes is not None and not 0 < self.memory_bytes <= 1 << 60:
-            raise ValueError("memory_bytes is between 1 and 2**60")
-        if self.vendor is not None and self.device is not None:
-            raise ValueError("a request names a vendor or a device, not both")
-        if not 1 <= self.ttl_seconds <= _LONGEST_TTL:
-            raise ValueError("ttl_seconds is between 1 and 86400")
-
-
-class _LeaseBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    lease: str
-
-
-class _Refused(Exception):
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-_OPERATIONS: dict[str, Callable[[Daemon, wire.Body, int, int], wire.Body]] = {
+_OPERATIONS: dict[str, Callable[[Daemon, wire.Body, int, int], wire.Body | Waiter]] = {
     "hello": Daemon._hello,
     "acquire": Daemon._acquire,
+    "wait": Daemon._wait,
     "renew": Daemon._renew,
     "release": Daemon._release,
     "list": Daemon._list,
+    "explain": Daemon._explain,
+    "queues": Daemon._queues,
+    "set_queue": Daemon._set_queue,
 }
 
 
-def _error(id: str, code: str, message: str) -> wire.Reply:
-    return wire.Reply(wire.VERSION, id, False, error=wire.ErrorBody(code, message))
-
-
-def _peer(frame: zmq.Frame) -> tuple[int, int]:
-    """uid and pid of the sender, as the kernel gave them to libzmq: "host:uid:gid:pid" on ipc."""
-    try:
-        _, uid, _, pid = str(frame.get("Peer-Address")).rsplit(":", 3)
-        return int(uid), int(pid)
-    except (ValueError, zmq.ZMQError):
-        raise wire.Malformed("the sender's user cannot be told; only local clients are served") from None
-
-
-@contextlib.contextmanager
-def _locked(places: Places) -> Any:
-    """One daemon a directory: without this, a second one would take over the first one's socket."""
-    while True:
-        handle: IO[bytes] = places.lock.open("ab")
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.close()
-            raise AlreadyRunning(f"a scheduler already serves {places.directory}") from None
-        # A predecessor may have removed the file between our open and our lock.
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(handle.fileno()), places.lock.stat()):
-                break
-        handle.close()
-        places.make()
-    try:
-        yield
-    finally:
-        if not places.store.exists():
-            places.lock.unlink(missing_ok=True)
-            places.log.unlink(missing_ok=True)
-            places.remove_empty()
-        handle.close()
-
-
-@contextlib.contextmanager
-def _signals_as_bytes() -> Any:
-    """SIGTERM and SIGINT arrive as bytes on a socket that the poll sees."""
-    ours, pythons = socket.socketpair()
-    pythons.setblocking(False)
-    before = signal.set_wakeup_fd(pythons.fileno(), warn_on_full_buffer=False)
-    handlers = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, handlers)  # whoever started this may have blocked them
-    try:
-        yield ours
-    finally:
-        signal.set_wakeup_fd(before)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        ours.close()
-        pythons.close()
+def _now() -> int:
+    """Milliseconds on the clock that the core is told."""
+    return time.monotonic_ns() // 1_000_000

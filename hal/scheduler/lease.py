@@ -11,13 +11,20 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from hal.backend import GoneError
+import msgspec
+
+from hal.backend import GoneError, HalError
 from hal.model import Enforcement, Rung
 from hal.scheduler.client import Client, Unreachable
+from hal.scheduler.core.request import Request
 from hal.scheduler.places import Places
 from hal.scheduler.private import ensure_daemon
 
 __all__ = ["HeldLease", "lease"]
+
+_PATIENCE = 3.0  # seconds for which the scheduler is asked to hold back its answer: less than a lease lives,
+# so that a scheduler which was restarted is asked again in time
+_RESTART = 30.0  # seconds in which a scheduler that has gone may come back
 
 
 class HeldLease:
@@ -36,11 +43,13 @@ class HeldLease:
         granted = body["lease"]
         self.id: str = granted["id"]
         self.device: str = granted["device"]
+        self.devices: list[str] = granted["devices"]
         self.memory_bytes: int = granted["memory_bytes"]
         self.whole: bool = granted["whole"]
         self.epoch: int = granted["epoch"]
         self.enforcement = Enforcement(**{k: Rung(v) for k, v in granted["enforcement"].items()})
-        self.variables: dict[str, str] = body["environment"]
+        self.parts: list[dict[str, Any]] = granted["parts"]
+        self.variables: list[dict[str, str]] = body["environments"]  # one for each member of the gang
         self.lost: str | None = None
         self._ttl: float = granted["ttl_seconds"]
         self._done = threading.Event()
@@ -56,10 +65,14 @@ class HeldLease:
     def __exit__(self, *_: object) -> None:
         self.release()
 
-    def environment(self, inherited: Mapping[str, str] = os.environ) -> dict[str, str]:
-        """What to start a program with, so that it runs in this slice and sees nothing else."""
-        env = {**inherited, **self.variables}
-        preloads = [source.get("LD_PRELOAD", "") for source in (self.variables, inherited)]
+    def environment(self, inherited: Mapping[str, str] = os.environ, *, member: int = 0) -> dict[str, str]:
+        """What to start a program with, so that it runs in this slice and sees nothing else.
+
+        A gang has one for each ``member``.
+        """
+        own = self.variables[member]
+        env = {**inherited, **own}
+        preloads = [source.get("LD_PRELOAD", "") for source in (own, inherited)]
         if any(preloads):
             env["LD_PRELOAD"] = ":".join(path for path in preloads if path)
         return env
@@ -110,32 +123,75 @@ def lease(
     device: str | None = None,
     name: str = "",
     ttl_seconds: float = 15.0,
+    request: Request | None = None,
+    preset: str | None = None,
     places: Places | None = None,
     on_lost: Callable[[str], None] | None = None,
+    on_wait: Callable[[dict[str, Any]], None] | None = None,
 ) -> HeldLease:
-    """Lease a slice of ``memory_bytes``, or with ``None`` a whole device.
+    """Lease a slice of ``memory_bytes``, or with ``None`` a whole device; or whatever ``request`` says.
 
-    Uses the daemon of the runtime directory, or starts a private one. Raises TemporaryError when there is
+    Uses the daemon of the runtime directory, or starts a private one. A request with ``wait`` stays in
+    its queue until it is served, of which ``on_wait`` is told once. Raises TemporaryError when there is
     no room now, UnsupportedError when no device here can ever serve it, StateError without a scheduler.
     """
     where = Places() if places is None else places
-    key = secrets.token_hex(16)
-    asked: dict[str, Any] = {
-        "key": key,
-        "memory_bytes": memory_bytes,
-        "vendor": vendor,
-        "device": device,
-        "name": name,
-        "ttl_seconds": ttl_seconds,
-    }
+    asked: dict[str, Any] = {"key": secrets.token_hex(16)}
+    if request is None:
+        asked |= {
+            "memory_bytes": memory_bytes,
+            "vendor": vendor,
+            "device": device,
+            "name": name,
+            "ttl_seconds": ttl_seconds,
+        }
+    else:
+        asked["request"] = msgspec.to_builtins(request)
+    if preset is not None:
+        asked["class"] = preset
+    with Client(where, timeout=10.0) as client:
+        body, private = _acquired(client, where, asked)
+        if "waiting" in body:
+            if on_wait is not None:
+                on_wait(body["waiting"])
+            body = _served(client, where, asked, body["waiting"]["id"], private)
+    return HeldLease(where, body, private=private, on_lost=on_lost)
+
+
+def _acquired(client: Client, where: Places, asked: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     for last_try in (False, True):
         ensure_daemon(where)
-        with Client(where, timeout=10.0) as client:
+        try:
+            return client.call("acquire", **asked), bool(client.call("hello")["private"])
+        except Unreachable:
+            if last_try:  # once it may have been on its way out
+                raise
+    raise AssertionError
+
+
+def _served(client: Client, where: Places, asked: dict[str, Any], id: str, private: bool) -> dict[str, Any]:
+    """Wait until it is granted. Whoever is interrupted meanwhile waits no longer."""
+    try:
+        while True:
             try:
-                body = client.call("acquire", **asked)
-                private = bool(client.call("hello")["private"])
-                break
-            except Unreachable:
-                if last_try:  # once it may have been on its way out
+                body = client.call("wait", timeout=_PATIENCE + 2, lease=id, timeout_seconds=_PATIENCE)
+            except Unreachable:  # the scheduler is being restarted: it has kept our place
+                if not private and not _comes_back(client):
                     raise
-    return HeldLease(where, body, private=private, on_lost=on_lost)
+                body, _ = _acquired(client, where, asked)
+            if "lease" in body:
+                return body
+    except BaseException:
+        with contextlib.suppress(HalError):
+            client.call("release", timeout=2.0, lease=id)
+        raise
+
+
+def _comes_back(client: Client) -> bool:
+    deadline = time.monotonic() + _RESTART
+    while time.monotonic() < deadline:
+        with contextlib.suppress(Unreachable):
+            client.call("hello")
+            return True
+        time.sleep(0.1)
+    return False

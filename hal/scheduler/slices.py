@@ -1,129 +1,212 @@
-"""The slices of granted leases: their ledgers, the environment of their programs, and their end."""
+"""The slices of granted leases: claims, ledgers, the environment of their programs, and their end."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
-from hal.backend import Group, StateError
+from hal.backend import HalError, StateError
 from hal.enforce.guard import guard_environment
 from hal.enforce.ledger import DeviceUse, Ledger
 from hal.inventory import Machine
 from hal.model import Enforcement, Rung
-from hal.scheduler.core import DeviceFacts, Lease
+from hal.scheduler.core.facts import WHOLE_MILLI, NodeFacts
+from hal.scheduler.core.lease import Lease, LeaseState, Part
+from hal.scheduler.facts import node_facts
 from hal.scheduler.places import Places
+from hal.scheduler.shares import Shares
+from hal.slices.claims import Book, Claim
 
 __all__ = ["Slices"]
 
+BY = "scheduler"
+
 
 class Slices:
-    """What a daemon holds open for its leases. A whole device needs no ledger: nothing limits it."""
+    """What a daemon holds open for its leases. A whole device needs no ledger: nothing limits it.
 
-    def __init__(self, machine: Machine, places: Places) -> None:
+    Each device of a lease is claimed in the node's book for as long as the lease and the daemon live.
+    """
+
+    def __init__(self, machine: Machine, places: Places, book: Book | None = None) -> None:
         self._machine = machine
         self._places = places
-        self._open: dict[str, Ledger] = {}
+        self._book = Book() if book is None else book
+        self._shares = Shares(machine)
+        self._open: dict[str, dict[int, Ledger]] = {}  # by lease, then by part
+        self._claims: dict[str, list[Claim]] = {}  # by lease
+        self._memory: dict[str, int] = {}  # of each device, as it was last seen
 
     def create(self, lease: Lease) -> None:
-        """Make the slice of a fresh lease. Raises StateError when its file cannot be made."""
-        if not lease.whole:
-            path = self._places.slice_file(lease.id)
-            self._open[lease.id] = Ledger.create(path, lease.name, [(lease.device, lease.memory_bytes)])
+        """Claim the devices of a fresh lease and make its slices.
+
+        Raises StateError when others have claimed them first, or a file cannot be made, and leaves none.
+        """
+        made = self._open[lease.id] = {}
+        try:
+            self._claim(lease, anyway=False)
+            for number, limits in _limits(lease).items():
+                made[number] = Ledger.create(self._file(lease, number), lease.name, limits)
+                self._share(made[number], lease, number)
+        except HalError as error:
+            self.remove(lease)
+            raise error if isinstance(error, StateError) else StateError(str(error)) from error
 
     def adopt(self, lease: Lease) -> bool:
-        """Take over the slice of a lease from before a restart; False when its file is gone or damaged."""
-        if lease.whole:
-            return True
+        """Take over the slices of a lease from before a restart; False when a file is gone or damaged.
+
+        Whoever stopped it before may not have got so far as to say so: an active lease has its limit again.
+        """
+        opened: dict[int, Ledger] = {}
         try:
-            self._open[lease.id] = Ledger.open(self._places.slice_file(lease.id))
-        except StateError:
+            for number, limits in _limits(lease).items():
+                opened[number] = Ledger.open(self._file(lease, number))
+                if lease.state is not LeaseState.ENDING:
+                    for index, (_, limit) in enumerate(limits):
+                        opened[number].set_limit(index, limit)
+        except (StateError, IndexError):
+            for ledger in opened.values():
+                ledger.close()
             return False
+        self._open[lease.id] = opened
+        with suppress(HalError):  # it has them, whether the book can be written or not
+            self._claim(lease, anyway=True)
         return True
 
     def sweep(self) -> None:
         """Remove slice files that belong to no lease: a daemon was killed between file and promise."""
-        known = {self._places.slice_file(lease_id) for lease_id in self._open}
+        known = {ledger.path for ledger in self._ledgers()}
         for path in self._places.slices.iterdir():
             if path not in known:
                 path.unlink(missing_ok=True)
 
-    def environment(self, lease: Lease) -> dict[str, str]:
-        """What a program needs to run in this slice and see nothing else. Without the caller's own
-        LD_PRELOAD: the client adds that, for it knows it."""
-        env = dict(self._machine.expose([lease.device]).env)
-        if not lease.whole:
-            env |= guard_environment(self._places.slice_file(lease.id), inherited={})
-        return env
+    def environments(self, lease: Lease) -> list[dict[str, str]]:
+        """For each member, what a program needs to run in its slice and see nothing else. Without the
+        caller's own LD_PRELOAD: the client adds that, for it knows it."""
+        limited = _limits(lease)
+        found = []
+        for number, part in enumerate(lease.parts):
+            env = dict(self._machine.expose(_devices(part)).env)
+            if number in limited:
+                env |= guard_environment(self._file(lease, number), inherited={})
+            if len(lease.parts) > 1:
+                env |= {"HAL_MEMBER": str(number), "HAL_MEMBERS": str(len(lease.parts))}
+            found.append(env)
+        return found
 
     def enforcement(self, lease: Lease) -> Enforcement:
         """Who holds this lease to its limits: a whole device is its own limit."""
-        if lease.whole:
+        slices = [spot for spot in lease.spots() if not spot.shape.whole]
+        if not slices:
             return Enforcement(Rung.HARDWARE, Rung.HARDWARE)
-        return self._machine.limits(lease.device)
+        offered = self._machine.limits(slices[0].devices[0])
+        limited = any(0 < spot.shape.compute_milli < WHOLE_MILLI for spot in slices)
+        return offered if limited else Enforcement(offered.memory, Rung.NONE)
 
-    def use(self, lease: Lease) -> DeviceUse | None:
-        """None: a whole device, or a slice whose programs have cut their ledger short."""
-        ledger = self._open.get(lease.id)
-        return None if ledger is None or ledger.is_lost else ledger.devices()[0]
+    def use(self, lease: Lease) -> list[DeviceUse]:
+        """Of all its slices; nothing for whole devices, which have no ledger, and for ledgers cut short."""
+        return [use for ledger in self._open.get(lease.id, {}).values() for use in _uses(ledger)]
 
     def reap(self) -> None:
         """Give back, in every slice, what dead processes held."""
-        for ledger in self._open.values():
+        for ledger in self._ledgers():
             with suppress(StateError):  # it was cut short
                 ledger.reap()
 
+    def correct_shares(self, now: float) -> None:
+        """Correct what slices with a share of the time are charged, once a second (hal/enforce/trim.py)."""
+        self._shares.correct(list(self._ledgers()), now)
+
     def stop(self, lease: Lease, with_signal: int) -> bool:
-        """Refuse all growth and signal the slice's processes (0: none); True when none was left."""
-        ledger = self._open.get(lease.id)
-        if ledger is None:
-            return True
-        with suppress(StateError):  # cut short: its programs have nothing left to allocate from
-            ledger.set_limit(0, 0)
-        pids = ledger.pids()
-        for pid in pids:
-            try:
-                os.kill(pid, with_signal)
-            except (ProcessLookupError, PermissionError):
-                continue
-        return not pids
+        """Refuse all growth and signal the slices' processes (0: none); True when none was left."""
+        none_left = True
+        for ledger in self._open.get(lease.id, {}).values():
+            with suppress(StateError):  # cut short: its programs have nothing left to allocate from
+                for index in range(len(ledger.devices())):
+                    ledger.set_limit(index, 0)
+            pids = ledger.pids()
+            none_left = none_left and not pids
+            for pid in pids:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, with_signal)
+        return none_left
 
     def remove(self, lease: Lease) -> None:
-        ledger = self._open.pop(lease.id, None)
-        if ledger is not None:
+        for ledger in self._open.pop(lease.id, {}).values():
             ledger.unlink()
             ledger.close()
+        for claim in self._claims.pop(lease.id, []):
+            with suppress(StateError):
+                self._book.end(claim.id)
 
     def close(self) -> None:
-        """Unmap everything and leave the files: leases outlive the daemon."""
-        for ledger in self._open.values():
+        """Unmap everything and leave the files: leases outlive the daemon, its claims do not."""
+        for ledger in self._ledgers():
             ledger.close()
         self._open.clear()
+        self._book.close()
 
-    def facts(self) -> tuple[DeviceFacts, ...]:
-        """The machine's devices as placement sees them, with what programs outside our slices use."""
+    def facts(self) -> NodeFacts:
+        """The machine as placement sees it, with what programs outside our slices use or have claimed."""
         inside: dict[str, int] = {}
-        for ledger in self._open.values():
-            for use in [] if ledger.is_lost else ledger.devices():
+        for ledger in self._ledgers():
+            for use in _uses(ledger):
                 inside[use.device] = inside.get(use.device, 0) + use.used_bytes
-        devices = self._machine.inventory(refresh=True).devices
-        figures: dict[str, dict[str, int]] = {}
-        for reading in self._machine.sample([Group.MEMORY]):
-            if reading.value is not None:
-                figures.setdefault(reading.subject, {}).setdefault(reading.name, int(reading.value))
-        found = []
-        for device in devices:
-            figure = figures.get(device.id, {})
-            total = device.memory_bytes or figure.get("memory_total_bytes")
-            if total is None:
-                continue  # nothing can be promised of a memory whose size nobody knows
-            used = figure.get("memory_used_bytes", 0)
-            found.append(
-                DeviceFacts(
-                    id=device.id,
-                    vendor=device.vendor,
-                    memory_bytes=total - figure.get("memory_reserved_bytes", 0),
-                    outside_bytes=max(used - inside.get(device.id, 0), 0),
-                    holds_slices=self._machine.limits(device.id).memory is not Rung.NONE,
+        mine = {claim.id for claims in self._claims.values() for claim in claims}
+        others = [held.claim for held in self._book.claims() if held.claim.id not in mine]
+        facts = node_facts(self._machine, inside, others)
+        self._memory = {device.id: device.memory_bytes for device in facts.devices}
+        return facts
+
+    def _ledgers(self) -> Iterator[Ledger]:
+        return (ledger for ledgers in self._open.values() for ledger in ledgers.values())
+
+    def _claim(self, lease: Lease, *, anyway: bool) -> None:
+        claims = self._claims[lease.id] = []
+        for spot in lease.spots():
+            for device in spot.devices:
+                memory = self._memory.get(device, spot.shape.memory_bytes)
+                wanted = Claim(
+                    id="",
+                    device=device,
+                    memory_bytes=memory if spot.shape.whole else spot.shape.memory_bytes,
+                    compute_milli=0 if spot.shape.whole else spot.shape.compute_milli,
+                    whole=spot.shape.whole,
+                    name=lease.name,
+                    by=BY,
                 )
-            )
-        return tuple(found)
+                claims.append(self._book.claim(wanted, memory, anyway=anyway))
+
+    def _share(self, ledger: Ledger, lease: Lease, number: int) -> None:
+        """The shares of the devices' time that go with a slice, and who holds it to what."""
+        spots = [spot for spot in lease.parts[number].spots for _ in spot.devices]
+        for index, spot in enumerate(spots):
+            if 0 < spot.shape.compute_milli < WHOLE_MILLI:
+                ledger.set_compute(index, spot.shape.compute_milli / WHOLE_MILLI)
+        ledger.set_enforcement(self.enforcement(lease))
+
+    def _file(self, lease: Lease, number: int) -> Path:
+        return self._places.slice_file(lease.id if number == 0 else f"{lease.id}.{number}")
+
+
+def _devices(part: Part) -> list[str]:
+    return [device for spot in part.spots for device in spot.devices]
+
+
+def _limits(lease: Lease) -> dict[int, list[tuple[str, int]]]:
+    """Devices and bytes of each part that is a slice, in the order in which its programs see them."""
+    return {
+        number: [(device, spot.shape.memory_bytes) for spot in part.spots for device in spot.devices]
+        for number, part in enumerate(lease.parts)
+        if not part.spots[0].shape.whole
+    }
+
+
+def _uses(ledger: Ledger) -> list[DeviceUse]:
+    """Nothing, of one that its programs have cut short."""
+    try:
+        return ledger.devices()
+    except StateError:
+        return []

@@ -25,7 +25,7 @@ from msgspec import Struct
 
 from hal.backend import StateError, TemporaryError
 
-__all__ = ["ALL_MILLI", "Book", "Claim", "Held", "conflict"]
+__all__ = ["ALL_MILLI", "Book", "Claim", "Held", "conflict", "free_units"]
 
 ALL_MILLI = 1000  # thousandths of a device's time: all of it
 _VERSION = 1
@@ -46,6 +46,8 @@ class Claim(Struct, frozen=True):
     name: str = ""
     by: str = ""  # what made it: "scheduler", "slice"
     kept: bool = False  # it outlives its maker
+    group: str = ""  # the control group that the driver or the kernel holds
+    units_from: int | None = None  # its compute units: from here on, in thousandths of the device's
     version: int = _VERSION
 
 
@@ -82,6 +84,21 @@ def conflict(wanted: Claim, others: Iterable[Claim], memory_bytes: int) -> str |
     return None
 
 
+def free_units(others: Iterable[Claim], device: str, milli: int) -> int | None:
+    """Where ``milli`` thousandths of a device's compute units are free: the first such place, or None."""
+    taken = sorted(
+        (other.units_from, other.compute_milli)
+        for other in others
+        if other.device == device and other.units_from is not None
+    )
+    at = 0
+    for first, length in taken:
+        if first - at >= milli:
+            return at
+        at = max(at, first + length)
+    return at if ALL_MILLI - at >= milli else None
+
+
 class Book:
     """The node's claims. ``HAL_NODE_DIR`` names the directory; else it is ``/dev/shm/hal-node``.
 
@@ -100,7 +117,7 @@ class Book:
             return list(self._living())
         return []
 
-    def claim(self, wanted: Claim, memory_bytes: int) -> Claim:
+    def claim(self, wanted: Claim, memory_bytes: int, *, anyway: bool = False) -> Claim:
         """Enter a claim on a device that has ``memory_bytes`` for programs. An empty id is filled in.
 
         Lives until ``end`` or the end of this process, or with ``kept`` until ``end``. Raises TemporaryError
@@ -109,7 +126,7 @@ class Book:
         wanted = msgspec.structs.replace(wanted, id=wanted.id or secrets.token_hex(8))
         with self._locked():
             against = conflict(wanted, (held.claim for held in self._living()), memory_bytes)
-            if against is not None:
+            if against is not None and not anyway:
                 raise TemporaryError(against)
             self._enter(wanted)
         return wanted

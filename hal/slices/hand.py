@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 from msgspec import Struct
 
-from hal.backend import GoneError, Group, StateError, UnsupportedError
+from hal.backend import GoneError, StateError, TemporaryError, UnsupportedError
+from hal.backend import Group as MetricGroup
+from hal.enforce.cgroup import Group, Tree
 from hal.enforce.guard import guard_environment
 from hal.enforce.ledger import Ledger, RunState, SliceUse
 from hal.inventory import Machine
 from hal.model import Enforcement, Rung
-from hal.slices.claims import Book, Claim
+from hal.slices.claims import Book, Claim, free_units
+from hal.slices.ladder import climb
 
 __all__ = ["HandMade", "Shown"]
 
@@ -28,14 +34,16 @@ class Shown(Struct, frozen=True):
     uid: int
     use: SliceUse | None
     processes: tuple[tuple[int, int], ...] = ()  # (pid, bytes)
+    reasons: tuple[str, ...] = ()  # of a slice just made: why no stronger rung holds its memory
 
 
 class HandMade:
     """This user's slices on this node."""
 
-    def __init__(self, machine: Machine, book: Book | None = None) -> None:
+    def __init__(self, machine: Machine, book: Book | None = None, tree: Tree | None = None) -> None:
         self._machine = machine
         self._book = Book() if book is None else book
+        self._tree = Tree() if tree is None else tree
 
     def create(
         self,
@@ -44,12 +52,14 @@ class HandMade:
         *,
         compute_ratio: float | None = None,
         elastic: bool = False,
+        spatial: bool = False,
         name: str = "",
     ) -> Shown:
         """Claim a part of a device and make its ledger.
 
-        Raises TemporaryError when others claim too much of it, UnsupportedError when nothing can hold a part
-        of it to the limit asked for, StateError when the name is taken.
+        ``spatial``: the compute share is a fixed part of the device's units, not a share of its time.
+        Raises TemporaryError when others claim too much of it, UnsupportedError when nothing can hold a
+        part of it to the limit asked for, StateError when the name is taken.
         """
         found = self._machine.find(device)
         limits = self._machine.limits(found.id)
@@ -59,39 +69,81 @@ class HandMade:
             raise UnsupportedError(f"nothing here can hold a part of {found.id} to a share of its time")
         if name and any(shown.claim.name == name for shown in self.mine()):
             raise StateError(f"you have a slice '{name}' already; 'hal slice list' shows it")
+        claim_id = secrets.token_hex(8)
         wanted = Claim(
-            id="",
+            id=claim_id,
             device=found.id,
             memory_bytes=memory_bytes,
             compute_milli=0 if compute_ratio is None else round(compute_ratio * 1000),
             elastic=elastic,
-            name=name,
+            name=name or claim_id[:8],
             by=BY,
             kept=True,
         )
+        if spatial:
+            wanted = self._with_units(wanted)
         claim = self._book.claim(wanted, self.capacity(found.id))
-        if not claim.name:
-            claim = msgspec.structs.replace(claim, name=claim.id[:8])
-            self._book.change(claim, self.capacity(found.id))
         try:
-            path = self._book.ledger_file(claim.id)
-            ledger = Ledger.create(path, claim.name, [(claim.device, claim.memory_bytes)])
-            ledger.set_compute(0, compute_ratio)
-            ledger.set_elastic(elastic)
-            held_by = limits.compute if compute_ratio is not None else Rung.NONE
-            ledger.set_enforcement(Enforcement(limits.memory, held_by))
-            ledger.close()
+            climbed = climb(self._machine, self._tree, claim.device, claim.id, memory_bytes)
+            if climbed.group is not None:
+                claim = msgspec.structs.replace(claim, group=climbed.group)
+                self._book.change(claim, self.capacity(found.id))
+            with self._made(claim) as ledger:
+                self._set(ledger, claim, Enforcement(climbed.rung, limits.compute))
         except BaseException:
-            self._book.end(claim.id)
+            self._forget(claim)
             raise
-        return self.find(claim.name)
+        return msgspec.structs.replace(self.find(claim.id), reasons=climbed.reasons)
+
+    def _with_units(self, wanted: Claim) -> Claim:
+        if not wanted.compute_milli or wanted.elastic:
+            raise StateError("a fixed part of the compute units needs --compute, and cannot be elastic")
+        first = free_units((held.claim for held in self._book.claims()), wanted.device, wanted.compute_milli)
+        if first is None:
+            raise TemporaryError(
+                f"{wanted.device} has no {wanted.compute_milli / 10:g} % of its compute units side by side "
+                "that nobody claims"
+            )
+        if self._machine.share_units(wanted.device, first, wanted.compute_milli) is None:
+            raise UnsupportedError(
+                f"the runtime of {wanted.device} gives no program a fixed part of the compute units; "
+                "without --spatial it gets a share of the time"
+            )
+        return msgspec.structs.replace(wanted, units_from=first)
+
+    @contextlib.contextmanager
+    def _made(self, claim: Claim) -> Iterator[Ledger]:
+        limits = [(claim.device, claim.memory_bytes)]
+        ledger = Ledger.create(self._book.ledger_file(claim.id), claim.name, limits)
+        try:
+            yield ledger
+        finally:
+            ledger.close()
+
+    def _set(self, ledger: Ledger, claim: Claim, offered: Enforcement) -> None:
+        """Write a claim's terms into its ledger: units of the runtime are not charged as time."""
+        by_time = claim.compute_milli and claim.units_from is None
+        compute = offered.compute if by_time else Rung.RUNTIME if claim.compute_milli else Rung.NONE
+        ledger.set_limit(0, claim.memory_bytes)
+        ledger.set_compute(0, claim.compute_milli / 1000 if by_time else None)
+        ledger.set_elastic(claim.elastic)
+        ledger.set_enforcement(Enforcement(offered.memory, compute))
+
+    def _forget(self, claim: Claim) -> None:
+        if claim.group:
+            group = Group(Path(claim.group))
+            group.kill()
+            with contextlib.suppress(StateError):  # what was killed may take a moment to go
+                group.remove()
+        self._book.ledger_file(claim.id).unlink(missing_ok=True)
+        self._book.end(claim.id)
 
     def capacity(self, device: str) -> int:
         """Bytes of a device that programs can have: its size without what the driver keeps.
 
         Raises StateError when the device does not tell its size.
         """
-        readings = self._machine.sample([Group.MEMORY], [device])
+        readings = self._machine.sample([MetricGroup.MEMORY], [device])
         figures = {r.name: int(r.value) for r in readings if r.value is not None and r.subject == device}
         total = self._machine.find(device).memory_bytes or figures.get("memory_total_bytes")
         if total is None:
@@ -120,7 +172,11 @@ class HandMade:
 
     def environment(self, shown: Shown) -> dict[str, str]:
         """Variables that put a program, and all that it starts, into the slice."""
-        exposed = self._machine.expose([shown.claim.device]).env
+        claim = shown.claim
+        exposed = dict(self._machine.expose([claim.device]).env)
+        if claim.units_from is not None:
+            units = self._machine.share_units(claim.device, claim.units_from, claim.compute_milli)
+            exposed |= units.env if units is not None else {}
         return {**exposed, **guard_environment(self._book.ledger_file(shown.claim.id))}
 
     def resize(
@@ -133,72 +189,78 @@ class HandMade:
     ) -> Shown:
         """Change what is given and leave the rest. A slice made smaller than its use refuses growth."""
         old = shown.claim
-        milli = old.compute_milli if compute_ratio is None else round(compute_ratio * 1000)
+        if old.units_from is not None and (compute_ratio is not None or elastic):
+            raise StateError(
+                f"the slice '{old.name}' has a fixed part of the compute units, which its programs got at "
+                "their start: it cannot be changed; make another slice"
+            )
         new = msgspec.structs.replace(
             old,
             memory_bytes=old.memory_bytes if memory_bytes is None else memory_bytes,
-            compute_milli=milli,
+            compute_milli=old.compute_milli if compute_ratio is None else round(compute_ratio * 1000),
             elastic=old.elastic if elastic is None else elastic,
         )
         self._book.change(new, self.capacity(new.device))
-        ledger = self._open(shown)
-        try:
-            ledger.set_limit(0, new.memory_bytes)
-            ledger.set_compute(0, milli / 1000 if milli else None)
-            ledger.set_elastic(new.elastic)
-            limits = self._machine.limits(new.device)
-            ledger.set_enforcement(Enforcement(limits.memory, limits.compute if milli else Rung.NONE))
-        finally:
-            ledger.close()
+        offered = self._machine.limits(new.device)
+        rung = offered.memory if shown.use is None else shown.use.control.enforcement.memory
+        if new.group and memory_bytes is not None:
+            rung = self._hold_again(new, offered.memory)
+        with self._open(shown) as ledger:
+            self._set(ledger, new, Enforcement(rung, offered.compute))
         return self.find(new.id)
 
+    def _hold_again(self, claim: Claim, otherwise: Rung) -> Rung:
+        """Whoever held the group is told of the new limit."""
+        held = self._machine.hold_memory(claim.device, claim.group, claim.memory_bytes)
+        if held.rung is not Rung.NONE:
+            return held.rung
+        pci = self._machine.find(claim.device).pci
+        region = None if pci is None else self._tree.region_of(pci.bdf)
+        if region is None:
+            return otherwise
+        Group(Path(claim.group)).limit_region(region, claim.memory_bytes)
+        return Rung.KERNEL
+
     def set_state(self, shown: Shown, state: RunState) -> Shown:
-        ledger = self._open(shown)
-        try:
+        with self._open(shown) as ledger:
             ledger.set_state(state)
-        finally:
-            ledger.close()
         return self.find(shown.claim.id)
 
     def destroy(self, shown: Shown, *, force: bool = False) -> None:
-        """Take the slice away. Raises StateError while programs are in it, unless ``force``: then these are
-        killed."""
-        try:
-            ledger = self._open(shown)
-        except StateError:  # its file is gone or damaged: the claim is all that is left
-            self._book.end(shown.claim.id)
-            return
-        try:
+        """Take the slice away.
+
+        Raises TemporaryError while programs are in it, unless ``force``: then these are killed.
+        """
+        with contextlib.suppress(StateError), self._open(shown) as ledger:
             pids = ledger.pids()
             if pids and not force:
-                raise StateError(
+                raise TemporaryError(
                     f"{len(pids)} processes are in the slice '{shown.claim.name}': "
                     f"{', '.join(map(str, pids))}; end them, or use --force"
                 )
-            ledger.set_state(RunState.STOP)
             ledger.set_limit(0, 0)  # who comes in meanwhile gets nothing
+            ledger.set_state(RunState.STOP)
             for pid in pids:
-                os.kill(pid, signal.SIGKILL)
-            ledger.unlink()
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        self._forget(shown.claim)
+
+    def enter(self, shown: Shown) -> None:
+        """Move this process into the slice's control group. Raises StateError when it may not."""
+        Group(Path(shown.claim.group)).enter(os.getpid())
+
+    @contextlib.contextmanager
+    def _open(self, shown: Shown) -> Iterator[Ledger]:
+        ledger = Ledger.open(self._book.ledger_file(shown.claim.id))
+        try:
+            yield ledger
         finally:
             ledger.close()
-        self._book.end(shown.claim.id)
-
-    def _open(self, shown: Shown) -> Ledger:
-        return Ledger.open(self._book.ledger_file(shown.claim.id))
 
     def _shown(self) -> Iterator[Shown]:
         for held in self._book.claims():
             shown = Shown(held.claim, held.uid, None)
             if held.uid == os.geteuid() and held.claim.by == BY:
-                try:
-                    ledger = self._open(shown)
-                except StateError:
-                    yield shown
-                    continue
-                try:
-                    yield Shown(held.claim, held.uid, ledger.use(), tuple(ledger.processes(0)))
-                finally:
-                    ledger.close()
-            else:
-                yield shown
+                with contextlib.suppress(StateError), self._open(shown) as ledger:
+                    shown = Shown(held.claim, held.uid, ledger.use(), tuple(ledger.processes(0)))
+            yield shown

@@ -5,6 +5,7 @@ Deciding is a pure function over readings and events; ``health.toml`` is the pol
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterable
 from enum import StrEnum
@@ -14,7 +15,8 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from hal.backend import StateError
+from hal.backend import Group, StateError
+from hal.lines import Place, line_of, line_of_fault, nearest
 from hal.model import Event, EventKind, Reading, Status
 from hal.telemetry.catalogue import CATALOGUE
 
@@ -83,20 +85,51 @@ class Policy(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def load_policy(path: Path | None = None) -> Policy:
-    """The policy of a file, or the one that comes with hal. Raises StateError with file and field."""
+    """The policy of a file, or the one that comes with hal. Raises StateError with file, line and rule."""
     source = files("hal.telemetry").joinpath("health.toml") if path is None else path
+    name = f"the health policy {source}"
     try:
-        policy = msgspec.convert(tomllib.loads(source.read_text(encoding="utf-8")), Policy)
+        text = source.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise StateError(f"cannot read the health policy {source}: {error}") from error
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
-        raise StateError(f"the health policy {source}: {error}") from error
-    if policy.schema != SCHEMA:
-        raise StateError(f'the health policy {source} has to begin with schema = "{SCHEMA}"')
-    unknown = [rule.metric for rule in policy.figures if rule.metric not in CATALOGUE]
-    if unknown:
-        raise StateError(f"the health policy {source}: no metric '{unknown[0]}'; see 'hal metrics'")
+        raise StateError(f"cannot read {name}: {error}") from error
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        line, what = line_of_fault(text, error)
+        raise StateError(f"{name}, line {line}: this is not TOML: {what}") from error
+    if raw.get("schema") != SCHEMA:
+        line = line_of(text, ("schema",))
+        raise StateError(f'{name}, line {line}: it has to begin with schema = "{SCHEMA}"')
+    try:
+        policy = msgspec.convert(raw, Policy)
+    except msgspec.ValidationError as error:
+        place, what = _mistake(str(error))
+        raise StateError(f"{name}, line {line_of(text, place)}: {what}") from error
+    figures = {name for name, metric in CATALOGUE.items() if isinstance(metric.group, Group)}
+    for number, rule in enumerate(policy.figures):
+        if rule.metric not in figures:
+            place = ("figures", number, "metric")
+            what = f"no metric '{rule.metric}'{nearest(rule.metric, figures)}; 'hal metrics' lists them"
+            raise StateError(f"{name}, line {line_of(text, place)}: figures[{number}]: {what}")
     return policy
+
+
+def _mistake(said: str) -> tuple[Place, str]:
+    """Where a mistake is, and a sentence about it, from msgspec's: "What - at `$.figures[0].state`"."""
+    what, _, path = said.partition(" - at `$")
+    steps = re.findall(r"\.(\w+)|\[(\d+)\]", path)
+    place: Place = tuple(word or int(number) for word, number in steps)
+    strange = re.fullmatch(r"Object contains unknown field `(\w+)`", what)
+    if strange is not None:
+        known = {"figures": FigureRule, "events": EventRule}.get(str(place[0]) if place else "", Policy)
+        what = f"unknown key '{strange[1]}'{nearest(strange[1], known.__struct_fields__)}"
+        return (*place, strange[1]), f"{_words(place)}{what}"
+    return place, f"{_words(place)}{what[:1].lower()}{what[1:]}"
+
+
+def _words(place: Place) -> str:
+    words = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in place)
+    return f"{words.lstrip('.')}: " if words else ""
 
 
 def assess(subject: str, readings: Iterable[Reading], events: Iterable[Event], policy: Policy) -> Health:

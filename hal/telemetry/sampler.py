@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from concurrent.futures import Executor
 from typing import Protocol
 
 from msgspec import Struct
@@ -116,10 +117,10 @@ class Sampler:
             due = max(due + self._interval, time.monotonic())
             time.sleep(max(due - time.monotonic(), 0))
 
-    async def stream(self) -> AsyncIterator[Sample]:
+    async def stream(self, executor: Executor | None = None) -> AsyncIterator[Sample]:
         """The same for ``async for``: reading happens in a thread, so the loop never waits for a driver."""
         due = time.monotonic()
         while True:
-            yield await asyncio.to_thread(self.tick)
+            yield await asyncio.get_running_loop().run_in_executor(executor, self.tick)
             due = max(due + self._interval, time.monotonic())
             await asyncio.sleep(max(due - time.monotonic(), 0))

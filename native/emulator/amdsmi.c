@@ -10,6 +10,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "amdsmi_old.h"
 #include "amdsmi_parts.h"
 #include "amdsmi_symbols.h"
 
@@ -20,14 +21,30 @@ static atomic_bool ready;
 /* A processor's handle is its place here; a socket, which is one card, is known by its name. */
 static processor table[HAL_LEDGER_DEVICES][AMDSMI_XCP];
 
-static unsigned cards(unsigned index[HAL_LEDGER_DEVICES]) { return emulator_devices("amd", index); }
+static bool absent[HAL_LEDGER_DEVICES]; /* they were lost before the library began */
+
+static unsigned cards(unsigned index[HAL_LEDGER_DEVICES]) {
+    unsigned count = emulator_devices("amd", index), left = 0;
+    for (unsigned i = 0; i < count; i++)
+        if (!absent[index[i]]) index[left++] = index[i];
+    return left;
+}
+
 static void *socket_of(unsigned index) { return emulator_device(index)->model; }
 
 bool amdsmi_ready(void) { return ready; }
-uint32_t amdsmi_major(void) { return emulator_machine()->amdsmi_major; }
+
+/* What was loaded stays what it is, when the machine gets a newer one. */
+uint32_t amdsmi_major(void) {
+    static _Atomic uint32_t major;
+    uint32_t none = 0;
+    atomic_compare_exchange_strong(&major, &none, emulator_machine()->amdsmi_major);
+    return major;
+}
+
 unsigned amdsmi_index(const device *d) { return (unsigned)(d - emulator_machine()->device); }
 
-amdsmi_status_t amdsmi_find(const void *handle, const void *out, const processor **found) {
+amdsmi_status_t amdsmi_named(const void *handle, const void *out, const processor **found) {
     uintptr_t start = (uintptr_t)table, at = (uintptr_t)handle;
     if (!ready) return AMDSMI_STATUS_NOT_INIT;
     if (out == NULL || handle == NULL) return AMDSMI_STATUS_INVAL;
@@ -38,6 +55,12 @@ amdsmi_status_t amdsmi_find(const void *handle, const void *out, const processor
         return AMDSMI_STATUS_NOT_FOUND;
     *found = p;
     return AMDSMI_STATUS_SUCCESS;
+}
+
+amdsmi_status_t amdsmi_find(const void *handle, const void *out, const processor **found) {
+    amdsmi_status_t status = amdsmi_named(handle, out, found);
+    if (status == AMDSMI_STATUS_SUCCESS && (*found)->card->amd_lost) return AMDSMI_STATUS_NOT_FOUND;
+    return status;
 }
 
 void amdsmi_each(amdsmi_visit visit, void *context) {
@@ -97,8 +120,10 @@ static const char *digits(const char *hex) { return hex + (strncmp(hex, "0x", 2)
 
 FUNCTION amdsmi_init(uint64_t flags) {
     FAULTS;
-    unsigned index[HAL_LEDGER_DEVICES], count = cards(index);
+    unsigned index[HAL_LEDGER_DEVICES], all = emulator_devices("amd", index);
     (void)flags; /* there are only GPUs here */
+    for (unsigned i = 0; i < all; i++) absent[index[i]] = emulator_device(index[i])->amd_lost;
+    unsigned count = cards(index);
     if (count == 0) return AMDSMI_STATUS_DRIVER_NOT_LOADED;
     for (unsigned i = 0; i < count; i++)
         for (unsigned part = 0; part < AMDSMI_XCP; part++)
@@ -114,13 +139,18 @@ FUNCTION amdsmi_shut_down(void) {
     return AMDSMI_STATUS_SUCCESS;
 }
 
-/* The first number is the major one, which libraries 24 and 25 call the year. */
+/* Library 24 has a year and ROCm's major version before its own; 25 the year and its major version,
+ * which is the same number; 26 no year any more. */
 FUNCTION amdsmi_get_lib_version(amdsmi_version_t *version) {
     FAULTS;
     if (!ready) return AMDSMI_STATUS_NOT_INIT;
     if (version == NULL) return AMDSMI_STATUS_INVAL;
     const struct hal_machine *m = emulator_machine();
-    *version = (amdsmi_version_t){m->amdsmi_major, m->amdsmi_minor, m->amdsmi_release, "emulated"};
+    uint32_t major = amdsmi_major();
+    uint32_t now[] = {major, m->amdsmi_minor, m->amdsmi_release, 0};
+    uint32_t old[] = {major, major == 25 ? 25 : 7, m->amdsmi_minor, m->amdsmi_release};
+    memcpy(version, major < 26 ? old : now, sizeof now); /* the last one is padding */
+    version->build = "emulated";
     return AMDSMI_STATUS_SUCCESS;
 }
 
@@ -209,7 +239,14 @@ FUNCTION amdsmi_get_processor_handle_from_bdf(amdsmi_bdf_t bdf, void **handle) {
 
 FIGURE(PROCESSOR, amdsmi_get_gpu_id, uint16_t, d->pci_device_id)
 FIGURE(PROCESSOR, amdsmi_get_gpu_subsystem_id, uint16_t, d->pci_subsystem_id)
-FIGURE(PROCESSOR, amdsmi_get_gpu_device_bdf, amdsmi_bdf_t, amdsmi_bdf(p))
+/* Known since the start, and so of a lost card, too. */
+FUNCTION amdsmi_get_gpu_device_bdf(void *handle, amdsmi_bdf_t *bdf) {
+    FAULTS;
+    const processor *p = NULL;
+    amdsmi_status_t status = amdsmi_named(handle, bdf, &p);
+    if (status == AMDSMI_STATUS_SUCCESS) *bdf = amdsmi_bdf(p);
+    return status;
+}
 /* The same as KFD arranges it (rocm_smi.h, rsmi_dev_pci_id_get). */
 FIGURE(PROCESSOR, amdsmi_get_gpu_bdf_id, uint64_t,
        (uint64_t)d->pci_domain << 32 | (amdsmi_bdf(p) & 0xFFFF))
@@ -257,20 +294,21 @@ FUNCTION amdsmi_get_gpu_enumeration_info(void *handle, amdsmi_enumeration_info_t
     return AMDSMI_STATUS_SUCCESS;
 }
 
-FUNCTION amdsmi_get_gpu_asic_info(void *handle, amdsmi_asic_info_t *info) {
-    PROCESSOR(handle, info);
-    *info = (amdsmi_asic_info_t){.vendor_id = d->pci_vendor_id,
+FUNCTION amdsmi_get_gpu_asic_info(void *handle, void *out) {
+    PROCESSOR(handle, out);
+    amdsmi_asic_info_t info = {.vendor_id = d->pci_vendor_id,
                                  .subvendor_id = d->pci_subsystem_vendor_id,
                                  .device_id = d->pci_device_id,
                                  .oam_id = AMDSMI_NONE32,
                                  .num_of_compute_units = d->compute_units / emulator_partitions(d),
                                  .subsystem_id = d->pci_subsystem_id};
-    COPY(info->market_name, d->model);
-    COPY(info->vendor_name, VENDOR);
-    snprintf(info->asic_serial, sizeof info->asic_serial, "0x%s", digits(d->serial));
+    COPY(info.market_name, d->model);
+    COPY(info.vendor_name, VENDOR);
+    snprintf(info.asic_serial, sizeof info.asic_serial, "0x%s", digits(d->serial));
     char gfx[32]; /* LLVM's name of the target: 9.0.10 is gfx90a, 11.0.0 is gfx1100 */
     snprintf(gfx, sizeof gfx, "%u%x%x", d->arch_major, d->arch_minor, d->arch_stepping);
-    info->target_graphics_version = strtoull(gfx, NULL, 16);
+    info.target_graphics_version = strtoull(gfx, NULL, 16);
+    amdsmi_put_asic(out, &info);
     return AMDSMI_STATUS_SUCCESS;
 }
 
@@ -282,10 +320,11 @@ FUNCTION amdsmi_get_gpu_board_info(void *handle, amdsmi_board_info_t *info) {
     return AMDSMI_STATUS_SUCCESS;
 }
 
-FUNCTION amdsmi_get_gpu_driver_info(void *handle, amdsmi_driver_info_t *info) {
-    PROCESSOR(handle, info);
-    *info = (amdsmi_driver_info_t){.driver_name = "amdgpu"};
-    COPY(info->driver_version, emulator_machine()->amd_driver);
+FUNCTION amdsmi_get_gpu_driver_info(void *handle, void *out) {
+    PROCESSOR(handle, out);
+    amdsmi_driver_info_t info = {.driver_name = "amdgpu"};
+    COPY(info.driver_version, emulator_machine()->amd_driver);
+    amdsmi_put_driver(out, &info);
     return AMDSMI_STATUS_SUCCESS;
 }
 

@@ -94,6 +94,16 @@ enum { AMDSMI_RAS_ERR_STATE_DISABLED = 1, AMDSMI_RAS_ERR_STATE_ENABLED = 6 };
 enum { AMDSMI_MEM_PAGE_STATUS_RESERVED = 0, AMDSMI_MEM_PAGE_STATUS_PENDING = 1 };
 enum { AMDSMI_LINK_TYPE_INTERNAL = 0, AMDSMI_LINK_TYPE_PCIE = 1, AMDSMI_LINK_TYPE_XGMI = 2 };
 enum { AMDSMI_XGMI_LINK_UP = 1 };
+enum { AMDSMI_CLK_LIMIT_MIN = 0, AMDSMI_CLK_LIMIT_MAX = 1 };
+enum { AMDSMI_DEV_PERF_LEVEL_MANUAL = 3, AMDSMI_DEV_PERF_LEVEL_LAST = 8 };
+enum { AMDSMI_MAX_FAN_SPEED = 255 };
+enum {
+    AMDSMI_EVT_NOTIF_VMFAULT = 1,
+    AMDSMI_EVT_NOTIF_THERMAL_THROTTLE = 2,
+    AMDSMI_EVT_NOTIF_GPU_PRE_RESET = 3,
+    AMDSMI_EVT_NOTIF_GPU_POST_RESET = 4,
+    AMDSMI_EVT_NOTIF_LAST = 13
+};
 
 /* function:3 | device:5 | bus:8 | domain:48, from the bottom. A union of bit-fields in the vendor's
  * header, which is passed as this integer is. */
@@ -287,6 +297,24 @@ typedef struct {
 } amdsmi_accelerator_partition_profile_t;
 
 typedef struct {
+    uint32_t num_profiles, num_resource_profiles;
+    struct {
+        uint32_t profile_index, resource_type;
+        uint32_t partition_resource, num_partitions_share_resource;
+        uint64_t reserved[6];
+    } resource_profiles[32];
+    uint32_t default_profile_index;
+    amdsmi_accelerator_partition_profile_t profiles[32];
+    uint64_t reserved[30];
+} amdsmi_accelerator_partition_profile_config_t;
+
+typedef struct {
+    void *processor_handle;
+    uint32_t event;
+    char message[AMDSMI_TEXT];
+} amdsmi_evt_notification_data_t;
+
+typedef struct {
     uint32_t partition_caps; /* as memory_caps */
     uint32_t mp_mode;        /* N of NPSn */
     uint32_t num_numa_ranges;
@@ -343,7 +371,7 @@ typedef struct {
     uint64_t gfx_below_host_limit_total_acc[AMDSMI_XCC];
 } amdsmi_gpu_xcp_metrics_t;
 
-/* Of library 26. That of 27 is longer: AMDSMI_METRICS_27 bytes. */
+/* Of library 26. That of 27 is longer, those of 24 and 25 are shorter from xcp_stats on. */
 typedef struct {
     amd_metrics_table_header_t common_header;
     uint16_t temperature_edge, temperature_hotspot, temperature_mem;
@@ -383,6 +411,6 @@ typedef struct {
     uint16_t xgmi_link_status[AMDSMI_XGMI_LINKS];
 } amdsmi_gpu_metrics_t;
 
-enum { AMDSMI_METRICS_27 = 4720 };
+enum { AMDSMI_METRICS_24 = 1832, AMDSMI_METRICS_25 = 2368, AMDSMI_METRICS_27 = 4720 };
 
 #endif

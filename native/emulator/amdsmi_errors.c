@@ -3,8 +3,9 @@
 #include "amdsmi_parts.h"
 
 static amdsmi_error_count_t errors(const device *d) {
+    uint64_t storm = amdsmi_age() / 1000000000 * d->amd_ecc_corrected_per_second;
     return (amdsmi_error_count_t){
-        d->amd_ecc_corrected, d->amd_ecc_uncorrected, d->amd_ecc_deferred, {0}};
+        d->amd_ecc_corrected + storm, d->amd_ecc_uncorrected, d->amd_ecc_deferred, {0}};
 }
 
 FUNCTION amdsmi_get_gpu_total_ecc_count(void *handle, amdsmi_error_count_t *count) {

@@ -27,7 +27,8 @@ FUNCTION amdsmi_get_pcie_info(void *handle, amdsmi_pcie_info_t *info) {
     info->pcie_metric.pcie_width = (uint16_t)d->amd_pcie_width;
     info->pcie_metric.pcie_speed = speed(d->amd_pcie_generation);
     info->pcie_metric.pcie_replay_count = d->amd_pcie_replays;
-    info->pcie_metric.pcie_nak_sent_count = info->pcie_metric.pcie_nak_received_count = 0;
+    info->pcie_metric.pcie_nak_sent_count = d->amd_pcie_naks_sent;
+    info->pcie_metric.pcie_nak_received_count = d->amd_pcie_naks_received;
     return AMDSMI_STATUS_SUCCESS;
 }
 
@@ -41,17 +42,43 @@ static uint32_t number_of(uint32_t type) {
     return type == AMDSMI_LINK_TYPE_XGMI ? AMDSMI_LINK_TYPE_PCIE : AMDSMI_LINK_TYPE_XGMI;
 }
 
+enum { SOME = -1 }; /* links, of which nobody says how many */
+
+/* The place of a card among those of its hive. */
+static unsigned place(const device *d) {
+    unsigned index[HAL_LEDGER_DEVICES], before = 0;
+    for (unsigned i = 0, count = emulator_devices("amd", index); i < count; i++) {
+        const device *other = emulator_device(index[i]);
+        if (other == d) break;
+        before += other->amd_hive == d->amd_hive;
+    }
+    return before;
+}
+
+/* XGMI links from one card of a hive straight to another. */
+static int joints(const device *from, const device *to) {
+    if (from->amd_xgmi[0] == 0) return 1;
+    unsigned at = place(to);
+    char word = at < strnlen(from->amd_xgmi, sizeof from->amd_xgmi) ? from->amd_xgmi[at] : '-';
+    if (word >= '1' && word <= '9') return word - '0';
+    return word == '?' ? SOME : 0;
+}
+
 struct way {
     uint32_t type;
     uint64_t hops, weight; /* as KFD weighs them */
+    int joints;
 };
 
+/* AMD SMI calls XGMI one hop however many cards lie between; the weight is 15 for each real one. */
 static struct way between(const device *a, const device *b) {
-    if (a == b) return (struct way){AMDSMI_LINK_TYPE_INTERNAL, 0, 0};
-    if (a->amd_hive != 0 && a->amd_hive == b->amd_hive)
-        return (struct way){AMDSMI_LINK_TYPE_XGMI, 1, 15};
-    if (a->numa_node == b->numa_node) return (struct way){AMDSMI_LINK_TYPE_PCIE, 2, 40};
-    return (struct way){AMDSMI_LINK_TYPE_PCIE, 3, 72};
+    if (a == b) return (struct way){AMDSMI_LINK_TYPE_INTERNAL, 0, 0, 0};
+    if (a->amd_hive != 0 && a->amd_hive == b->amd_hive) {
+        int straight = joints(a, b);
+        return (struct way){AMDSMI_LINK_TYPE_XGMI, 1, straight != 0 ? 15 : 30, straight};
+    }
+    if (a->numa_node == b->numa_node) return (struct way){AMDSMI_LINK_TYPE_PCIE, 2, 40, 0};
+    return (struct way){AMDSMI_LINK_TYPE_PCIE, 3, 72, 0};
 }
 
 #define PAIR(from, to, out) \
@@ -96,13 +123,15 @@ FUNCTION amdsmi_is_P2P_accessible(void *from, void *to, bool *accessible) {
 
 static uint32_t gigabits(const device *d) { return d->amd_xgmi_lanes * d->amd_xgmi_gigabits; }
 
-/* MB/s, over XGMI only; for other ways the real library knows none either. */
+/* MB/s of one link, and of all; over XGMI only: for other ways the real library knows none either. */
 FUNCTION amdsmi_get_minmax_bandwidth_between_processors(void *from, void *to, uint64_t *least,
                                                         uint64_t *most) {
     PAIR(from, to, least);
     if (most == NULL) return AMDSMI_STATUS_INVAL;
-    if (way.type != AMDSMI_LINK_TYPE_XGMI || gigabits(d) == 0) return AMDSMI_STATUS_NOT_SUPPORTED;
-    *least = *most = (uint64_t)gigabits(d) * 1000 / 8;
+    if (way.type != AMDSMI_LINK_TYPE_XGMI || way.joints < 1 || gigabits(d) == 0)
+        return AMDSMI_STATUS_NOT_SUPPORTED;
+    *least = (uint64_t)gigabits(d) * 1000 / 8;
+    *most = *least * (unsigned)way.joints;
     return AMDSMI_STATUS_SUCCESS;
 }
 
@@ -110,7 +139,7 @@ FUNCTION amdsmi_get_minmax_bandwidth_between_processors(void *from, void *to, ui
 
 struct peers {
     const device *of;
-    unsigned count, before;
+    unsigned count;
     const processor *list[AMDSMI_DEVICES];
 };
 
@@ -118,10 +147,7 @@ static bool joined(const processor *p, unsigned position, void *context) {
     struct peers *peers = context;
     (void)position;
     if (p->partition != 0 || p->card->amd_hive != peers->of->amd_hive) return true;
-    if (p->card == peers->of)
-        peers->before = peers->count;
-    else
-        peers->list[peers->count++] = p;
+    if (p->card != peers->of && joints(peers->of, p->card) != 0) peers->list[peers->count++] = p;
     return peers->count < AMDSMI_XGMI_LINKS;
 }
 
@@ -139,7 +165,8 @@ FUNCTION amdsmi_get_link_metrics(void *handle, amdsmi_link_metrics_t *info) {
     for (unsigned i = 0; i < peers.count; i++) {
         info->links[i].bdf = amdsmi_bdf(peers.list[i]);
         info->links[i].bit_rate = d->amd_xgmi_gigabits;
-        info->links[i].max_bandwidth = gigabits(d);
+        int links = joints(d, peers.list[i]->card);
+        info->links[i].max_bandwidth = links == SOME ? AMDSMI_NONE32 : gigabits(d) * (unsigned)links;
         info->links[i].link_type = number_of(AMDSMI_LINK_TYPE_XGMI);
     }
     return AMDSMI_STATUS_SUCCESS;
@@ -156,11 +183,10 @@ FUNCTION amdsmi_get_gpu_xgmi_link_status(void *handle, amdsmi_xgmi_link_status_t
 
 FUNCTION amdsmi_get_xgmi_info(void *handle, amdsmi_xgmi_info_t *info) {
     CARD(handle, info);
-    struct peers peers = peers_of(d);
     if (d->amd_hive == 0) return AMDSMI_STATUS_NOT_SUPPORTED;
     *info = (amdsmi_xgmi_info_t){.xgmi_lanes = (uint8_t)d->amd_xgmi_lanes,
                                  .xgmi_hive_id = d->amd_hive,
-                                 .xgmi_node_id = peers.before,
+                                 .xgmi_node_id = place(d),
                                  .index = amdsmi_position(p)};
     return AMDSMI_STATUS_SUCCESS;
 }

@@ -3,7 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "amdsmi_parts.h"
+#include "amdsmi_old.h"
 
 static const uint64_t MIB = 1 << 20;
 
@@ -35,22 +35,30 @@ FUNCTION amdsmi_get_gpu_vram_usage(void *handle, amdsmi_vram_usage_t *info) {
     return AMDSMI_STATUS_SUCCESS;
 }
 
-/* All of the memory is visible to the processor (large BAR); GTT is not described. */
-static amdsmi_status_t heap(uint32_t type) {
+/* Nobody uses GTT here. The part that the host sees fills up first. */
+static amdsmi_status_t heap(const processor *p, uint32_t type, uint64_t *size, uint64_t *taken) {
+    const device *d = p->card;
+    *size = total(p);
+    *taken = used(p);
     if (type > AMDSMI_MEM_TYPE_GTT) return AMDSMI_STATUS_INVAL;
-    return type == AMDSMI_MEM_TYPE_GTT ? AMDSMI_STATUS_NOT_SUPPORTED : AMDSMI_STATUS_SUCCESS;
+    if (type == AMDSMI_MEM_TYPE_GTT) *size = d->amd_gtt_bytes, *taken = 0;
+    if (type == AMDSMI_MEM_TYPE_VIS_VRAM && d->amd_visible_bytes != 0) {
+        *size = d->amd_visible_bytes < *size ? d->amd_visible_bytes : *size;
+        *taken = *taken < *size ? *taken : *size;
+    }
+    return *size == 0 ? AMDSMI_STATUS_NOT_SUPPORTED : AMDSMI_STATUS_SUCCESS;
 }
 
 FUNCTION amdsmi_get_gpu_memory_total(void *handle, uint32_t type, uint64_t *bytes) {
+    uint64_t taken;
     PROCESSOR(handle, bytes);
-    if (heap(type) == AMDSMI_STATUS_SUCCESS) *bytes = total(p);
-    return heap(type);
+    return heap(p, type, bytes, &taken);
 }
 
 FUNCTION amdsmi_get_gpu_memory_usage(void *handle, uint32_t type, uint64_t *bytes) {
+    uint64_t size;
     PROCESSOR(handle, bytes);
-    if (heap(type) == AMDSMI_STATUS_SUCCESS) *bytes = used(p);
-    return heap(type);
+    return heap(p, type, &size, bytes);
 }
 
 /* ---- processes ------------------------------------------------------------------------------ */
@@ -65,7 +73,7 @@ static void name_of(pid_t pid, char name[AMDSMI_TEXT]) {
 }
 
 /* Asked with a count of 0 it gives the count; with too short a list what fits, and an error. */
-FUNCTION amdsmi_get_gpu_process_list(void *handle, uint32_t *count, amdsmi_proc_info_t *list) {
+FUNCTION amdsmi_get_gpu_process_list(void *handle, uint32_t *count, void *list) {
     PROCESSOR(handle, count);
     struct emulator_process all[HAL_LEDGER_SLOTS];
     uint32_t room = *count, found = 0;
@@ -73,11 +81,12 @@ FUNCTION amdsmi_get_gpu_process_list(void *handle, uint32_t *count, amdsmi_proc_
     if (room != 0 && found != 0 && list == NULL) return AMDSMI_STATUS_INVAL;
     *count = found;
     for (uint32_t i = 0; i < found && i < room; i++) {
-        list[i] = (amdsmi_proc_info_t){.pid = (uint32_t)all[i].pid,
-                                       .mem = all[i].bytes,
-                                       .memory_usage.vram_mem = all[i].bytes,
-                                       .cu_occupancy = AMDSMI_NONE32};
-        name_of(all[i].pid, list[i].name);
+        amdsmi_proc_info_t one = {.pid = (uint32_t)all[i].pid,
+                                  .mem = all[i].bytes,
+                                  .memory_usage.vram_mem = all[i].bytes,
+                                  .cu_occupancy = AMDSMI_NONE32};
+        name_of(all[i].pid, one.name);
+        amdsmi_put_process(list, i, &one);
     }
     return room == 0 || room >= found ? AMDSMI_STATUS_SUCCESS : AMDSMI_STATUS_OUT_OF_RESOURCES;
 }

@@ -20,6 +20,9 @@ bool amdsmi_ready(void);
 uint32_t amdsmi_major(void);
 
 /* The processor behind a handle, or what is wrong with the question; `out` is for its answer. */
+amdsmi_status_t amdsmi_named(const void *handle, const void *out, const processor **found);
+
+/* The same where the card itself has to answer: one that is lost is not found. */
 amdsmi_status_t amdsmi_find(const void *handle, const void *out, const processor **found);
 
 /* All processors in AMD SMI's order: a card's partitions, then the next card's. Calls `visit` for
@@ -33,6 +36,15 @@ amdsmi_bdf_t amdsmi_bdf(const processor *p);
 
 /* The n of a card's NPSn; 0 where it cannot be divided. */
 unsigned amdsmi_memory_ranges(const device *d);
+
+/* What changes a card is for root only, where the machine says so. */
+amdsmi_status_t amdsmi_may_change(void);
+
+/* Programs hold memory on it. */
+bool amdsmi_busy(const device *d);
+
+/* Notes what KFD would report; for all partitions of the card. */
+void amdsmi_report(const device *d, uint32_t type, const char *message);
 
 /* Nanoseconds since the machine was made. */
 uint64_t amdsmi_age(void);
@@ -62,6 +74,18 @@ uint64_t amdsmi_age(void);
     PROCESSOR(handle, out); \
     if (p->partition != 0) return AMDSMI_STATUS_NOT_SUPPORTED
 
+/* The same for what changes the card. */
+#define CHANGE(handle) \
+    FAULTS; \
+    const processor *p = NULL; \
+    do { \
+        amdsmi_status_t wrong = amdsmi_find(handle, &p, &p); \
+        if (wrong == AMDSMI_STATUS_SUCCESS) wrong = amdsmi_may_change(); \
+        if (wrong != AMDSMI_STATUS_SUCCESS) return wrong; \
+    } while (0); \
+    if (p->partition != 0) return AMDSMI_STATUS_NOT_SUPPORTED; \
+    device *d = p->card
+
 /* Functions that give one number about a processor. */
 #define FIGURE(begin, name, type, value) \
     FUNCTION name(void *handle, type *out) { \
@@ -69,6 +93,13 @@ uint64_t amdsmi_age(void);
         *out = (type)(value); \
         return AMDSMI_STATUS_SUCCESS; \
     }
+
+/* A clock within the limits that were set. */
+static inline uint32_t amdsmi_held(uint32_t megahertz, uint32_t low, uint32_t high) {
+    if (megahertz == 0) return 0;
+    if (high != 0 && megahertz > high) return high;
+    return megahertz < low ? low : megahertz;
+}
 
 static inline uint64_t amdsmi_or(int64_t value, uint64_t none) {
     return value == HAL_UNKNOWN ? none : (uint64_t)value;

@@ -3,7 +3,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "amdsmi_parts.h"
+#include "amdsmi_old.h"
 
 static const float RESOLUTION = 15.259F; /* microjoules of one count of the energy counter */
 
@@ -12,7 +12,7 @@ FUNCTION amdsmi_get_gpu_activity(void *handle, amdsmi_engine_usage_t *info) {
     *info = (amdsmi_engine_usage_t){
         .gfx_activity = (uint32_t)amdsmi_or(emulator_busy_percent(d), AMDSMI_NONE16),
         .umc_activity = (uint32_t)amdsmi_or(d->memory_busy_percent, AMDSMI_NONE16),
-        .mm_activity = AMDSMI_NONE16};
+        .mm_activity = (uint32_t)amdsmi_or(d->amd_media_busy_percent, AMDSMI_NONE16)};
     return AMDSMI_STATUS_SUCCESS;
 }
 
@@ -24,11 +24,11 @@ static uint64_t scaled(int64_t milliwatts, int64_t up, int64_t down, uint64_t no
 
 /* MI300 and later measure the power now, MI200 and Navi an average: the other one is none. The
  * limit is hwmon's power1_cap, which the real library hands on undivided. */
-FUNCTION amdsmi_get_power_info(void *handle, amdsmi_power_info_t *info) {
-    CARD(handle, info);
+FUNCTION amdsmi_get_power_info(void *handle, void *out) {
+    CARD(handle, out);
     uint64_t watts = scaled(d->power_milliwatts, 1, 1000, AMDSMI_NONE16);
     bool now = d->arch_major == 9 && d->arch_minor >= 4;
-    *info = (amdsmi_power_info_t){
+    amdsmi_power_info_t info = {
         .socket_power = watts,
         .current_socket_power = now ? (uint32_t)watts : AMDSMI_NONE16,
         .average_socket_power = now ? AMDSMI_NONE16 : (uint32_t)watts,
@@ -36,7 +36,14 @@ FUNCTION amdsmi_get_power_info(void *handle, amdsmi_power_info_t *info) {
         .soc_voltage = AMDSMI_NONE16,
         .mem_voltage = AMDSMI_NONE16,
         .power_limit = (uint32_t)scaled(d->power_limit_milliwatts, 1000, 1, AMDSMI_NONE16)};
+    amdsmi_put_power(out, &info);
     return AMDSMI_STATUS_SUCCESS;
+}
+
+/* Library 25 has it only, but there is one stand-in for all: it must not fail where that one works. */
+FUNCTION amdsmi_get_power_info_v2(void *handle, uint32_t sensor, void *out);
+FUNCTION amdsmi_get_power_info_v2(void *handle, uint32_t sensor, void *out) {
+    return sensor == 0 ? amdsmi_get_power_info(handle, out) : AMDSMI_STATUS_NOT_SUPPORTED;
 }
 
 FUNCTION amdsmi_get_power_cap_info(void *handle, uint32_t sensor, amdsmi_power_cap_info_t *info) {
@@ -93,24 +100,55 @@ FUNCTION amdsmi_get_temp_metric(void *handle, uint32_t sensor, uint32_t metric, 
     return AMDSMI_STATUS_SUCCESS;
 }
 
+/* ---- fans ----------------------------------------------------------------------------------- */
+
+static amdsmi_status_t fan(uint32_t sensor, int64_t value, int64_t *out) {
+    if (sensor != 0 || value == HAL_UNKNOWN) return AMDSMI_STATUS_NOT_SUPPORTED;
+    *out = value;
+    return AMDSMI_STATUS_SUCCESS;
+}
+
+FUNCTION amdsmi_get_gpu_fan_rpms(void *handle, uint32_t sensor, int64_t *rpm) {
+    CARD(handle, rpm);
+    return fan(sensor, d->amd_fan_rpm, rpm);
+}
+
+FUNCTION amdsmi_get_gpu_fan_speed(void *handle, uint32_t sensor, int64_t *speed) {
+    CARD(handle, speed);
+    return fan(sensor, d->amd_fan_level, speed);
+}
+
+FUNCTION amdsmi_get_gpu_fan_speed_max(void *handle, uint32_t sensor, uint64_t *most) {
+    CARD(handle, most);
+    if (sensor != 0 || d->amd_fan_level == HAL_UNKNOWN) return AMDSMI_STATUS_NOT_SUPPORTED;
+    *most = AMDSMI_MAX_FAN_SPEED;
+    return AMDSMI_STATUS_SUCCESS;
+}
+
 /* ---- clocks --------------------------------------------------------------------------------- */
 
 FUNCTION amdsmi_get_clock_info(void *handle, uint32_t domain, amdsmi_clk_info_t *info) {
     CARD(handle, info);
     const struct {
-        uint32_t domain, now, most;
+        uint32_t domain, now, most, low, high;
     } clocks[] = {
-        {AMDSMI_CLK_TYPE_GFX, d->amd_compute_megahertz, d->amd_compute_max_megahertz},
-        {AMDSMI_CLK_TYPE_MEM, d->amd_memory_megahertz, d->amd_memory_max_megahertz},
-        {AMDSMI_CLK_TYPE_SOC, d->amd_soc_megahertz, d->amd_soc_max_megahertz},
-        {AMDSMI_CLK_TYPE_VCLK0, d->amd_video_megahertz, d->amd_video_max_megahertz},
+        {AMDSMI_CLK_TYPE_GFX, d->amd_compute_megahertz, d->amd_compute_max_megahertz,
+         d->amd_compute_low_megahertz, d->amd_compute_high_megahertz},
+        {AMDSMI_CLK_TYPE_MEM, d->amd_memory_megahertz, d->amd_memory_max_megahertz,
+         d->amd_memory_low_megahertz, d->amd_memory_high_megahertz},
+        {AMDSMI_CLK_TYPE_SOC, d->amd_soc_megahertz, d->amd_soc_max_megahertz, 0, 0},
+        {AMDSMI_CLK_TYPE_VCLK0, d->amd_video_megahertz, d->amd_video_max_megahertz, 0, 0},
     };
-    uint32_t now = 0, most = 0;
-    for (size_t i = 0; i < sizeof clocks / sizeof *clocks; i++)
-        if (clocks[i].domain == domain) now = clocks[i].now, most = clocks[i].most;
+    uint32_t now = 0, most = 0, low = 0;
+    for (size_t i = 0; i < sizeof clocks / sizeof *clocks; i++) {
+        if (clocks[i].domain != domain) continue;
+        now = amdsmi_held(clocks[i].now, clocks[i].low, clocks[i].high);
+        most = clocks[i].high != 0 ? clocks[i].high : clocks[i].most;
+        low = clocks[i].low;
+    }
     if (now == 0 && most == 0) return AMDSMI_STATUS_NOT_SUPPORTED;
     *info = (amdsmi_clk_info_t){.clk = now != 0 ? now : AMDSMI_NONE32,
-                                .min_clk = AMDSMI_NONE32,
+                                .min_clk = low != 0 ? low : AMDSMI_NONE32,
                                 .max_clk = most != 0 ? most : AMDSMI_NONE32,
                                 .clk_locked = 0xFF,
                                 .clk_deep_sleep = 0xFF};

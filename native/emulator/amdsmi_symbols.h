@@ -45,17 +45,12 @@
     X(amdsmi_get_cpucore_handles) \
     X(amdsmi_get_esmi_err_msg) \
     X(amdsmi_get_fw_info) \
-    X(amdsmi_get_gpu_accelerator_partition_profile_config) \
     X(amdsmi_get_gpu_available_counters) \
     X(amdsmi_get_gpu_bad_page_threshold) \
     X(amdsmi_get_gpu_busy_percent) \
     X(amdsmi_get_gpu_cache_info) \
     X(amdsmi_get_gpu_compute_process_gpus) \
     X(amdsmi_get_gpu_cper_entries) \
-    X(amdsmi_get_gpu_event_notification) \
-    X(amdsmi_get_gpu_fan_rpms) \
-    X(amdsmi_get_gpu_fan_speed) \
-    X(amdsmi_get_gpu_fan_speed_max) \
     X(amdsmi_get_gpu_mem_overdrive_level) \
     X(amdsmi_get_gpu_memory_reserved_pages) \
     X(amdsmi_get_gpu_od_volt_curve_regions) \
@@ -63,7 +58,6 @@
     X(amdsmi_get_gpu_overdrive_level) \
     X(amdsmi_get_gpu_pci_bandwidth) \
     X(amdsmi_get_gpu_pci_throughput) \
-    X(amdsmi_get_gpu_perf_level) \
     X(amdsmi_get_gpu_pm_metrics_info) \
     X(amdsmi_get_gpu_power_profile_presets) \
     X(amdsmi_get_gpu_process_isolation) \
@@ -89,13 +83,10 @@
     X(amdsmi_gpu_counter_group_supported) \
     X(amdsmi_gpu_create_counter) \
     X(amdsmi_gpu_destroy_counter) \
-    X(amdsmi_gpu_driver_reload) \
     X(amdsmi_gpu_read_counter) \
     X(amdsmi_gpu_validate_ras_eeprom) \
     X(amdsmi_gpu_xgmi_error_status) \
-    X(amdsmi_init_gpu_event_notification) \
     X(amdsmi_is_gpu_power_management_enabled) \
-    X(amdsmi_reset_gpu) \
     X(amdsmi_reset_gpu_fan) \
     X(amdsmi_reset_gpu_xgmi_error) \
     X(amdsmi_set_clk_freq) \
@@ -108,25 +99,15 @@
     X(amdsmi_set_cpu_socket_lclk_dpm_level) \
     X(amdsmi_set_cpu_socket_power_cap) \
     X(amdsmi_set_cpu_xgmi_width) \
-    X(amdsmi_set_gpu_accelerator_partition_profile) \
-    X(amdsmi_set_gpu_clk_limit) \
-    X(amdsmi_set_gpu_clk_range) \
-    X(amdsmi_set_gpu_compute_partition) \
-    X(amdsmi_set_gpu_event_notification_mask) \
     X(amdsmi_set_gpu_fan_speed) \
-    X(amdsmi_set_gpu_memory_partition) \
-    X(amdsmi_set_gpu_memory_partition_mode) \
     X(amdsmi_set_gpu_od_clk_info) \
     X(amdsmi_set_gpu_od_volt_info) \
     X(amdsmi_set_gpu_overdrive_level) \
     X(amdsmi_set_gpu_pci_bandwidth) \
     X(amdsmi_set_gpu_perf_determinism_mode) \
-    X(amdsmi_set_gpu_perf_level) \
     X(amdsmi_set_gpu_power_profile) \
     X(amdsmi_set_gpu_process_isolation) \
-    X(amdsmi_set_power_cap) \
     X(amdsmi_set_soc_pstate) \
-    X(amdsmi_set_xgmi_plpd) \
-    X(amdsmi_stop_gpu_event_notification)
+    X(amdsmi_set_xgmi_plpd)
 
 #endif

@@ -9,6 +9,7 @@
 #include <strings.h>
 #include <time.h>
 
+#include "hold.h"
 #include "member.h"
 #include "sizes.h"
 #include "timeline.h"
@@ -16,7 +17,7 @@
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static struct hal_machine *machine;
 
-static struct hal_member member = {.slot = HAL_NOT_JOINED};
+static struct hal_member member;
 
 static void forked(void) {
     hal_member_forked(&member);
@@ -47,7 +48,7 @@ unsigned emulator_devices(const char *vendor, unsigned index[HAL_LEDGER_DEVICES]
 
 bool emulator_take(unsigned index, uint64_t bytes) {
     int mine = hal_member_slot(&member);
-    return mine >= 0 && hal_ledger_reserve(&machine->ledger, mine, index, bytes);
+    return mine >= 0 && hold_allows(index, bytes) && hal_ledger_reserve(&machine->ledger, mine, index, bytes);
 }
 
 void emulator_give(unsigned index, uint64_t bytes) {
@@ -92,6 +93,8 @@ static void free_one(uint64_t address, struct hal_allocation a) {
 void emulator_free_of(uint64_t owner) { hal_sizes_drain(owner, 0, 0, free_one); }
 
 uint64_t emulator_used(unsigned index) {
+    /* It is never less than what all hold together: of nothing, nothing is a dead one's. */
+    if (atomic_load(&machine->ledger.device[index].used) == 0) return 0;
     hal_ledger_reap(&machine->ledger);
     return atomic_load(&machine->ledger.device[index].used);
 }

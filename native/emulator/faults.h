@@ -5,7 +5,8 @@
  * HAL_EMULATOR_LATENCY="nvmlDeviceGetMemoryInfo_v2=11600;*=5000" makes it busy for so many
  * nanoseconds.
  * `*` is every function that has no rule of its own. A name with a space in it is a part of what a
- * function gives: "field 82" of nvmlDeviceGetFieldValues. */
+ * function gives: "field 82" of nvmlDeviceGetFieldValues, "metric 2" of nvmlGpmMetricsGet, "event 2"
+ * of the AMD SMI notifications (its figure is how many there are). */
 #ifndef HAL_EMULATOR_FAULTS_H
 #define HAL_EMULATOR_FAULTS_H
 

@@ -14,6 +14,7 @@ static _Atomic unsigned users; /* nvmlInit less nvmlShutdown */
 static nvmlReturn_t start(void) {
     unsigned index[HAL_LEDGER_DEVICES];
     if (emulator_devices("nvidia", index) == 0) return NVML_ERROR_DRIVER_NOT_LOADED;
+    nvml_find_branch();
     atomic_fetch_add(&users, 1);
     return NVML_SUCCESS;
 }
@@ -89,7 +90,7 @@ nvmlReturn_t nvml_give_wide(int64_t figure, unsigned long long *out) {
 
 NVML nvmlSystemGetDriverVersion(char *version, unsigned length) {
     READY;
-    return nvml_give_text(emulator_machine()->nvidia_driver, version, length);
+    return nvml_give_text(nvml_driver(), version, length);
 }
 
 NVML nvmlSystemGetNVMLVersion(char *version, unsigned length) {

@@ -11,6 +11,7 @@ typedef struct nvmlDevice_st *nvmlDevice_t;
 typedef struct nvmlGpuInstance_st *nvmlGpuInstance_t;
 typedef struct nvmlComputeInstance_st *nvmlComputeInstance_t;
 typedef struct nvmlEventSet_st *nvmlEventSet_t;
+typedef struct nvmlGpmSample_st *nvmlGpmSample_t;
 
 /* Each result with its number and what nvmlErrorString says of it. */
 #define NVML_RESULTS(R)                                                                            \
@@ -93,6 +94,9 @@ enum {
     NVML_PERF_POLICY_POWER = 0,
     NVML_PERF_POLICY_THERMAL = 1,
     NVML_PERF_POLICY_SYNC_BOOST = 2,
+    NVML_PERF_POLICY_BOARD_LIMIT = 3,
+    NVML_PERF_POLICY_LOW_UTILIZATION = 4,
+    NVML_PERF_POLICY_RELIABILITY = 5,
     NVML_PERF_POLICY_COUNT = 12,
     NVML_PCIE_UTIL_TX_BYTES = 0,
     NVML_PCIE_UTIL_RX_BYTES = 1,
@@ -107,6 +111,9 @@ enum {
     NVML_PAGE_RETIREMENT_CAUSE_MULTIPLE_SINGLE_BIT_ECC_ERRORS = 0,
     NVML_PAGE_RETIREMENT_CAUSE_COUNT = 2,
     NVML_TOPOLOGY_INTERNAL = 0,
+    NVML_TOPOLOGY_SINGLE = 10,
+    NVML_TOPOLOGY_MULTIPLE = 20,
+    NVML_TOPOLOGY_HOSTBRIDGE = 30,
     NVML_TOPOLOGY_NODE = 40,
     NVML_TOPOLOGY_SYSTEM = 50,
     NVML_P2P_CAPS_INDEX_NVLINK = 2,
@@ -128,6 +135,11 @@ enum {
     NVML_VALUE_TYPE_UNSIGNED_INT = 1,
     NVML_VALUE_TYPE_UNSIGNED_LONG_LONG = 3,
     NVML_COMPUTEMODE_DEFAULT = 0,
+    NVML_COMPUTEMODE_COUNT = 4,
+    NVML_FEATURE_ENABLED = 1,
+    NVML_POWER_SCOPE_GPU = 0,
+    NVML_POWER_SCOPE_MODULE = 1,
+    NVML_POWER_SCOPE_MEMORY = 2,
     NVML_DEVICE_MIG_DISABLE = 0,
     NVML_DEVICE_MIG_ENABLE = 1,
     NVML_DEVICE_NAME_V2_BUFFER_SIZE = 96,
@@ -149,11 +161,41 @@ enum {
     NVML_COMPUTE_INSTANCE_PROFILE_COUNT = 9,
     NVML_COMPUTE_INSTANCE_ENGINE_PROFILE_SHARED = 0,
     nvmlEventTypeXidCriticalError = 8,
+    nvmlEventMigConfigChange = 0x100,
+    nvmlEventTypeSingleBitEccErrorStorm = 0x200,
+    nvmlEventTypeDramRetirementEvent = 0x400,
+    nvmlEventTypeDramRetirementFailure = 0x800,
+    nvmlEventTypeNonFatalPoisonError = 0x1000,
+    nvmlEventTypeFatalPoisonError = 0x2000,
+    nvmlEventTypeGpuUnavailableError = 0x4000,
+    nvmlEventTypeGpuRecoveryAction = 0x8000,
+};
+
+/* nvmlGpmMetricsGet: what can be asked for, in percent or MiB/s. */
+enum {
+    NVML_GPM_METRIC_GRAPHICS_UTIL = 1,
+    NVML_GPM_METRIC_SM_UTIL = 2,
+    NVML_GPM_METRIC_SM_OCCUPANCY = 3,
+    NVML_GPM_METRIC_INTEGER_UTIL = 4,
+    NVML_GPM_METRIC_ANY_TENSOR_UTIL = 5,
+    NVML_GPM_METRIC_DRAM_BW_UTIL = 10,
+    NVML_GPM_METRIC_FP64_UTIL = 11,
+    NVML_GPM_METRIC_FP32_UTIL = 12,
+    NVML_GPM_METRIC_FP16_UTIL = 13,
+    NVML_GPM_METRIC_PCIE_TX_PER_SEC = 20,
+    NVML_GPM_METRIC_PCIE_RX_PER_SEC = 21,
+    NVML_GPM_METRIC_NVDEC_0_UTIL = 30,
+    NVML_GPM_METRIC_NVJPG_0_UTIL = 40,
+    NVML_GPM_METRIC_NVOFA_0_UTIL = 50,
+    NVML_GPM_METRIC_MAX = 477,
+    NVML_GPM_METRICS_GET_VERSION = 1,
+    NVML_GPM_SUPPORT_VERSION = 1,
 };
 
 /* nvmlDeviceGetFieldValues: what can be asked for. */
 enum {
     NVML_FI_DEV_ECC_CURRENT = 1,
+    NVML_FI_DEV_ECC_PENDING = 2,
     NVML_FI_DEV_ECC_SBE_VOL_TOTAL = 3,
     NVML_FI_DEV_ECC_DBE_VOL_TOTAL = 4,
     NVML_FI_DEV_ECC_SBE_AGG_TOTAL = 5,
@@ -164,6 +206,9 @@ enum {
     NVML_FI_DEV_PERF_POLICY_POWER = 74,
     NVML_FI_DEV_PERF_POLICY_THERMAL = 75,
     NVML_FI_DEV_PERF_POLICY_SYNC_BOOST = 76,
+    NVML_FI_DEV_PERF_POLICY_BOARD_LIMIT = 77,
+    NVML_FI_DEV_PERF_POLICY_LOW_UTILIZATION = 78,
+    NVML_FI_DEV_PERF_POLICY_RELIABILITY = 79,
     NVML_FI_DEV_MEMORY_TEMP = 82,
     NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION = 83,
     NVML_FI_DEV_NVLINK_SPEED_MBPS_COMMON = 90,
@@ -181,12 +226,16 @@ enum {
     NVML_FI_DEV_NVLINK_GET_SPEED = 164,
     NVML_FI_DEV_NVLINK_GET_STATE = 165,
     NVML_FI_DEV_NVLINK_GET_VERSION = 166,
+    NVML_FI_DEV_PCIE_COUNT_NAKS_RECEIVED = 174,
+    NVML_FI_DEV_PCIE_COUNT_NAKS_SENT = 177,
     NVML_FI_DEV_POWER_AVERAGE = 185,
     NVML_FI_DEV_POWER_INSTANT = 186,
     NVML_FI_DEV_POWER_MIN_LIMIT = 187,
     NVML_FI_DEV_POWER_MAX_LIMIT = 188,
     NVML_FI_DEV_POWER_DEFAULT_LIMIT = 189,
     NVML_FI_DEV_POWER_CURRENT_LIMIT = 190,
+    NVML_FI_DEV_PCIE_COUNT_TX_BYTES = 197,
+    NVML_FI_DEV_PCIE_COUNT_RX_BYTES = 198,
     NVML_FI_DEV_CLOCKS_EVENT_REASON_SW_THERM_SLOWDOWN = 269,
     NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_THERM_SLOWDOWN = 270,
     NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_POWER_BRAKE_SLOWDOWN = 271,
@@ -215,6 +264,20 @@ typedef struct {
     unsigned version;
     unsigned long long total, reserved, free, used;
 } nvmlMemory_v2_t;
+
+typedef struct {
+    unsigned long long bar1Total, bar1Free, bar1Used;
+} nvmlBAR1Memory_t;
+
+typedef struct {
+    unsigned version;
+    unsigned fan, speed; /* turns a minute */
+} nvmlFanSpeedInfo_t;
+
+typedef struct {
+    unsigned version;
+    unsigned powerScope, powerValueMw;
+} nvmlPowerValue_v2_t;
 
 typedef struct {
     unsigned gpu, memory;
@@ -272,6 +335,26 @@ typedef struct {
     unsigned gpuInstanceId, computeInstanceId;
 } nvmlEventData_t;
 
+typedef struct {
+    const char *shortName, *longName, *unit;
+} nvmlGpmMetricInfo_t;
+
+typedef struct {
+    unsigned metricId, nvmlReturn;
+    double value;
+    nvmlGpmMetricInfo_t metricInfo;
+} nvmlGpmMetric_t;
+
+typedef struct {
+    unsigned version, numMetrics;
+    nvmlGpmSample_t sample1, sample2;
+    nvmlGpmMetric_t metrics[NVML_GPM_METRIC_MAX];
+} nvmlGpmMetricsGet_t;
+
+typedef struct {
+    unsigned version, isSupportedDevice;
+} nvmlGpmSupport_t;
+
 /* ---- MIG ------------------------------------------------------------------------------------- */
 
 typedef struct {
@@ -325,12 +408,24 @@ typedef struct {
     unsigned long long memorySizeMB;
 } nvmlDeviceAttributes_t;
 
+typedef struct {
+    const char *nameSpace;
+    unsigned long long softLimit, hardLimit;
+} nvmlSetMemoryLimits_v1_t;
+
+typedef struct {
+    const char *nameSpace;
+    unsigned long long softLimit, hardLimit, currentUsed;
+} nvmlGetMemoryLimits_v1_t;
+
 /* The first word of a versioned structure: its number over its size. */
 enum {
     nvmlMemory_v2 = 2 << 24 | (int)sizeof(nvmlMemory_v2_t),
     nvmlGpuInstanceProfileInfo_v2 = 2 << 24 | (int)sizeof(nvmlGpuInstanceProfileInfo_v2_t),
     nvmlComputeInstanceProfileInfo_v2 = 2 << 24 | (int)sizeof(nvmlComputeInstanceProfileInfo_v2_t),
     nvmlTemperature_v1 = 1 << 24 | (int)sizeof(nvmlTemperature_v1_t),
+    nvmlFanSpeedInfo_v1 = 1 << 24 | (int)sizeof(nvmlFanSpeedInfo_t),
+    nvmlPowerValue_v2 = 2 << 24 | (int)sizeof(nvmlPowerValue_v2_t),
 };
 
 #endif

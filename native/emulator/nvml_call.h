@@ -9,6 +9,7 @@
 #include "emulator.h"
 #include "faults.h"
 #include "nvml.h"
+#include "nvml_branch.h"
 
 #define NVML EMULATOR_EXPORT nvmlReturn_t
 
@@ -22,6 +23,7 @@
 #define BEGIN                                                                                      \
     do {                                                                                           \
         int status_;                                                                               \
+        if (nvml_is_old && nvml_is_missing(__func__)) return NVML_ERROR_FUNCTION_NOT_FOUND;        \
         if (emulator_fault(__func__, &status_)) return (nvmlReturn_t)status_;                      \
     } while (0)
 
@@ -79,6 +81,12 @@ static inline nvmlDevice_t nvml_handle(const struct hal_machine_device *d) {
 int64_t nvml_now(void);
 int64_t nvml_energy(const struct hal_machine_device *d);
 
+/* A count of corrected errors with those of a storm. */
+int64_t nvml_storm(const struct hal_machine_device *d, int64_t count);
+
+/* Writes an event down for all that watch the device (nvml_health.c). */
+void nvml_event(const struct hal_machine_device *d, uint64_t type, uint32_t data);
+
 /* NOT_SUPPORTED without NVLink, INVALID_ARGUMENT for a link that is not there. */
 nvmlReturn_t nvml_link(const struct hal_machine_device *d, unsigned link);
 
@@ -95,6 +103,9 @@ bool nvml_mig_of(nvmlDevice_t handle, struct nvml_mig *out);
 uint64_t nvml_mig_bytes(const struct nvml_mig *mig);
 void nvml_mig_name(const struct nvml_mig *mig, char *out, size_t room);
 void nvml_mig_uuid(const struct nvml_mig *mig, char *out, size_t room);
+
+/* The GPU instance with this id: NULL when there is none. */
+const struct hal_machine_mig *nvml_mig_instance(const struct hal_machine_device *d, unsigned id);
 
 /* The MIG device with this UUID: NULL when there is none. */
 nvmlDevice_t nvml_mig_by_uuid(const char *uuid);

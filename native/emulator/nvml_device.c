@@ -53,12 +53,33 @@ NVML nvmlDeviceGetMemoryInfo(nvmlDevice_t handle, nvmlMemory_t *out) {
     return NVML_SUCCESS;
 }
 
+NVML nvmlDeviceGetBAR1MemoryInfo(nvmlDevice_t handle, nvmlBAR1Memory_t *out) {
+    struct nvml_mig mig;
+    READY;
+    CHECK(out != NULL);
+    const struct hal_machine_device *d;
+    if (nvml_mig_of(handle, &mig))
+        d = mig.d;
+    else
+        TRY(nvml_device_of(handle, &d));
+    unsigned long long total, used;
+    TRY(nvml_give_wide(d->nvidia_bar1_bytes, &total));
+    TRY(nvml_give_wide(d->nvidia_bar1_used_bytes, &used));
+    if (d->nvidia_mig && handle != nvml_handle(d)) { /* each partition has its part */
+        total = total / 8 * mig.gpu->size;
+        used = 0;
+    }
+    *out = (nvmlBAR1Memory_t){total, total - used, used};
+    return NVML_SUCCESS;
+}
+
 /* ---- activity -------------------------------------------------------------------------------- */
 
 NVML nvmlDeviceGetUtilizationRates(nvmlDevice_t handle, nvmlUtilization_t *out) {
     nvmlUtilization_t now;
     DEVICE(handle);
     CHECK(out != NULL);
+    if (d->nvidia_mig) return NVML_ERROR_NOT_SUPPORTED; /* neither of the whole nor of a part */
     TRY(nvml_give(emulator_busy_percent(d), &now.gpu));
     TRY(nvml_give(d->memory_busy_percent, &now.memory));
     *out = now;
@@ -150,13 +171,28 @@ NVML nvmlDeviceGetFanSpeed_v2(nvmlDevice_t handle, unsigned fan, unsigned *perce
     return nvml_give(d->nvidia_fan_percent, percent);
 }
 
+NVML nvmlDeviceGetFanSpeedRPM(nvmlDevice_t handle, nvmlFanSpeedInfo_t *out) {
+    DEVICE(handle);
+    CHECK(out != NULL);
+    if (out->version != nvmlFanSpeedInfo_v1) return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
+    if (d->nvidia_fan_rpm != HAL_UNKNOWN) CHECK(out->fan == 0);
+    return nvml_give(d->nvidia_fan_rpm, &out->speed);
+}
+
 /* ---- clocks ---------------------------------------------------------------------------------- */
 
+static int64_t locked(int64_t megahertz, uint32_t min, uint32_t max) {
+    if (megahertz == HAL_UNKNOWN || max == 0) return megahertz;
+    return megahertz < min ? min : megahertz > max ? max : megahertz;
+}
+
 static int64_t clock_now(const struct hal_machine_device *d, unsigned domain) {
+    const uint32_t min = d->nvidia_locked_graphics_min, max = d->nvidia_locked_graphics_max;
     const int64_t now[NVML_CLOCK_COUNT] = {
-        [NVML_CLOCK_GRAPHICS] = d->nvidia_graphics_megahertz,
-        [NVML_CLOCK_SM] = d->nvidia_sm_megahertz,
-        [NVML_CLOCK_MEM] = d->nvidia_memory_megahertz,
+        [NVML_CLOCK_GRAPHICS] = locked(d->nvidia_graphics_megahertz, min, max),
+        [NVML_CLOCK_SM] = locked(d->nvidia_sm_megahertz, min, max),
+        [NVML_CLOCK_MEM] = locked(d->nvidia_memory_megahertz, d->nvidia_locked_memory_min,
+                                  d->nvidia_locked_memory_max),
         [NVML_CLOCK_VIDEO] = d->nvidia_video_megahertz,
     };
     return now[domain];
@@ -217,6 +253,9 @@ NVML nvmlDeviceGetViolationStatus(nvmlDevice_t handle, unsigned policy, nvmlViol
     if (policy == NVML_PERF_POLICY_POWER) ns = d->nvidia_throttled_power_ns;
     if (policy == NVML_PERF_POLICY_THERMAL) ns = d->nvidia_throttled_thermal_ns;
     if (policy == NVML_PERF_POLICY_SYNC_BOOST) ns = d->nvidia_throttled_sync_ns;
+    if (policy == NVML_PERF_POLICY_BOARD_LIMIT) ns = d->nvidia_throttled_board_ns;
+    if (policy == NVML_PERF_POLICY_LOW_UTILIZATION) ns = d->nvidia_throttled_idle_ns;
+    if (policy == NVML_PERF_POLICY_RELIABILITY) ns = d->nvidia_throttled_reliability_ns;
     TRY(nvml_give_wide(ns, &out->violationTime));
     out->referenceTime = (unsigned long long)nvml_now();
     return NVML_SUCCESS;

@@ -46,15 +46,26 @@ static struct answer link_field(const struct hal_machine_device *d, uint32_t id,
     }
 }
 
+static int64_t power(const struct hal_machine_device *d, uint32_t scope, int64_t all) {
+    switch (scope) {
+    case NVML_POWER_SCOPE_GPU: return all;
+    case NVML_POWER_SCOPE_MODULE: return d->nvidia_module_power_milliwatts;
+    case NVML_POWER_SCOPE_MEMORY: return d->nvidia_memory_power_milliwatts;
+    default: return HAL_UNKNOWN;
+    }
+}
+
 static struct answer field(const struct hal_machine_device *d, uint32_t id, uint32_t scope) {
     switch (id) {
     case NVML_FI_DEV_ECC_CURRENT: return narrow(d->nvidia_ecc);
+    case NVML_FI_DEV_ECC_PENDING:
+        return narrow(d->nvidia_ecc_pending == HAL_UNKNOWN ? d->nvidia_ecc : d->nvidia_ecc_pending);
     case NVML_FI_DEV_ECC_SBE_VOL_TOTAL:
-        return wide(sum(d->nvidia_dram_corrected, d->nvidia_sram_corrected));
+        return wide(sum(nvml_storm(d, d->nvidia_dram_corrected), d->nvidia_sram_corrected));
     case NVML_FI_DEV_ECC_DBE_VOL_TOTAL:
         return wide(sum(d->nvidia_dram_uncorrected, d->nvidia_sram_uncorrected));
     case NVML_FI_DEV_ECC_SBE_AGG_TOTAL:
-        return wide(sum(d->nvidia_dram_corrected_ever, d->nvidia_sram_corrected_ever));
+        return wide(sum(nvml_storm(d, d->nvidia_dram_corrected_ever), d->nvidia_sram_corrected_ever));
     case NVML_FI_DEV_ECC_DBE_AGG_TOTAL:
         return wide(sum(d->nvidia_dram_uncorrected_ever, d->nvidia_sram_uncorrected_ever));
     case NVML_FI_DEV_RETIRED_SBE: return wide(d->nvidia_pages_single_bit);
@@ -63,6 +74,9 @@ static struct answer field(const struct hal_machine_device *d, uint32_t id, uint
     case NVML_FI_DEV_PERF_POLICY_POWER: return wide(d->nvidia_throttled_power_ns);
     case NVML_FI_DEV_PERF_POLICY_THERMAL: return wide(d->nvidia_throttled_thermal_ns);
     case NVML_FI_DEV_PERF_POLICY_SYNC_BOOST: return wide(d->nvidia_throttled_sync_ns);
+    case NVML_FI_DEV_PERF_POLICY_BOARD_LIMIT: return wide(d->nvidia_throttled_board_ns);
+    case NVML_FI_DEV_PERF_POLICY_LOW_UTILIZATION: return wide(d->nvidia_throttled_idle_ns);
+    case NVML_FI_DEV_PERF_POLICY_RELIABILITY: return wide(d->nvidia_throttled_reliability_ns);
     case NVML_FI_DEV_CLOCKS_EVENT_REASON_SW_THERM_SLOWDOWN:
         return wide(d->nvidia_throttled_thermal_ns);
     case NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_THERM_SLOWDOWN:
@@ -76,8 +90,13 @@ static struct answer field(const struct hal_machine_device *d, uint32_t id, uint
     case NVML_FI_DEV_REMAPPED_UNC: return narrow(d->nvidia_rows_uncorrected);
     case NVML_FI_DEV_REMAPPED_PENDING: return narrow(d->nvidia_rows_pending);
     case NVML_FI_DEV_REMAPPED_FAILURE: return narrow(d->nvidia_rows_failed);
-    case NVML_FI_DEV_POWER_AVERAGE: return narrow(d->power_milliwatts);
-    case NVML_FI_DEV_POWER_INSTANT: return narrow(d->nvidia_power_instant_milliwatts);
+    case NVML_FI_DEV_POWER_AVERAGE: return narrow(power(d, scope, d->power_milliwatts));
+    case NVML_FI_DEV_POWER_INSTANT:
+        return narrow(power(d, scope, d->nvidia_power_instant_milliwatts));
+    case NVML_FI_DEV_PCIE_COUNT_NAKS_RECEIVED: return narrow(d->nvidia_pcie_naks_received);
+    case NVML_FI_DEV_PCIE_COUNT_NAKS_SENT: return narrow(d->nvidia_pcie_naks_sent);
+    case NVML_FI_DEV_PCIE_COUNT_TX_BYTES: return wide(d->nvidia_pcie_tx_bytes);
+    case NVML_FI_DEV_PCIE_COUNT_RX_BYTES: return wide(d->nvidia_pcie_rx_bytes);
     case NVML_FI_DEV_POWER_MIN_LIMIT: return narrow(d->power_min_milliwatts);
     case NVML_FI_DEV_POWER_MAX_LIMIT: return narrow(d->power_max_milliwatts);
     case NVML_FI_DEV_POWER_DEFAULT_LIMIT: return narrow(d->nvidia_power_default_milliwatts);
@@ -112,6 +131,7 @@ NVML nvmlDeviceGetFieldValues(nvmlDevice_t handle, int count, nvmlFieldValue_t *
     for (nvmlFieldValue_t *v = values; v < values + count; v++) {
         struct answer a = field(d, v->fieldId, v->scopeId);
         int status = a.figure == HAL_UNKNOWN ? NVML_ERROR_NOT_SUPPORTED : NVML_SUCCESS;
+        if (v->fieldId >= nvml_fields) status = NVML_ERROR_INVALID_ARGUMENT;
         (void)faulty(v->fieldId, &status);
         v->timestamp = now;
         v->latencyUsec = 0;

@@ -12,7 +12,7 @@ NVML nvmlDeviceGetEccMode(nvmlDevice_t handle, unsigned *current, unsigned *pend
     DEVICE(handle);
     CHECK(pending != NULL);
     TRY(nvml_give(d->nvidia_ecc, current));
-    *pending = *current;
+    *pending = d->nvidia_ecc_pending == HAL_UNKNOWN ? *current : (unsigned)d->nvidia_ecc_pending;
     return NVML_SUCCESS;
 }
 
@@ -21,11 +21,19 @@ NVML nvmlDeviceGetDefaultEccMode(nvmlDevice_t handle, unsigned *mode) {
     return nvml_give(d->nvidia_ecc == HAL_UNKNOWN ? HAL_UNKNOWN : 1, mode);
 }
 
+int64_t nvml_storm(const struct hal_machine_device *d, int64_t count) {
+    struct timespec t;
+    if (count == HAL_UNKNOWN || d->nvidia_ecc_storm <= 0) return count;
+    clock_gettime(CLOCK_BOOTTIME, &t);
+    int64_t ns = (int64_t)t.tv_sec * 1000000000 + t.tv_nsec - (int64_t)emulator_machine()->created;
+    return count + ns / 1000000 * d->nvidia_ecc_storm / 1000;
+}
+
 static int64_t errors(const struct hal_machine_device *d, unsigned type, unsigned counter,
                       bool sram) {
     const int64_t figures[2][2][2] = {
-        {{d->nvidia_dram_corrected, d->nvidia_dram_uncorrected},
-         {d->nvidia_dram_corrected_ever, d->nvidia_dram_uncorrected_ever}},
+        {{nvml_storm(d, d->nvidia_dram_corrected), d->nvidia_dram_uncorrected},
+         {nvml_storm(d, d->nvidia_dram_corrected_ever), d->nvidia_dram_uncorrected_ever}},
         {{d->nvidia_sram_corrected, d->nvidia_sram_uncorrected},
          {d->nvidia_sram_corrected_ever, d->nvidia_sram_uncorrected_ever}},
     };
@@ -105,10 +113,31 @@ NVML nvmlDeviceGetRemappedRows(nvmlDevice_t handle, unsigned *corrected, unsigne
 
 /* ---- events ---------------------------------------------------------------------------------- */
 
-struct nvmlEventSet_st {
-    bool watched[HAL_LEDGER_DEVICES];
-    uint64_t seen; /* how many of the machine's XIDs were there before, or were given */
+enum {
+    EVENTS = nvmlEventTypeXidCriticalError | nvmlEventMigConfigChange |
+             nvmlEventTypeSingleBitEccErrorStorm | nvmlEventTypeDramRetirementEvent |
+             nvmlEventTypeDramRetirementFailure | nvmlEventTypeNonFatalPoisonError |
+             nvmlEventTypeFatalPoisonError | nvmlEventTypeGpuUnavailableError |
+             nvmlEventTypeGpuRecoveryAction,
+    EVENTS_OF_OLD = nvmlEventTypeXidCriticalError | nvmlEventMigConfigChange,
 };
+
+struct nvmlEventSet_st {
+    uint64_t watched[HAL_LEDGER_DEVICES]; /* types */
+    uint64_t seen; /* how many of the machine's events were there before, or were given */
+};
+
+void nvml_event(const struct hal_machine_device *d, uint64_t type, uint32_t data) {
+    struct hal_machine *m = emulator_machine();
+    uint64_t number = atomic_load(&m->nvidia_xids);
+    m->nvidia_xid[number % HAL_MACHINE_XIDS] =
+        (struct hal_machine_xid){.device = nvml_index(d), .code = data, .type = type};
+    atomic_store(&m->nvidia_xids, number + 1);
+}
+
+static uint64_t type_of(const struct hal_machine_xid *x) {
+    return x->type == 0 ? nvmlEventTypeXidCriticalError : x->type;
+}
 
 NVML nvmlEventSetCreate(nvmlEventSet_t *out) {
     READY;
@@ -129,14 +158,14 @@ NVML nvmlEventSetFree(nvmlEventSet_t set) {
 
 NVML nvmlDeviceGetSupportedEventTypes(nvmlDevice_t handle, unsigned long long *types) {
     DEVICE(handle);
-    return nvml_give_wide(nvmlEventTypeXidCriticalError, types);
+    return nvml_give_wide(nvml_is_old ? EVENTS_OF_OLD : EVENTS, types);
 }
 
 NVML nvmlDeviceRegisterEvents(nvmlDevice_t handle, unsigned long long types, nvmlEventSet_t set) {
     DEVICE(handle);
     CHECK(set != NULL);
-    if (types & ~(unsigned long long)nvmlEventTypeXidCriticalError) return NVML_ERROR_NOT_SUPPORTED;
-    if (types != 0) set->watched[nvml_index(d)] = true;
+    if (types & ~(uint64_t)(nvml_is_old ? EVENTS_OF_OLD : EVENTS)) return NVML_ERROR_NOT_SUPPORTED;
+    set->watched[nvml_index(d)] |= types;
     return NVML_SUCCESS;
 }
 
@@ -146,9 +175,9 @@ static bool next_event(nvmlEventSet_t set, nvmlEventData_t *out) {
     if (written - set->seen > HAL_MACHINE_XIDS) set->seen = written - HAL_MACHINE_XIDS;
     while (set->seen < written) {
         const struct hal_machine_xid *x = &m->nvidia_xid[set->seen++ % HAL_MACHINE_XIDS];
-        if (x->device >= m->devices || !set->watched[x->device]) continue;
+        if (x->device >= m->devices || !(set->watched[x->device] & type_of(x))) continue;
         *out = (nvmlEventData_t){.device = nvml_handle(&m->device[x->device]),
-                                 .eventType = nvmlEventTypeXidCriticalError,
+                                 .eventType = type_of(x),
                                  .eventData = x->code,
                                  .gpuInstanceId = ~0u,
                                  .computeInstanceId = ~0u};
@@ -157,11 +186,19 @@ static bool next_event(nvmlEventSet_t set, nvmlEventData_t *out) {
     return false;
 }
 
+static bool lost(const struct nvmlEventSet_st *set) {
+    const struct hal_machine *m = emulator_machine();
+    for (unsigned i = 0; i < m->devices; i++)
+        if (set->watched[i] != 0 && m->device[i].nvidia_lost) return true;
+    return false;
+}
+
 static nvmlReturn_t wait_event(nvmlEventSet_t set, nvmlEventData_t *out, unsigned milliseconds) {
     const struct timespec tick = {.tv_nsec = 1000000};
     TRY(nvml_ready());
     CHECK(set != NULL && out != NULL);
     while (!next_event(set, out)) {
+        if (lost(set)) return NVML_ERROR_GPU_IS_LOST;
         if (milliseconds-- == 0) return NVML_ERROR_TIMEOUT;
         nanosleep(&tick, NULL);
     }

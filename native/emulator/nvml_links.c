@@ -92,11 +92,35 @@ NAMED(nvmlDeviceGetNvLinkRemotePciInfo_v2, remote,
 
 /* ---- its place among the others -------------------------------------------------------------- */
 
+/* How many bridges, the root first, two devices have in common, and how many the deeper one has. */
+static unsigned common_bridges(const char *a, const char *b, unsigned *deepest) {
+    unsigned common = 0, depth[2] = {0, 0};
+    const char *at[2] = {a, b};
+    bool same = true;
+    while (*at[0] || *at[1]) {
+        size_t length[2] = {strcspn(at[0], "/"), strcspn(at[1], "/")};
+        same = same && length[0] == length[1] && strncmp(at[0], at[1], length[0]) == 0;
+        common += same;
+        for (int i = 0; i < 2; i++) {
+            depth[i] += length[i] > 0;
+            at[i] += length[i];
+            at[i] += *at[i] == '/';
+        }
+    }
+    *deepest = depth[0] > depth[1] ? depth[0] : depth[1];
+    return common;
+}
+
 NVML nvmlDeviceGetTopologyCommonAncestor(nvmlDevice_t one, nvmlDevice_t other, unsigned *level) {
     const struct hal_machine_device *peer;
     DEVICE(one);
     TRY(nvml_device_of(other, &peer));
     if (d == peer) return nvml_give(NVML_TOPOLOGY_INTERNAL, level);
+    unsigned deepest, common = common_bridges(d->pci_path, peer->pci_path, &deepest);
+    if (common == 1) return nvml_give(NVML_TOPOLOGY_HOSTBRIDGE, level);
+    /* Below the switch that both hang on each has one port, or there are more switches. */
+    if (common > 1 && deepest - common > 1) return nvml_give(NVML_TOPOLOGY_MULTIPLE, level);
+    if (common > 1) return nvml_give(NVML_TOPOLOGY_SINGLE, level);
     bool near = d->numa_node == peer->numa_node && d->numa_node != HAL_UNKNOWN;
     return nvml_give(near ? NVML_TOPOLOGY_NODE : NVML_TOPOLOGY_SYSTEM, level);
 }

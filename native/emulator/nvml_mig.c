@@ -268,6 +268,7 @@ static nvmlReturn_t create(const struct hal_machine_device *d, int shape, unsign
                                                .start = start,
                                                .size = nvml_mig_shapes[shape].size};
         *out = (nvmlGpuInstance_t)(void *)free_place;
+        nvml_event(d, nvmlEventMigConfigChange, 0);
         return NVML_SUCCESS;
     }
     return NVML_ERROR_INSUFFICIENT_RESOURCES;
@@ -292,6 +293,7 @@ NVML nvmlGpuInstanceDestroy(nvmlGpuInstance_t handle) {
     for (unsigned i = 0; i < HAL_MACHINE_PARTITIONS; i++)
         if (gpu->compute[i].made) return NVML_ERROR_IN_USE;
     gpu->made = 0;
+    nvml_event(d, nvmlEventMigConfigChange, 0);
     return NVML_SUCCESS;
 }
 
@@ -311,10 +313,15 @@ NVML nvmlDeviceGetGpuInstanceById(nvmlDevice_t handle, unsigned id, nvmlGpuInsta
     DEVICE(handle);
     CHECK(out != NULL);
     if (!d->nvidia_mig) return NVML_ERROR_NOT_SUPPORTED;
-    if (id == 0 || id > HAL_MACHINE_PARTITIONS || !d->nvidia_partition[id - 1].made)
-        return NVML_ERROR_NOT_FOUND;
-    *out = (nvmlGpuInstance_t)(uintptr_t)&d->nvidia_partition[id - 1];
+    const struct hal_machine_mig *gpu = nvml_mig_instance(d, id);
+    if (gpu == NULL) return NVML_ERROR_NOT_FOUND;
+    *out = (nvmlGpuInstance_t)(uintptr_t)gpu;
     return NVML_SUCCESS;
+}
+
+const struct hal_machine_mig *nvml_mig_instance(const struct hal_machine_device *d, unsigned id) {
+    if (id == 0 || id > HAL_MACHINE_PARTITIONS || !d->nvidia_partition[id - 1].made) return NULL;
+    return &d->nvidia_partition[id - 1];
 }
 
 NVML nvmlGpuInstanceGetInfo(nvmlGpuInstance_t handle, nvmlGpuInstanceInfo_t *out) {

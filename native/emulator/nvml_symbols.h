@@ -7,7 +7,6 @@
 #define NVML_UNANSWERED(X) \
     X(nvmlDeviceClearAccountingPids) \
     X(nvmlDeviceClearCpuAffinity) \
-    X(nvmlDeviceClearEccErrorCounts) \
     X(nvmlDeviceClearFieldValues) \
     X(nvmlDeviceDiscoverGpus) \
     X(nvmlDeviceFreezeNvLinkUtilizationCounter) \
@@ -23,7 +22,6 @@
     X(nvmlDeviceGetAddressingMode) \
     X(nvmlDeviceGetApplicationsClock) \
     X(nvmlDeviceGetAutoBoostedClocksEnabled) \
-    X(nvmlDeviceGetBAR1MemoryInfo) \
     X(nvmlDeviceGetBBXTimeData_v1) \
     X(nvmlDeviceGetBankRemapperStatus_v1) \
     X(nvmlDeviceGetBoardId) \
@@ -57,7 +55,6 @@
     X(nvmlDeviceGetFBCSessions) \
     X(nvmlDeviceGetFBCStats) \
     X(nvmlDeviceGetFanControlPolicy_v2) \
-    X(nvmlDeviceGetFanSpeedRPM) \
     X(nvmlDeviceGetGpcClkMinMaxVfOffset) \
     X(nvmlDeviceGetGpcClkVfOffset) \
     X(nvmlDeviceGetGpuFabricInfo) \
@@ -80,7 +77,6 @@
     X(nvmlDeviceGetMemClkMinMaxVfOffset) \
     X(nvmlDeviceGetMemClkVfOffset) \
     X(nvmlDeviceGetMemoryBusWidth) \
-    X(nvmlDeviceGetMemoryLimits_v1) \
     X(nvmlDeviceGetMinMaxClockOfPState) \
     X(nvmlDeviceGetMinMaxFanSpeed) \
     X(nvmlDeviceGetModuleId) \
@@ -145,8 +141,6 @@
     X(nvmlDeviceReadWritePRM_v1) \
     X(nvmlDeviceRemoveGpu) \
     X(nvmlDeviceResetApplicationsClocks) \
-    X(nvmlDeviceResetGpuLockedClocks) \
-    X(nvmlDeviceResetMemoryLockedClocks) \
     X(nvmlDeviceResetNvLinkErrorCounters) \
     X(nvmlDeviceResetNvLinkUtilizationCounter) \
     X(nvmlDeviceSetAPIRestriction) \
@@ -155,30 +149,22 @@
     X(nvmlDeviceSetApplicationsClocks) \
     X(nvmlDeviceSetAutoBoostedClocksEnabled) \
     X(nvmlDeviceSetClockOffsets) \
-    X(nvmlDeviceSetComputeMode) \
     X(nvmlDeviceSetConfComputeUnprotectedMemSize) \
     X(nvmlDeviceSetCpuAffinity) \
     X(nvmlDeviceSetDefaultAutoBoostedClocksEnabled) \
     X(nvmlDeviceSetDefaultFanSpeed_v2) \
     X(nvmlDeviceSetDramEncryptionMode) \
     X(nvmlDeviceSetDriverModel) \
-    X(nvmlDeviceSetEccMode) \
     X(nvmlDeviceSetFanControlPolicy) \
     X(nvmlDeviceSetFanSpeed_v2) \
     X(nvmlDeviceSetGpcClkVfOffset) \
-    X(nvmlDeviceSetGpuLockedClocks) \
     X(nvmlDeviceSetGpuOperationMode) \
     X(nvmlDeviceSetHostname_v1) \
     X(nvmlDeviceSetMemClkVfOffset) \
-    X(nvmlDeviceSetMemoryLimits_v1) \
-    X(nvmlDeviceSetMemoryLockedClocks) \
     X(nvmlDeviceSetNvLinkDeviceLowPowerThreshold) \
     X(nvmlDeviceSetNvLinkUtilizationControl) \
     X(nvmlDeviceSetNvlinkBwMode) \
     X(nvmlDeviceSetNvlinkBwModeAsync_v1) \
-    X(nvmlDeviceSetPersistenceMode) \
-    X(nvmlDeviceSetPowerManagementLimit) \
-    X(nvmlDeviceSetPowerManagementLimit_v2) \
     X(nvmlDeviceSetPowerMizerMode_v1) \
     X(nvmlDeviceSetRusdSettings_v1) \
     X(nvmlDeviceSetTemperatureThreshold) \
@@ -205,13 +191,7 @@
     X(nvmlGetVgpuCompatibility) \
     X(nvmlGetVgpuDriverCapabilities) \
     X(nvmlGetVgpuVersion) \
-    X(nvmlGpmMetricsGet) \
-    X(nvmlGpmMigSampleGet) \
-    X(nvmlGpmQueryDeviceSupport) \
     X(nvmlGpmQueryIfStreamingEnabled) \
-    X(nvmlGpmSampleAlloc) \
-    X(nvmlGpmSampleFree) \
-    X(nvmlGpmSampleGet) \
     X(nvmlGpmSetStreamingEnabled) \
     X(nvmlGpuInstanceGetActiveVgpus) \
     X(nvmlGpuInstanceGetCreatableVgpus) \

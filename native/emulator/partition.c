@@ -6,7 +6,7 @@ unsigned emulator_partitions(const struct hal_machine_device *d) {
     static const struct {
         const char *mode;
         unsigned parts;
-    } modes[] = {{"SPX", 1}, {"DPX", 2}, {"QPX", 4}};
+    } modes[] = {{"SPX", 1}, {"DPX", 2}, {"TPX", 3}, {"QPX", 4}};
     unsigned parts = 1;
     for (unsigned i = 0; i < sizeof modes / sizeof *modes; i++)
         if (strcmp(d->amd_compute_partition, modes[i].mode) == 0) parts = modes[i].parts;

@@ -17,7 +17,7 @@ enum state { UNKNOWN, ABSENT, OPEN, CLOSED };
 
 static _Atomic int state = UNKNOWN;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
-static struct hal_member member = {.slot = HAL_NOT_JOINED};
+static struct hal_member member;
 
 /* ---- words to the user ---------------------------------------------------------------------- */
 
@@ -100,6 +100,7 @@ struct hal_ledger_device *slice_device(unsigned device) {
 
 bool slice_try(unsigned device, uint64_t bytes) {
     if (current() != OPEN) return false;
+    slice_await_running();
     int slot = hal_member_slot(&member);
     bool done = slot >= 0 && hal_ledger_reserve(member.ledger, slot, device, bytes);
     if (say_all())
@@ -118,10 +119,8 @@ unsigned slice_devices(void) { return current() == OPEN ? hal_ledger_devices(mem
 const char *slice_id(unsigned device) { return member.ledger->device[device].id; }
 
 bool slice_has(uint32_t pid) {
-    for (int i = 0; current() == OPEN && i < HAL_LEDGER_SLOTS; i++) {
-        uint64_t owner = atomic_load(&member.ledger->slot[i].owner);
-        if (owner != 0 && hal_ledger_owner_pid(owner) == pid) return true;
-    }
+    for (int i = 0; current() == OPEN && i < HAL_LEDGER_SLOTS; i++)
+        if (hal_ledger_living(member.ledger, i) == pid) return pid != 0;
     return false;
 }
 

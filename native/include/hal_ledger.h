@@ -128,6 +128,7 @@ int hal_ledger_create(const char *path, const char *name, unsigned devices);
 
 /* Maps an existing file and checks it. NULL with *error set (and errno for HAL_LEDGER_SYSTEM). */
 struct hal_ledger *hal_ledger_open(const char *path, enum hal_ledger_error *error);
+/* Unmaps it. Slots that this process joined stay its own until it ends. */
 void hal_ledger_close(struct hal_ledger *l);
 
 /* What is wrong with a ledger's fields, for a person; NULL for nothing. */

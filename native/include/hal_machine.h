@@ -19,11 +19,21 @@ enum { HAL_MACHINE_VERSION = 2, HAL_MACHINE_TEXT = 96, HAL_MACHINE_TIMELINE = 28
 
 enum { HAL_UNKNOWN = -1 };
 
-enum { HAL_MACHINE_PARTITIONS = 8, HAL_MACHINE_XIDS = 64 };
+enum { HAL_MACHINE_PARTITIONS = 8, HAL_MACHINE_XIDS = 64, HAL_MACHINE_AMD_EVENTS = 64 };
+enum { HAL_MACHINE_HOLDS = 32, HAL_MACHINE_PATH = 256 };
 
 /* A fault that an NVIDIA device reported. */
 struct hal_machine_xid {
     uint32_t device, code;
+    uint64_t type; /* nvmlEventType..., where it is no XID: 0 */
+};
+
+/* What KFD reported of an AMD device. */
+struct hal_machine_amd_event {
+    _Atomic uint64_t number; /* its place among all there ever were, from 1; written last */
+    uint32_t device, partition; /* UINT32_MAX: all of its partitions */
+    uint32_t type;              /* as amdsmi_evt_notification_type_t */
+    char message[64];           /* in KFD's format for its type */
 };
 
 /* A MIG compute instance, and the GPU instance that it is cut from. */
@@ -34,6 +44,7 @@ struct hal_machine_compute {
 struct hal_machine_mig {
     uint32_t made, profile, start, size; /* memory slices */
     struct hal_machine_compute compute[HAL_MACHINE_PARTITIONS];
+    uint32_t busy_percent; /* no program can run on it: what its counters tell all the same */
 };
 
 struct hal_machine_device {
@@ -75,6 +86,19 @@ struct hal_machine_device {
     uint64_t amd_ecc_corrected, amd_ecc_uncorrected, amd_ecc_deferred; /* all in memory (UMC) */
     uint32_t amd_bad_pages, amd_bad_pages_pending;
     int64_t amd_throttled_percent; /* share of its life for which power held it down */
+    char amd_xgmi[32]; /* for each card of the hive, in order: links to it, '-' none, '?' not known.
+                        * "": one to each */
+    char amd_memory_partition_next[8]; /* after the driver is loaded anew; "": no change */
+    uint64_t amd_gtt_bytes;            /* of the host's memory; 0: not said */
+    uint64_t amd_visible_bytes;        /* of its own memory, to the host; 0: all */
+    int64_t amd_media_busy_percent;
+    int64_t amd_fan_rpm, amd_fan_level; /* level: of 255 */
+    uint64_t amd_pcie_naks_sent, amd_pcie_naks_received;
+    uint32_t amd_performance_level;                              /* as amdsmi_dev_perf_level_t */
+    uint32_t amd_compute_low_megahertz, amd_compute_high_megahertz; /* limits that were set */
+    uint32_t amd_memory_low_megahertz, amd_memory_high_megahertz;   /* 0: none was */
+    uint32_t amd_ecc_corrected_per_second;                       /* an error storm */
+    uint32_t amd_lost;                                           /* 1: off the bus */
 
     /* Of NVIDIA's parts only. A figure that is HAL_UNKNOWN is one that the part does not have. */
     uint32_t nvidia_lost; /* 1: it has fallen off the bus */
@@ -107,6 +131,26 @@ struct hal_machine_device {
     int64_t nvidia_performance_state, nvidia_persistence, nvidia_compute_mode, nvidia_fan_percent;
     uint32_t nvidia_mig, nvidia_mig_pending; /* 1: partitioned; after the next reset */
     struct hal_machine_mig nvidia_partition[HAL_MACHINE_PARTITIONS];
+    int64_t nvidia_bar1_bytes, nvidia_bar1_used_bytes, nvidia_fan_rpm;
+    int64_t nvidia_memory_power_milliwatts, nvidia_module_power_milliwatts;
+    int64_t nvidia_throttled_reliability_ns, nvidia_throttled_idle_ns, nvidia_throttled_board_ns;
+    int64_t nvidia_pcie_rx_bytes, nvidia_pcie_tx_bytes;
+    int64_t nvidia_pcie_naks_received, nvidia_pcie_naks_sent;
+    int64_t nvidia_ecc_pending;     /* after the next reset; HAL_UNKNOWN: as it is */
+    int64_t nvidia_ecc_storm;       /* corrected errors in memory each second, since `created` */
+    uint32_t nvidia_locked_graphics_min, nvidia_locked_graphics_max; /* MHz; 0: not locked */
+    uint32_t nvidia_locked_memory_min, nvidia_locked_memory_max;
+
+    /* The bridges above it, as below /sys/devices: "pci0000:00/0000:00:01.0". "": not told. */
+    char pci_path[HAL_MACHINE_TEXT];
+};
+
+/* A limit that the driver holds the programs of a control group to. */
+struct hal_machine_hold {
+    _Atomic uint32_t state; /* 0: free, 1: being written, 2: holds */
+    uint32_t device;
+    uint64_t soft, hard;
+    char group[HAL_MACHINE_PATH];
 };
 
 struct hal_machine {
@@ -124,8 +168,12 @@ struct hal_machine {
     uint64_t created;                     /* CLOCK_BOOTTIME in nanoseconds: counters start here */
     struct hal_machine_xid nvidia_xid[HAL_MACHINE_XIDS]; /* a ring: the n-th is at n % XIDS */
     _Atomic uint64_t nvidia_xids;                        /* how many there ever were */
+    uint32_t amd_root; /* 1: what changes a card is for root only */
+    struct hal_machine_amd_event amd_event[HAL_MACHINE_AMD_EVENTS]; /* a ring: n is at n-1 % EVENTS */
+    _Atomic uint64_t amd_events;                                    /* how many there ever were */
     struct hal_machine_device device[HAL_LEDGER_DEVICES];
     struct hal_ledger ledger; /* device i here is device i there; limit = memory - reserved */
+    struct hal_machine_hold hold[HAL_MACHINE_HOLDS];
     _Alignas(64) uint8_t timeline[HAL_LEDGER_DEVICES][HAL_MACHINE_TIMELINE]; /* emulator/timeline.c */
 };
 

@@ -5,10 +5,10 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "hal_ledger.h"
+#include "stat.h"
 
 static const char MAGIC[8] = {'H', 'A', 'L', 'S', 'L', 'I', 'C', 'E'};
 
@@ -102,7 +102,8 @@ const char *hal_ledger_damage(const struct hal_ledger *l) {
     int32_t priority = atomic_load(&l->priority);
     uint32_t weight = atomic_load(&l->weight);
     if (atomic_load(&l->state) >= HAL_SLICE_STATES) return DAMAGED "its state is unknown";
-    if (priority < -HAL_LEDGER_PRIORITY || priority > HAL_LEDGER_PRIORITY) return DAMAGED "its priority is out of range";
+    if (priority < -HAL_LEDGER_PRIORITY || priority > HAL_LEDGER_PRIORITY)
+        return DAMAGED "its priority is out of range";
     if (weight < 1 || weight > HAL_LEDGER_WEIGHT) return DAMAGED "its weight is out of range";
     if (atomic_load(&l->elastic) > 1) return DAMAGED "its elastic flag is neither 0 nor 1";
     if (atomic_load(&l->memory_by) >= HAL_ENFORCERS || atomic_load(&l->compute_by) >= HAL_ENFORCERS)
@@ -128,23 +129,23 @@ const char *hal_ledger_reason(enum hal_ledger_error error) {
 /* ---- opening -------------------------------------------------------------------------------- */
 
 /* The head lies in the first page, which exists: reading it cannot fault on a short file. */
-static enum hal_ledger_error check(const struct hal_ledger *l, off_t size) {
+static enum hal_ledger_error check(const struct hal_ledger *l, uint64_t size) {
     if (memcmp(l->magic, MAGIC, sizeof MAGIC) != 0) return HAL_LEDGER_FOREIGN;
     if (l->version != HAL_LEDGER_VERSION) return HAL_LEDGER_OTHER_VERSION;
-    if (l->size != sizeof *l || size != (off_t)sizeof *l) return HAL_LEDGER_FOREIGN;
+    if (l->size != sizeof *l || size != sizeof *l) return HAL_LEDGER_FOREIGN;
     const char *found = hal_ledger_damage(l);
     if (found != NULL) atomic_store(&damage, found);
     return found == NULL ? HAL_LEDGER_OK : HAL_LEDGER_DAMAGED;
 }
 
 static struct hal_ledger *map(const char *path, int fd, enum hal_ledger_error *error) {
-    struct stat st;
-    if (fstat(fd, &st) != 0) return NULL;
+    struct hal_stat st;
+    if (!hal_stat(fd, "", &st)) return NULL;
     *error = HAL_LEDGER_FOREIGN;
-    if (!S_ISREG(st.st_mode) || (size_t)st.st_size < offsetof(struct hal_ledger, name)) return NULL;
+    if (!st.is_regular || st.size < offsetof(struct hal_ledger, name)) return NULL;
     struct hal_ledger *l = mmap(NULL, sizeof *l, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     bool known = l != MAP_FAILED && hal_ledger_attach(l, path, fd, 0);
-    *error = known ? check(l, st.st_size) : HAL_LEDGER_SYSTEM;
+    *error = known ? check(l, st.size) : HAL_LEDGER_SYSTEM;
     if (*error == HAL_LEDGER_OK && hal_ledger_is_lost(l)) *error = HAL_LEDGER_FOREIGN;
     if (*error == HAL_LEDGER_OK) return l;
     if (known) hal_ledger_detach(l);

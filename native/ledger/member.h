@@ -2,29 +2,29 @@
 #ifndef HAL_MEMBER_H
 #define HAL_MEMBER_H
 
+#include <stddef.h>
+
 #include "hal_ledger.h"
 
+/* A zeroed one with its ledger set is ready. */
 struct hal_member {
     struct hal_ledger *ledger;
-    _Atomic int slot; /* HAL_NOT_JOINED until first use */
+    /* The slot + 1, or 0 before the first use. In a page that the kernel wipes in every forked child, also of
+     * a fork that runs no handlers (_Fork, clone): the slot is the parent's. */
+    _Atomic int *_Atomic joined;
+    _Atomic int unwiped; /* in its stead, where there is no such page */
 };
 
-enum { HAL_NOT_JOINED = -1 };
+int hal_member_join(struct hal_member *m); /* the slow half of hal_member_slot */
 
 /* The process's slot, or -1 when the ledger has none left. */
 static inline int hal_member_slot(struct hal_member *m) {
-    int mine = atomic_load_explicit(&m->slot, memory_order_acquire);
-    if (mine != HAL_NOT_JOINED) return mine;
-    int fresh = hal_ledger_join(m->ledger);
-    if (fresh < 0 || atomic_compare_exchange_strong(&m->slot, &mine, fresh)) return fresh;
-    hal_ledger_leave(m->ledger, fresh); /* another thread was first */
-    return mine;
+    _Atomic int *joined = atomic_load_explicit(&m->joined, memory_order_acquire);
+    int mine = joined != NULL ? atomic_load_explicit(joined, memory_order_acquire) : 0;
+    return mine > 0 ? mine - 1 : hal_member_join(m);
 }
 
-/* In the child of a fork: the slot is the parent's. */
-static inline void hal_member_forked(struct hal_member *m) {
-    atomic_store(&m->slot, HAL_NOT_JOINED);
-    hal_ledger_forked();
-}
+/* In the child of a fork, from pthread_atfork. */
+void hal_member_forked(struct hal_member *m);
 
 #endif

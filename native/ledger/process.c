@@ -7,9 +7,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <sys/types.h>
 #include <unistd.h>
+
+#include "stat.h"
 
 enum { PF_EXITING = 4 }; /* linux/sched.h; field 9 of /proc/PID/stat */
 
@@ -54,8 +55,8 @@ static bool read_stat(uint32_t pid, struct stat_line *out) {
 }
 
 static uint64_t inode(const char *path) {
-    struct stat st;
-    return stat(path, &st) == 0 ? st.st_ino : 0;
+    struct hal_stat st;
+    return hal_stat(-1, path, &st) ? st.inode : 0;
 }
 
 /* Does /proc number processes as the caller does? It may be that of an outer namespace: then NSpid

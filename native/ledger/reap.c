@@ -77,9 +77,10 @@ static bool look(const struct hal_ledger *l, unsigned device, const struct broke
 /* The caller holds the recount's lock. True: `used` is exact. Where operations stand still, it takes away all
  * but what they may yet account for. */
 static bool recount(struct hal_ledger *l, unsigned device, const struct broken *broken) {
-    int64_t start = now_ns(), spent = 0;
+    int64_t start = now_ns();
     struct balance b;
-    for (unsigned turn = 1; spent < GIVE_UP_NS; turn++, spent = now_ns() - start) {
+    for (unsigned turn = 1;; turn++) {
+        int64_t spent = now_ns() - start;
         bool sound = look(l, device, broken, &b);
         if (sound && b.at_rest) {
             if (b.used != b.sum) atomic_fetch_sub(&l->device[device].used, b.used - b.sum);
@@ -90,9 +91,9 @@ static bool recount(struct hal_ledger *l, unsigned device, const struct broken *
             if (b.used > known) atomic_fetch_sub(&l->device[device].used, b.used - known);
             return false;
         }
+        if (spent > GIVE_UP_NS) return false;
         if (turn % 8 == 0) sched_yield(); /* who has an operation under way may wait for this processor */
     }
-    return false;
 }
 
 static bool recount_all(struct hal_ledger *l, const struct broken *broken) {

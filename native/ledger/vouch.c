@@ -8,14 +8,14 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
+
+#include "stat.h"
 
 struct hal_home {
     struct hal_home *next;                  /* homes are never unmapped: a detached one is used again */
     const struct hal_ledger *_Atomic ledger; /* NULL: detached */
-    dev_t device;
-    ino_t inode;
+    uint64_t device, inode;
     off_t offset; /* of the ledger in its file */
     _Atomic bool lost;
     void *vouched[HAL_LEDGER_SLOTS];
@@ -72,11 +72,11 @@ static void absolute(char out[PATH_MAX], const char *path) {
 }
 
 bool hal_ledger_attach(struct hal_ledger *l, const char *path, int fd, uint64_t offset) {
-    struct stat st;
-    struct hal_home *h = fstat(fd, &st) == 0 ? unused_home() : NULL;
+    struct hal_stat st;
+    struct hal_home *h = hal_stat(fd, "", &st) ? unused_home() : NULL;
     if (h == NULL) return false;
-    h->device = st.st_dev;
-    h->inode = st.st_ino;
+    h->device = st.device;
+    h->inode = st.inode;
     h->offset = (off_t)offset;
     atomic_store(&h->lost, false);
     memset(h->vouched, 0, sizeof h->vouched);
@@ -120,10 +120,10 @@ void hal_ledger_forked(void) {
 }
 
 int hal_home_open(struct hal_home *home) {
-    struct stat st;
+    struct hal_stat st;
     int fd = open(home->path, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
     if (fd < 0) return -1;
-    if (fstat(fd, &st) == 0 && st.st_dev == home->device && st.st_ino == home->inode) return show(fd);
+    if (hal_stat(fd, "", &st) && st.device == home->device && st.inode == home->inode) return show(fd);
     close(fd);
     errno = ESTALE;
     return -1;

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stddef.h>
 #include <string.h>
@@ -372,12 +373,54 @@ static void test_recount(void) {
     hal_ledger_close(l);
 }
 
+/* What belongs to nobody is taken away once, however many recount at a time. */
+enum { RECOUNTERS = 3, RECOUNTS = 1000 };
+
+static _Atomic int arrived;
+
+/* Turns all threads loose at the same instant, as no barrier of the system does. */
+static void together(int *target) {
+    *target += RECOUNTERS;
+    atomic_fetch_add(&arrived, 1);
+    for (int turn = 0; atomic_load(&arrived) < *target; turn++)
+        if (turn % 1000 == 999) sched_yield();
+}
+
+static void *recount_together(void *argument) {
+    struct job *job = argument;
+    int target = 0;
+    for (int i = 0; i < RECOUNTS; i++) {
+        if (job->seed == 0) atomic_fetch_add(&job->ledger->device[0].used, 500);
+        together(&target);
+        hal_ledger_recount(job->ledger, 0);
+        together(&target);
+        CHECK(used(job->ledger, 0) == 10);
+        together(&target);
+    }
+    return NULL;
+}
+
+static void test_recounts_at_once(void) {
+    struct hal_ledger *l = fresh(1, 1000);
+    pthread_t threads[RECOUNTERS];
+    struct job jobs[RECOUNTERS];
+    int slot = hal_ledger_join(l);
+    CHECK(hal_ledger_reserve(l, slot, 0, 10));
+    for (unsigned i = 0; i < RECOUNTERS; i++) {
+        jobs[i] = (struct job){l, slot, i, 0};
+        CHECK(pthread_create(&threads[i], NULL, recount_together, &jobs[i]) == 0);
+    }
+    for (int i = 0; i < RECOUNTERS; i++) pthread_join(threads[i], NULL);
+    hal_ledger_close(l);
+}
+
 int main(void) {
     test_file();
     test_format_bounds();
     test_limit();
     test_overflow();
     test_recount();
+    test_recounts_at_once();
     test_every_step_of_a_death();
     test_standing_still();
     test_stale_hold();

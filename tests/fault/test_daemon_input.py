@@ -157,7 +157,7 @@ def test_what_is_no_message_is_answered_as_malformed(frames: list[bytes], raw: R
         (packed(op="renew", body={"lease": "../../../etc/passwd"}), "not_found"),
         (packed(op="release", body={"lease": "\0" * 1000}), "not_found"),
         (acquire(device="\0"), "no_device"),
-        (acquire(vendor="x" * 60_000), "no_device"),
+        (acquire(vendor="x" * 60_000), "malformed"),
         (acquire(memory_bytes=1 << 60), "too_large"),
         (packed(op="acquire", body={"key": "k", "device": "cpu:host", "memory_bytes": 1}), "no_device"),
     ],

@@ -13,7 +13,8 @@ import pytest
 
 from hal.backend import Cost, GoneError, Group
 from hal.inventory import Machine
-from hal.isolation.vendor import Vendor, VendorLost
+from hal.isolation import VendorLost
+from hal.isolation.vendor import Vendor
 from hal.model import Device, DeviceKind, Heap, Inventory, Probe, ProbeState, Reading, Status, whole
 from hal.registry import Source
 
@@ -161,6 +162,33 @@ def test_a_bad_start_hides_nobody(
     assert [device.id for device in machine.inventory().devices] == ["good:one"]
     assert machine.probes()["bad"].state is ProbeState.BROKEN
     assert "SIGABRT" in machine.probes()["bad"].reason
+
+
+class Punctual(Steady):
+    """One that needs no process of its own, and holds to its deadline."""
+
+    def sample(
+        self, groups: Sequence[Group], ids: Sequence[str], deadline: float, costs: frozenset[Cost]
+    ) -> list[Reading]:
+        if time.monotonic() >= deadline:
+            return [Reading(i, "memory_used_bytes", None, "bytes", Status.STALE) for i in ids]
+        return super().sample(groups, ids, deadline, costs)
+
+
+def test_a_hang_does_not_use_up_the_time_of_a_backend_in_this_process() -> None:
+    def hangs(call: str) -> None:
+        if call == "sample":
+            hang(call)
+
+    sources = [
+        Source("bad", lambda: Vendor("bad", lambda: Steady("bad", hangs))),
+        Source("good", lambda: Punctual("good")),
+    ]
+    with Machine(sources) as machine:
+        machine.inventory()
+        readings = by_subject(machine.sample([Group.MEMORY], timeout=0.5))
+    assert (readings["good:one"].value, readings["good:one"].status) == (1, Status.OK)
+    assert "bad:one" not in readings
 
 
 def test_pauses_double_until_it_answers(once: Callable[..., Callable[[str], None]], tmp_path: Path) -> None:

@@ -113,6 +113,21 @@ def test_one_process_of_several_in_a_slice_is_killed(runtime: str, vendor: str, 
     all_is_back(machine_env)
 
 
+@each_vendor
+def test_a_job_cuts_its_ledger_short(runtime: str, vendor: str, served: Env, daemon: int | None) -> None:
+    """The daemon, which has it mapped, goes on with everything else."""
+    job = Job(served, runtime, vendor)
+    (path,) = (path for path in files(served) if path.endswith(".ledger"))
+    os.truncate(path, 0)
+    (lease,) = leases(served)
+    assert lease["used_bytes"] is None
+    Job(served, runtime, vendor).end()
+    kill(job.pid)
+    job.hal.communicate(timeout=60)
+    assert job.hal.returncode == 137
+    all_is_back(served, but=daemon)
+
+
 # ---- hal run ---------------------------------------------------------------------------------
 
 

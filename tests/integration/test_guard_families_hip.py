@@ -1,5 +1,5 @@
-"""Every family of HIP's memory functions stops exactly at the slice's limit and gives everything back,
-however and whenever a program reaches it, by either soname, also where the runtime re-enters itself."""
+"""Every family of HIP's memory functions stops exactly at the slice's limit and gives everything back, by
+whatever way and at whatever time a program reaches it, by either soname, and where the runtime re-enters."""
 
 from __future__ import annotations
 

@@ -235,7 +235,7 @@ for _ in range(3):
     )
 
 
-# ---- partitioned cards: eight ordinals for one claimed whole device -------------------------------------
+# ---- partitioned cards: eight ordinals for one claimed whole device ---------------------------
 
 
 @pytest.mark.parametrize("machine_env", ["mi300x-8-cpx-nps1"], indirect=True)

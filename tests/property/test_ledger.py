@@ -403,7 +403,8 @@ def test_the_dead_are_reclaimed_at_once_while_others_allocate_without_a_pause(pa
             wait_for(lambda: ready[10] == 1)
             assert ledger.device[0].used >= 1500
             kill(pid)
-            wait_for(lambda: lib.hal_ledger_reap(ledger) == 1)
+            # Without a pause of the others it takes hundreds of tries to meet them all at rest.
+            assert any(lib.hal_ledger_reap(ledger) == 1 for _ in range(30))
             assert ledger.device[0].used <= 3 * 7
     finally:
         for pid in pids:

@@ -40,6 +40,8 @@ STRUCTURES = [
     "amdsmi_p2p_capability_t",
     "amdsmi_topology_nearest_t",
     "amdsmi_accelerator_partition_profile_t",
+    "amdsmi_accelerator_partition_profile_config_t",
+    "amdsmi_evt_notification_data_t",
     "amdsmi_memory_partition_config_t",
     "amdsmi_violation_status_t",
     "amd_metrics_table_header_t",

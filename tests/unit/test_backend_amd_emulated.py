@@ -31,8 +31,8 @@ print(json.dumps(to_builtins([probe, inventory, readings, exposed])))
 """
 
 PAIRS = {
-    ("SPX", "NPS1"): 1, ("DPX", "NPS1"): 2, ("DPX", "NPS2"): 2, ("QPX", "NPS1"): 4, ("QPX", "NPS2"): 4,
-    ("QPX", "NPS4"): 4, ("CPX", "NPS1"): 8, ("CPX", "NPS2"): 8, ("CPX", "NPS4"): 8,
+    ("SPX", "NPS1"): 1, ("DPX", "NPS1"): 2, ("DPX", "NPS2"): 2, ("QPX", "NPS1"): 4,
+    ("QPX", "NPS4"): 4, ("CPX", "NPS1"): 8, ("CPX", "NPS4"): 8,
 }  # fmt: skip
 
 
@@ -156,6 +156,19 @@ def test_cards_without_a_hive_are_joined_by_pcie(look):
     assert readings[CARD, "link_up", "0"]["status"] == "unsupported"
 
 
+def test_dies_that_are_not_joined_themselves():
+    with emulated(load("mi250x-4")) as env:
+        done = subprocess.run(
+            [sys.executable, "-c", LOOK], env=env, capture_output=True, text=True, check=True, timeout=60
+        )
+    links = json.loads(done.stdout)[1]["links"]
+    speeds = {link["bandwidth_bytes_per_second"] for link in links if link["kind"] == "xgmi"}
+    assert speeds == {200_000_000_000, None}  # within a package; between packages nobody says
+    assert sum(link["kind"] == "xgmi" for link in links) == 12
+    assert {link["bandwidth_bytes_per_second"] for link in links if link["kind"] == "xgmi_hops"} == {None}
+    assert len(links) == 28
+
+
 def test_figures(look):
     _, _, readings, _ = look(
         amd_hive=1,
@@ -164,6 +177,13 @@ def test_figures(look):
         amd_bad_pages=3,
         amd_bad_pages_pending=1,
         amd_pcie_replays=7,
+        amd_pcie_naks_sent=2,
+        amd_pcie_naks_received=3,
+        amd_media_busy_percent=30,
+        amd_gtt_bytes=64 << 30,
+        amd_visible_bytes=256 << 20,
+        amd_fan_level=51,
+        amd_fan_rpm=900,
         amd_pcie_generation=4,
         amd_throttled_percent=20,
         compute_busy_percent=50,
@@ -175,6 +195,14 @@ def test_figures(look):
     assert value["ecc_errors_total", "corrected", "volatile", "gfx"] == 0
     assert (value["pages_retired", "all"], value["pages_retirement_pending",]) == (3, 1)
     assert value["pcie_replays_total",] == 7
+    assert value["pcie_naks_total",] == 5
+    assert value["fan_rpm", "0"] == 900
+    assert (value["partition_mode", "compute", "SPX"], value["partition_mode", "compute", "CPX"]) == (1, 0)
+    assert (value["partition_mode", "memory", "NPS1"], value["partition_mode", "memory", "NPS4"]) == (1, 0)
+    assert (value["throttle_active", "hbm"], value["throttle_seconds_total", "vr"]) == (0, 0)
+    assert (value["media_busy_ratio",], value["fan_ratio", "0"]) == (0.3, 0.2)
+    assert value["memory_total_bytes", "gtt"] == 64 << 30
+    assert value["memory_total_bytes", "bar1"] == 256 << 20
     assert (value["pcie_generation",], value["pcie_generation_max",], value["pcie_width",]) == (4, 5, 16)
     assert (value["throttle_active", "power"], value["throttle_active", "thermal"]) == (None, 0)
     assert readings[CARD, "throttle_active", "power"]["status"] == "stale"  # a first look

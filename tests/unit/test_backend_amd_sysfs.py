@@ -9,57 +9,10 @@ import pytest
 import hal_amd
 from hal.backend import Cost, GoneError, Group
 from hal.model import ProbeState, Scope, Status
+from tests.amd_root import UNIQUE, Root
 
 MISSING = "libhal-no-such-library.so"
 CARD, SECOND = "amd:pci-0000:c1:00.0", "amd:pci-0000:c6:00.0"
-UNIQUE = 0x0A1B2C3D4E5F6071
-
-
-class Root:
-    """A fabricated root with cards in it."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def write(self, name, text):
-        file = self.path / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(f"{text}\n")
-
-    def card(self, bdf, number, **files):
-        folder = f"sys/bus/pci/drivers/amdgpu/{bdf}"
-        facts = {
-            "vendor": "0x1002",
-            "device": "0x740f",
-            "numa_node": 1,
-            "unique_id": f"{UNIQUE + number:016x}",
-            "mem_info_vram_total": 64 << 30,
-            "mem_info_vram_used": 1 << 30,
-            "mem_info_gtt_total": 32 << 30,
-            "mem_info_gtt_used": 0,
-            "gpu_busy_percent": 25,
-            "mem_busy_percent": 5,
-            "hwmon/hwmon3/power1_average": 42_000_000,
-            "hwmon/hwmon3/power1_cap": 300_000_000,
-            "hwmon/hwmon3/temp1_label": "edge",
-            "hwmon/hwmon3/temp1_input": 35_000,
-            "hwmon/hwmon3/temp2_label": "junction",
-            "hwmon/hwmon3/temp2_input": 41_000,
-        } | files
-        for name, value in facts.items():
-            if value is not None:
-                self.write(f"{folder}/{name}", value)
-        (self.path / folder / f"drm/card{number}").mkdir(parents=True)
-        (self.path / folder / f"drm/renderD{128 + number}").mkdir(parents=True)
-
-    def node(self, number, gpu_id, location, unique, simds=416):
-        folder = f"sys/class/kfd/kfd/topology/nodes/{number}"
-        self.write(f"{folder}/gpu_id", gpu_id)
-        self.write(
-            f"{folder}/properties",
-            f"simd_count {simds}\nsimd_per_cu 4\nlocation_id {location}\ndomain 0\n"
-            f"gfx_target_version 90010\nunique_id {unique}\n",
-        )
 
 
 @pytest.fixture
@@ -151,6 +104,113 @@ def test_every_group_is_answered(backend):
 def test_processes(backend):
     found = [(p.device, p.pid, p.name, p.memory_bytes) for p in backend.processes([CARD, SECOND], math.inf)]
     assert found == [(CARD, 7, "trainer", 50)]
+
+
+def test_processes_that_have_the_card_open(root, backend):
+    """One that KFD counts is counted once; a client that is open twice as well; other drivers' not at all."""
+    facts = {"drm-driver": "amdgpu", "drm-pdev": "0000:c6:00.0"}
+    root.client(7, 3, "renderD129", **facts | {"drm-client-id": 1, "drm-memory-vram": "999 KiB"})
+    root.client(20, 3, "renderD130", **facts | {"drm-client-id": 2, "drm-memory-vram": "100 KiB"})
+    root.client(20, 4, "renderD130", **facts | {"drm-client-id": 2, "drm-memory-vram": "100 KiB"})
+    root.client(20, 5, "card2", **facts | {"drm-client-id": 3, "drm-resident-vram": "2 MiB"})
+    root.client(21, 3, "renderD130", **facts | {"drm-client-id": 4})
+    root.client(22, 3, "renderD131", **facts | {"drm-driver": "i915", "drm-client-id": 4})
+    root.client(23, 3, "renderD130", **facts | {"drm-client-id": 5, "drm-memory-vram": "0"})
+    (root.path / "proc/24").mkdir(parents=True)
+    found = {(p.pid, p.name): (p.memory_bytes, p.status) for p in backend.processes([SECOND], math.inf)}
+    assert found == {
+        (7, "trainer"): (999 << 10, Status.OK),
+        (20, "client"): ((100 << 10) + (2 << 20), Status.OK),
+        (21, "client"): (None, Status.UNSUPPORTED),
+    }
+    assert [p.memory_bytes for p in backend.processes([CARD], math.inf)] == [50]  # as KFD has it
+
+
+# ---- kinds of machines ------------------------------------------------------------------------------
+
+
+def machine(tmp_path, build):
+    root = Root(tmp_path)
+    build(root)
+    backend = hal_amd.Backend(root=str(tmp_path), library=MISSING)
+    probe = backend.probe()
+    assert probe.state is ProbeState.READY
+    assert "reduced" in probe.reason
+    device = backend.enumerate().devices[0]
+    readings = backend.sample(list(Group), [device.id], math.inf)
+    return device, {(reading.name, *reading.labels.values()): reading.value for reading in readings}
+
+
+def test_mi300x_in_eight_partitions(tmp_path):
+    def build(root):
+        root.card("0000:05:00.0", 1, product_name="AMD Instinct MI300X OAM", device="0x74a1",
+                  mem_info_vram_total=206_141_652_992, mem_info_vis_vram_total=206_141_652_992,
+                  current_compute_partition="CPX", current_memory_partition="NPS4",
+                  **{"hwmon/hwmon3/power1_average": None, "hwmon/hwmon3/power1_input": 140_000_000,
+                     "hwmon/hwmon3/temp1_label": "junction", "hwmon/hwmon3/temp2_label": "mem"})  # fmt: skip
+        for part in range(8):
+            root.node(part + 1, 1000 + part, 5 << 8 | part, UNIQUE + 1, simds=152, gfx=90402)
+
+    device, value = machine(tmp_path, build)
+    assert (device.model, device.architecture) == ("AMD Instinct MI300X OAM", "gfx942")
+    assert (device.compute_units, device.memory_bytes) == (304, 206_141_652_992)
+    assert device.attributes == {"amd.compute_partition": "CPX", "amd.memory_partition": "NPS4"}
+    assert (value["power_watts", "instant"], value["power_watts", "average"]) == (140, None)
+    assert (value["temperature_celsius", "hotspot"], value["temperature_celsius", "core"]) == (35, None)
+    assert value["memory_total_bytes", "bar1"] == 206_141_652_992
+
+
+def test_a_second_die_of_mi250x(tmp_path):
+    def build(root):
+        root.card("0000:c6:00.0", 2, **{f"hwmon/hwmon3/power1_{word}": None for word in ("average", "cap")})
+        root.node(1, 4711, 0xC6 << 8, UNIQUE + 2, simds=440)
+
+    device, value = machine(tmp_path, build)
+    assert (device.id, device.compute_units, device.architecture) == (SECOND, 110, "gfx90a")
+    assert (value["power_watts", "average"], value["power_limit_watts",]) == (None, None)
+    assert value["temperature_celsius", "hotspot"] == 41
+
+
+def test_mi210(tmp_path):
+    device, value = machine(
+        tmp_path, lambda root: (root.card("0000:c1:00.0", 1), root.node(1, 4711, 0xC1 << 8, UNIQUE + 1))
+    )
+    assert (device.compute_units, value["power_limit_watts",], value["compute_busy_ratio",]) == (
+        104,
+        300,
+        0.25,
+    )
+
+
+def test_an_apu_lives_in_the_hosts_memory(tmp_path):
+    def build(root):
+        root.card("0000:e3:00.0", 0, device="0x150e", unique_id=None, numa_node=-1, mem_busy_percent=None,
+                  mem_info_vram_total=512 << 20, mem_info_vram_used=100 << 20,
+                  mem_info_gtt_total=48 << 30, mem_info_gtt_used=6 << 30,
+                  mem_info_vis_vram_total=512 << 20, mem_info_vis_vram_used=100 << 20,
+                  **{"hwmon/hwmon3/power1_cap": None, "hwmon/hwmon3/temp2_label": None})  # fmt: skip
+        root.node(1, 4711, 0xE3 << 8, 0, simds=32, simds_per_cu=2, gfx=110500)
+
+    device, value = machine(tmp_path, build)
+    assert {heap.name: heap.total_bytes for heap in device.heaps} == {"vram": 512 << 20, "gtt": 48 << 30}
+    assert (device.serial, device.numa_node, device.compute_units) == (None, None, 16)
+    assert device.architecture == "gfx1150"
+    assert (value["memory_used_bytes", "gtt"], value["memory_free_bytes", "gtt"]) == (6 << 30, 42 << 30)
+    assert value["memory_bandwidth_busy_ratio",] is None
+
+
+def test_a_card_for_the_desktop(tmp_path):
+    def build(root):
+        root.card("0000:03:00.0", 0, device="0x744c", mem_info_vram_total=24 << 30,
+                  mem_info_vis_vram_total=256 << 20, mem_info_vis_vram_used=10 << 20,
+                  **{"hwmon/hwmon3/pwm1": 51, "hwmon/hwmon3/pwm1_max": 255, "hwmon/hwmon3/fan1_input": 1200,
+                     "hwmon/hwmon3/temp3_label": "mem", "hwmon/hwmon3/temp3_input": 62_000})  # fmt: skip
+
+    device, value = machine(tmp_path, build)
+    assert (device.model, device.compute_units, device.architecture) == ("AMD GPU", None, None)  # no KFD
+    assert (value["fan_ratio", "0"], value["fan_rpm", "0"]) == (0.2, 1200)
+    assert (value["memory_total_bytes", "bar1"], value["memory_free_bytes", "bar1"]) == (256 << 20, 246 << 20)
+    assert value["temperature_celsius", "memory"] == 62
 
 
 def test_unknown_ids(backend):

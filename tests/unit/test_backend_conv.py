@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -33,6 +34,47 @@ def test_nvidia_units():
     assert nvidia.ratio(37) == 0.37
     assert nvidia.ratio(101).status is Status.ERROR
     assert nvidia.celsius(2**31 - 1).status is Status.ERROR
+
+
+@pytest.mark.parametrize(
+    ("convert", "raw"),
+    [
+        (nvidia.size, 1 << 51),
+        (nvidia.watts, 2**32 - 2),
+        (nvidia.hertz, 2**31),
+        (nvidia.joules, 2**64 - 2),
+        (nvidia.seconds, -1),
+        (nvidia.fan, 201),
+        (nvidia.flag, 2),
+        (nvidia.fraction, 101.5),
+        (nvidia.fraction, -0.1),
+        (nvidia.fraction, math.nan),
+        (nvidia.fraction, math.inf),
+        (nvidia.link_up, 9),
+        (nvidia.performance, 33),
+    ],
+)
+def test_nvidia_absurd_figures_are_errors(convert, raw):
+    value = convert(raw)
+    assert (value.value, value.status) == (None, Status.ERROR)
+    assert str(raw) in value.detail
+
+
+def test_a_rail_of_no_watts_is_one_without_a_sensor():
+    assert nvidia.rail(20_000) == 20
+    assert nvidia.rail(0).status is Status.UNSUPPORTED
+
+
+def test_nvidia_fractions():
+    assert nvidia.fraction(37.5) == 0.375
+    assert nvidia.fraction(100.2) == 1.0  # rounding of the counters
+    assert nvidia.fraction(0.0) == 0.0
+
+
+def test_nvidia_choices():
+    assert nvidia.choice(2, 4) == (0, 0, 1, 0)
+    assert {answer.status for answer in nvidia.choice(4, 4)} == {Status.ERROR}
+    assert {answer.status for answer in nvidia.choice(MAX32, 4)} == {Status.UNSUPPORTED}
 
 
 @pytest.mark.parametrize("convert", [nvidia.count, nvidia.watts, nvidia.ratio, nvidia.celsius])

@@ -10,7 +10,7 @@ import time
 import pytest
 
 import hal_cpu
-from hal.backend import GoneError, Group, HalError
+from hal.backend import Cost, GoneError, Group, HalError
 from hal.model import Enforcement, Rung, SliceKind, Status
 
 ID = "cpu:host"
@@ -124,6 +124,23 @@ def test_a_look_of_a_moment_ago_is_used(root, backend):
     assert time.monotonic() - begun < 0.09
     assert busy.value == pytest.approx(0.1)
     assert busy.window_seconds == pytest.approx(0.11, abs=0.1)
+
+
+def test_fast_figures_alone_are_never_waited_for(root, backend, monkeypatch):
+    def busy(now):
+        monkeypatch.setattr(time, "monotonic", lambda: now)
+        found = backend.sample([Group.ACTIVITY, Group.POWER], [ID], math.inf, frozenset({Cost.FAST}))
+        return next(reading for reading in found if reading.name == "compute_busy_ratio")
+
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it slept"))
+    first = busy(100.0)
+    assert (first.value, first.status, first.window_seconds) == (None, Status.STALE, None)
+    assert busy(100.01).value is None  # too soon for a window
+    write(root / "proc/stat", "cpu  125 0 100 875 0 0 0 0 0 0\n")
+    assert (busy(101.0).value, busy(101.0).window_seconds) == (0.25, 1.0)
+    write(root / "proc/stat", "cpu  225 0 100 875 0 0 0 0 0 0\n")
+    assert busy(101.05).value == 0.25  # the window before
+    assert (busy(103.0).value, busy(103.0).window_seconds) == (1.0, 2.0)
 
 
 def test_a_counter_that_stands_still_is_no_measurement(backend):

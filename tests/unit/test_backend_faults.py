@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import sys
 from types import ModuleType, SimpleNamespace
@@ -11,7 +12,7 @@ import pytest
 
 import hal_amd
 import hal_nvidia
-from hal.backend import GoneError, Group, StateError, UnsupportedError
+from hal.backend import GoneError, Group, StateError, TemporaryError, UnsupportedError
 from hal.model import Status
 
 
@@ -67,15 +68,30 @@ class Nvml(ModuleType):
             value.nvmlReturn = 3
         return values
 
-    def nvmlDeviceGetComputeRunningProcesses_v2(self, handle):
-        return self.processes["Compute"]
-
-    def nvmlDeviceGetGraphicsRunningProcesses_v3(self, handle):
-        return self.processes["Graphics"]
-
     def check(self, call, uuid):
         if (call, uuid) in self.failing:
             raise NvmlError(self.failing[call, uuid])
+
+
+class Lists:
+    """The shared library, for the lists that are asked for past pynvml."""
+
+    def __init__(self, fake):
+        self.nvmlDeviceGetComputeRunningProcesses_v2 = self.list_of(fake.processes, "Compute")
+        self.nvmlDeviceGetGraphicsRunningProcesses_v3 = self.list_of(fake.processes, "Graphics")
+
+    @staticmethod
+    def list_of(processes, kind):
+        def call(handle, count, entries):
+            room, found = count._obj.value, processes[kind]
+            count._obj.value = len(found) if isinstance(found, list) else found
+            if entries is None or not isinstance(found, list) or len(found) > room:
+                return 7 if found else 0
+            for entry, (pid, used) in zip(entries, found, strict=False):
+                entry.pid, entry.usedGpuMemory = pid, used
+            return 0
+
+        return call
 
 
 @pytest.fixture
@@ -86,8 +102,10 @@ def nvml(monkeypatch):
 
 
 @pytest.fixture
-def nvidia(nvml, tmp_path):
-    return hal_nvidia.Backend(root=str(tmp_path), library="libc.so.6")
+def nvidia(nvml, tmp_path, monkeypatch):
+    backend = hal_nvidia.Backend(root=str(tmp_path), library="libc.so.6")
+    monkeypatch.setattr(nvml, "nvmlInit", lambda: setattr(nvml, "nvmlLib", Lists(nvml)))
+    return backend
 
 
 def sample(backend, group, *ids):
@@ -146,10 +164,33 @@ def test_an_unknown_nvidia_id(nvidia, subject):
 def test_nvidia_processes_are_merged_by_pid(nvml, nvidia, tmp_path):
     (tmp_path / "proc/7").mkdir(parents=True)
     (tmp_path / "proc/7/comm").write_text("python\n")
-    entry = lambda pid, used: SimpleNamespace(pid=pid, usedGpuMemory=used)  # noqa: E731
-    nvml.processes = {"Compute": [entry(7, None), entry(8, 2**64 - 1)], "Graphics": [entry(7, 50)]}
+    nvml.processes = {"Compute": [(7, 2**64 - 1), (8, 2**64 - 1)], "Graphics": [(7, 50)]}
     found = [(p.pid, p.name, p.memory_bytes, p.status) for p in nvidia.processes(["nvidia:GPU-0"], math.inf)]
     assert found == [(7, "python", 50, Status.OK), (8, None, None, Status.UNSUPPORTED)]
+
+
+def test_absurd_entries_of_a_list_of_processes(nvml, nvidia):
+    nvml.processes["Compute"] = [(0, 5), (2**32 - 1, 5), (9, 2**60), (10, 5)]
+    found = [(p.pid, p.memory_bytes, p.status) for p in nvidia.processes(["nvidia:GPU-0"], math.inf)]
+    assert found == [(9, None, Status.ERROR), (10, 5, Status.OK)]
+
+
+def test_a_list_of_processes_without_end(nvml, nvidia):
+    nvml.processes["Compute"] = 2**32 - 1  # which pynvml would make room for
+    with pytest.raises(TemporaryError):
+        nvidia.processes(["nvidia:GPU-0"], math.inf)
+
+
+def test_lists_have_the_layout_of_pynvml():
+    from hal_nvidia import processes
+
+    for own, theirs in (
+        (processes._ProcessV2, pynvml.c_nvmlProcessInfo_v2_t),
+        (processes._Sample, pynvml.c_nvmlProcessUtilizationSample_t),
+    ):
+        assert ctypes.sizeof(own) == ctypes.sizeof(theirs)
+        for name, *_ in own._fields_:
+            assert getattr(own, name).offset == getattr(theirs, name).offset
 
 
 class Smi(ModuleType):
@@ -158,6 +199,7 @@ class Smi(ModuleType):
     AmdSmiMemoryType = SimpleNamespace(VRAM=0)
     AmdSmiTemperatureType = SimpleNamespace(EDGE=0, HOTSPOT=1)  # VRAM is not in this version
     AmdSmiTemperatureMetric = SimpleNamespace(CURRENT=0)
+    __version__ = "7.0.2"
 
     def __init__(self):
         super().__init__("amdsmi")
@@ -166,6 +208,9 @@ class Smi(ModuleType):
 
     def amdsmi_init(self): ...
     def amdsmi_shut_down(self): ...
+
+    def amdsmi_get_lib_version(self):
+        return {"major": 26, "minor": 0, "release": 2}
 
     def amdsmi_get_processor_handles(self):
         return list(range(len(self.bdfs)))

@@ -98,7 +98,7 @@ def test_hiding_all_devices_needs_no_library(tmp_path, backend, vendor, pci_clas
 
 @each_vendor
 def test_limits(backend, vendor, pci_class, word, fix):
-    assert backend().limits() == Enforcement(Rung.GUARD, Rung.NONE)
+    assert backend().limits() == Enforcement(Rung.GUARD, Rung.GUARD)
 
 
 # ---- a library that loads, and a wrapper that answers ------------------------------------------

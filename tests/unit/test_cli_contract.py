@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,29 @@ def test_help_has_an_example(command: str, hal: Hal) -> None:
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.startswith(f"usage: hal {command}")
     assert re.search(rf"^examples?:\n  hal (.*-- hal )?{command}\b", result.stdout, re.MULTILINE)
+
+
+def verbs() -> list[tuple[str, str]]:
+    """Every command of a command."""
+    found = []
+    for command, (module, _) in _COMMANDS.items():
+        parser = argparse.ArgumentParser()
+        getattr(import_module(module), f"configure_{command}")(parser)
+        for action in parser._actions:
+            found += [(command, verb) for verb in action.choices or () if isinstance(action.choices, dict)]
+    return found
+
+
+@pytest.mark.parametrize(("command", "verb"), verbs())
+def test_help_of_a_verb_has_an_example(command: str, verb: str, hal: Hal) -> None:
+    result = hal(command, verb, "--help")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith(f"usage: hal {command} {verb}")
+    assert re.search(rf"^examples?:\n  hal (.*-- hal )?{command} {verb}\b", result.stdout, re.MULTILINE)
+
+
+def test_there_are_verbs() -> None:
+    assert {("backend", "check"), ("lease", "release")} <= set(verbs())
 
 
 def test_the_overview_names_every_command(hal: Hal) -> None:

@@ -44,6 +44,14 @@ def test_the_guard_shows_its_hooks_only() -> None:
     assert marked <= found
 
 
+def test_the_guard_runs_on_glibc_2_28() -> None:
+    """It is preloaded into other people's containers, whose C library is older than the host's."""
+    listed = subprocess.run(["objdump", "-T", guard_library()], capture_output=True, text=True, check=True)
+    asked = re.findall(r"\*UND\*.*\(GLIBC_([0-9.]+)\) +(\S+)", listed.stdout)
+    assert asked
+    assert not [entry for entry in asked if tuple(map(int, entry[0].split("."))) > (2, 28)]
+
+
 def test_the_guard_needs_the_c_library_only() -> None:
     assert needed(guard_library()) <= {"libc.so.6", "libdl.so.2", "libpthread.so.0", "ld-linux-x86-64.so.2"}
 
@@ -54,7 +62,7 @@ def test_a_stand_in_shows_its_vendors_functions_only(name: str) -> None:
     found = exported(library)
     assert found
     # Tests switch faults on in a driver that is loaded already.
-    own = found - {"hal_emulator_faults"}
+    own = {name for name in found if not name.startswith("hal_emulator_")}
     assert not [symbol for symbol in own if not re.fullmatch(DRIVERS[name], symbol)]
     assert needed(library) <= {"libc.so.6", "libdl.so.2", "libpthread.so.0", "ld-linux-x86-64.so.2"}
 

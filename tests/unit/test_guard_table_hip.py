@@ -1,5 +1,5 @@
-"""The guard's table of HIP functions against all that the runtime has, and against an installed header: what
-it hooks exists, and what allocates is hooked or named here with the reason why it is not."""
+"""The guard's table of HIP functions against all that the runtime has, and an installed header: what it hooks
+exists, and what allocates is hooked or named here with the reason why it is not."""
 
 from __future__ import annotations
 

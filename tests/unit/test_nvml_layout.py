@@ -18,6 +18,13 @@ STRUCTURES = {
     "nvmlPciInfo_v2_t": pynvml.nvmlPciInfo_v2_t,
     "nvmlMemory_t": pynvml.c_nvmlMemory_t,
     "nvmlMemory_v2_t": pynvml.c_nvmlMemory_v2_t,
+    "nvmlBAR1Memory_t": pynvml.c_nvmlBAR1Memory_t,
+    "nvmlFanSpeedInfo_t": pynvml.c_nvmlFanSpeedInfo_t,
+    "nvmlPowerValue_v2_t": pynvml.c_nvmlPowerValue_v2_t,
+    "nvmlGpmMetricInfo_t": pynvml.c_metricInfo_t,
+    "nvmlGpmMetric_t": pynvml.c_nvmlGpmMetric_t,
+    "nvmlGpmMetricsGet_t": pynvml.c_nvmlGpmMetricsGet_t,
+    "nvmlGpmSupport_t": pynvml.c_nvmlGpmSupport_t,
     "nvmlUtilization_t": pynvml.c_nvmlUtilization_t,
     "nvmlTemperature_v1_t": pynvml.c_nvmlTemperature_v1_t,
     "nvmlValue_t": pynvml.c_nvmlValue_t,
@@ -34,6 +41,8 @@ STRUCTURES = {
     "nvmlComputeInstanceProfileInfo_t": pynvml.c_nvmlComputeInstanceProfileInfo_t,
     "nvmlComputeInstanceProfileInfo_v2_t": pynvml.c_nvmlComputeInstanceProfileInfo_v2_t,
     "nvmlComputeInstanceInfo_t": pynvml.c_nvmlComputeInstanceInfo_t,
+    "nvmlSetMemoryLimits_v1_t": pynvml.c_nvmlSetMemoryLimits_v1_t,
+    "nvmlGetMemoryLimits_v1_t": pynvml.c_nvmlGetMemoryLimits_v1_t,
     "nvmlDeviceAttributes_t": pynvml.c_nvmlDeviceAttributes,
 }
 # NVML's first form of it, which pynvml no longer has.

@@ -218,3 +218,12 @@ def test_all_installed_backends_are_found_by_their_entry_points() -> None:
     assert [source.name for source in sources] == sorted(source.name for source in sources)
     assert {"amd", "cpu", "null", "nvidia"} <= {source.name for source in sources}
     assert [source.name for source in discover(["cpu"])] == ["cpu"]
+
+
+def test_what_a_glance_said_is_looked_at_again_on_a_refresh() -> None:
+    looks: list[Fake | Probe] = [Probe(ProbeState.ABSENT, "not yet"), Fake("late")]
+    machine = Machine([Source("late", lambda: looks.pop(0))])
+    assert machine.inventory().devices == ()
+    assert machine.probes()["late"].reason == "not yet"
+    assert [device.id for device in machine.inventory(refresh=True).devices] == ["late:one"]
+    assert machine.probes()["late"].state is ProbeState.READY

@@ -11,13 +11,36 @@ import msgspec
 import pytest
 
 from hal.backend import StateError
-from hal.scheduler.core import Lease, LeaseState
+from hal.scheduler.core import DeviceFacts, LeaseState, NodeFacts, NodeJoined, State, Submit
+from hal.scheduler.core.records import DamagedError, Row, changes, read, restore
+from hal.scheduler.core.request import Request
 from hal.scheduler.store import Store
 
+NODE = NodeFacts(
+    "local",
+    1000,
+    1 << 30,
+    (DeviceFacts("nvidia:GPU-1", "nvidia", "x", 80 << 30), DeviceFacts("amd:1", "amd", "x", 100)),
+)
+# As format 1 had them: one device a lease, times in seconds.
+_OLD = {
+    "id": "a",
+    "device": "nvidia:GPU-1",
+    "memory_bytes": 20 << 30,
+    "whole": False,
+    "name": "ünï",
+    "uid": 1000,
+    "key": "key-a",
+    "ttl_seconds": 15.0,
+    "holder_pid": 4711,
+    "epoch": 7,
+    "expires": 123.5,
+    "state": "active",
+}
 
-def lease(id: str, **fields: object) -> Lease:
-    plain = Lease(id, "nvidia:GPU-1", 20 << 30, False, "job", 1000, f"key-{id}", 15.0, 4711, 7, 123.5)
-    return msgspec.structs.replace(plain, **fields)
+
+def row(id: str, value: bytes = b"x") -> Row:
+    return ("lease", id, value)
 
 
 @pytest.fixture
@@ -32,44 +55,39 @@ def store(path: Path) -> Iterator[Store]:
     opened.close()
 
 
-def reopened(path: Path) -> list[Lease]:
+def reopened(path: Path) -> list[Row]:
     again = Store(path)
     try:
-        return again.leases()
+        return again.rows()
     finally:
         again.close()
 
 
-def test_what_was_put_is_there_after_reopening_in_every_field(path: Path, store: Store) -> None:
-    leases = [lease("a"), lease("b", whole=True, name="ünï", memory_bytes=1 << 60, state=LeaseState.ENDING)]
-    for one in leases:
-        store.put(one)
+def test_what_was_put_is_there_after_reopening(path: Path, store: Store) -> None:
+    rows = [row("a", b"\0\xff"), ("meta", "counters", b""), ("waiting", "ünï", b"y")]
+    store.put(rows)
     store.close()
-    assert reopened(path) == leases
+    assert reopened(path) == rows
 
 
-def test_put_again_replaces_and_delete_removes(path: Path, store: Store) -> None:
-    store.put(lease("a"))
-    store.put(lease("b"))
+def test_put_again_replaces_and_none_removes(path: Path, store: Store) -> None:
+    store.put([row("a"), row("b")])
     store.commit()
-    store.put(lease("a", epoch=8))
-    store.delete("b")
-    store.delete("never there")
+    store.put([row("a", b"y"), ("lease", "b", None), ("lease", "never there", None)])
     store.close()
-    assert reopened(path) == [lease("a", epoch=8)]
+    assert reopened(path) == [row("a", b"y")]
 
 
 def test_only_what_was_committed_survives_a_kill(path: Path) -> None:
     child = os.fork()
     if child == 0:
         own = Store(path)
-        own.put(lease("said"))
+        own.put([row("said")])
         own.commit()
-        own.put(lease("unsaid"))
-        own.delete("said")
+        own.put([row("unsaid"), ("lease", "said", None)])
         os._exit(0)  # without close(): as if killed
     os.waitpid(child, 0)
-    assert reopened(path) == [lease("said")]
+    assert reopened(path) == [row("said")]
 
 
 def test_a_commit_without_changes_and_a_second_close_are_no_errors(path: Path, store: Store) -> None:
@@ -81,7 +99,7 @@ def test_a_commit_without_changes_and_a_second_close_are_no_errors(path: Path, s
 
 
 def test_unlink_leaves_nothing(path: Path, store: Store) -> None:
-    store.put(lease("a"))
+    store.put([row("a")])
     store.commit()
     assert {"leases.db", "leases.db-wal"} <= {file.name for file in path.parent.iterdir()}
     store.close()
@@ -97,8 +115,7 @@ def test_what_is_no_database_is_refused(path: Path) -> None:
 
 
 def test_a_damaged_database_is_refused(path: Path, store: Store) -> None:
-    for number in range(200):
-        store.put(lease(f"{number:03}"))
+    store.put([row(f"{number:03}", bytes(200)) for number in range(200)])
     store.close()
     whole = path.read_bytes()
     path.write_bytes(whole[:4096] + b"\xff" * (len(whole) - 4096))
@@ -107,23 +124,21 @@ def test_a_damaged_database_is_refused(path: Path, store: Store) -> None:
 
 
 @pytest.mark.parametrize("value", [b"", b"\xc1", msgspec.msgpack.encode({"id": "a"}), b"\x80"])
-def test_a_row_that_is_no_lease_is_refused(path: Path, store: Store, value: bytes) -> None:
-    store.close()
-    with sqlite3.connect(path) as raw:
-        raw.execute("INSERT INTO lease VALUES ('a', ?)", (value,))
-    raw.close()
-    with pytest.raises(StateError, match=f"the lease store {path} is damaged: "):
-        reopened(path)
+@pytest.mark.parametrize("kind", ["lease", "waiting", "queue", "mix"])
+def test_a_row_that_is_none_of_ours_is_damage(kind: str, value: bytes) -> None:
+    with pytest.raises(DamagedError, match=f"the {kind} 'a' cannot be read"):
+        read([(kind, "a", value)])
+    with pytest.raises(DamagedError, match="unknown kind 'lesae'"):
+        read([("lesae", "a", value)])
 
 
-def test_another_version_is_refused_and_left_as_it_is(path: Path, store: Store) -> None:
-    store.put(lease("a"))
+def test_a_later_version_is_refused_and_left_as_it_is(path: Path, store: Store) -> None:
     store.close()
     with sqlite3.connect(path) as raw:
-        raw.execute("PRAGMA user_version=2")
+        raw.execute("PRAGMA user_version=3")
     raw.close()
     for _ in range(2):
-        with pytest.raises(StateError, match=r"another version of hal \(format 2\)"):
+        with pytest.raises(StateError, match=r"another version of hal \(format 3\)"):
             Store(path)
 
 
@@ -132,9 +147,62 @@ def test_a_store_in_no_directory_is_refused(tmp_path: Path) -> None:
         Store(tmp_path / "missing" / "leases.db")
 
 
-def test_the_highest_epoch_outlives_its_lease(tmp_path: Path) -> None:
-    store = Store(tmp_path / "leases.db")
-    store.put(lease("one", epoch=7))
-    store.delete("one")
+def test_a_state_is_the_same_after_it_was_stored(path: Path, store: Store) -> None:
+    state = State()
+    state.apply(NodeJoined(NODE), 0)
+    for number in range(3):
+        state.apply(Submit(Request(wait=True), str(number), str(number), 1), 0)
+    store.put(changes(state))
     store.close()
-    assert Store(tmp_path / "leases.db").epoch() == 7
+    again = restore(read(reopened(path)), [NODE])
+    assert again.leases == state.leases
+    assert again.waiting == state.waiting
+    assert len(again.leases) == 2
+    assert again.world.counters.epoch == 2
+
+
+# ---- format 1 ---------------------------------------------------------------------------------
+
+
+def old_store(path: Path, *leases: dict[str, object]) -> None:
+    with sqlite3.connect(path) as raw:
+        raw.executescript(
+            "CREATE TABLE lease (id TEXT PRIMARY KEY, value BLOB NOT NULL);"
+            "CREATE TABLE fence (one INTEGER PRIMARY KEY CHECK (one = 1), epoch INTEGER NOT NULL);"
+            "INSERT INTO fence VALUES (1, 9); PRAGMA user_version=1;"
+        )
+        for lease in leases:
+            raw.execute("INSERT INTO lease VALUES (?, ?)", (lease["id"], msgspec.msgpack.encode(lease)))
+    raw.close()
+
+
+def test_leases_of_format_1_are_taken_over(path: Path) -> None:
+    whole = _OLD | {
+        "id": "b",
+        "device": "amd:1",
+        "memory_bytes": 100,
+        "whole": True,
+        "state": "ending",
+        "epoch": 8,
+    }
+    old_store(path, _OLD, whole)
+    for _ in range(2):  # the second time it is format 2 already
+        state = restore(read(reopened(path)), [NODE])
+        a, b = state.leases["a"], state.leases["b"]
+        assert (a.name, a.uid, a.key, a.holder_pid, a.epoch) == ("ünï", 1000, "key-a", 4711, 7)
+        assert (a.request.ttl_ms, a.expires, a.state) == (15_000, 123_500, LeaseState.ACTIVE)
+        assert [(spot.devices, spot.shape.memory_bytes) for spot in a.spots()] == [
+            (("nvidia:GPU-1",), 20 << 30)
+        ]
+        assert b.state is LeaseState.ENDING
+        assert b.spots()[0].shape.whole
+        assert state.world.counters.epoch == 9, "also of leases that are no more"
+        assert state.world.fleet.bytes_free.max() == 60 << 30
+
+
+def test_a_damaged_store_of_format_1_stays_as_it_is(path: Path) -> None:
+    old_store(path, {"id": "a"})
+    before = path.read_bytes()
+    with pytest.raises(StateError, match="is damaged"):
+        Store(path)
+    assert path.read_bytes()[100:] == before[100:]

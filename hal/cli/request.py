@@ -1,0 +1,210 @@
+"""What `hal run` and `hal lease take` ask for: options, or a request file, as one request."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hal.cli.exits import UsageError
+from hal.inventory import Machine
+from hal.scheduler.core.request import Alternative, InvalidError, Member, Request, Topology, check
+from hal.units import parse_bytes, parse_seconds
+
+__all__ = ["configure_request", "the_request"]
+
+
+def configure_request(parser: argparse.ArgumentParser) -> None:
+    slices = parser.add_argument_group("what")
+    slices.add_argument(
+        "--memory", metavar="SIZE", help="device memory, such as 20GiB; without it a whole device"
+    )
+    which = slices.add_mutually_exclusive_group()
+    which.add_argument("--vendor", metavar="NAME", help="a device of this vendor, as 'hal list' shows it")
+    which.add_argument("--device", metavar="ID", help="this device")
+    which.add_argument(
+        "--select",
+        metavar="SELECTOR",
+        help="a device of which this holds: 'vendor == \"amd\" && memory >= 64Gi'",
+    )
+    which.add_argument(
+        "--any",
+        metavar="SELECTOR[:SIZE]",
+        action="append",
+        help="one alternative, the best first; again for more: --any 'vendor == \"nvidia\":20GiB'",
+    )
+    which.add_argument("--request", metavar="FILE", help="all that is wanted, as TOML (docs/scheduler.md)")
+    slices.add_argument("--compute", metavar="PERCENT", help="share of the device's compute, such as 50%%")
+    slices.add_argument("--count", type=int, metavar="N", help="so many devices (1)")
+    slices.add_argument(
+        "--topology",
+        choices=[one.value for one in Topology],
+        help="how several devices lie to one another (node)",
+    )
+    slices.add_argument(
+        "--gang",
+        type=int,
+        metavar="N",
+        help="start the program N times, each in a slice of its own, or not at all",
+    )
+    turn = parser.add_argument_group("when")
+    turn.add_argument("--wait", action="store_true", help="wait in the queue when there is no room now")
+    turn.add_argument("--queue", metavar="NAME", help="the queue (default)")
+    turn.add_argument("--priority", type=int, metavar="N", help="within the queue, the greater first (0)")
+    turn.add_argument("--class", dest="preset", metavar="NAME", help="training, inference, batch or your own")
+    turn.add_argument("--duration", metavar="TIME", help="how long it takes at most, such as 30min")
+    turn.add_argument("--deadline", metavar="TIME", help="how long it is worth waiting for")
+    parser.add_argument("--name", default="", help="what to call the lease")
+
+
+def the_request(options: argparse.Namespace) -> tuple[Request, str | None]:
+    """The request, and the class that it is of.
+
+    Raises UsageError that names the option or field; GoneError when the device named is not here.
+    """
+    try:
+        request, preset = _of_file(Path(options.request)) if options.request else (_of_options(options), None)
+        changes: dict[str, Any] = {}
+        for field in ("queue", "priority"):
+            if getattr(options, field) is not None:
+                changes[field] = getattr(options, field)
+        if options.name:
+            changes["name"] = options.name
+        if options.wait:
+            changes["wait"] = True
+        for field in ("duration", "deadline"):
+            if getattr(options, field) is not None:
+                changes[f"{field}_ms"] = round(1000 * parse_seconds(getattr(options, field)))
+        request = msgspec.structs.replace(request, **changes)
+        check(request)
+    except InvalidError as error:
+        raise UsageError(_plainly(str(error))) from None
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    return request, options.preset or preset
+
+
+def _plainly(message: str) -> str:
+    """Without the position where an option gave the only one that there is."""
+    return message.removeprefix("members[0].alternatives[0].")
+
+
+# ---- options ----------------------------------------------------------------------------------
+
+
+def _of_options(options: argparse.Namespace) -> Request:
+    plain: dict[str, Any] = {}
+    if options.memory is not None:
+        plain["memory_bytes"] = parse_bytes(options.memory)
+    if options.compute is not None:
+        plain["compute_milli"] = _milli(options.compute)
+    if options.count is not None:
+        plain["count"] = options.count
+    if options.topology is not None:
+        plain["topology"] = Topology(options.topology)
+    if options.any:
+        alternatives = tuple(_alternative(text, plain) for text in options.any)
+    else:
+        alternatives = (Alternative(selector=_selector(options), **plain),)
+    return Request(members=(Member(alternatives, options.gang or 1),))
+
+
+def _selector(options: argparse.Namespace) -> str:
+    if options.device is not None:
+        with Machine() as machine:
+            return f"id == {json.dumps(machine.find(options.device).id)}"
+    if options.vendor is not None:
+        return f"vendor == {json.dumps(options.vendor)}"
+    return options.select or ""
+
+
+def _alternative(text: str, plain: dict[str, Any]) -> Alternative:
+    """``SELECTOR``, ``SELECTOR:SIZE`` or ``:SIZE``; a selector may itself have a colon."""
+    selector, colon, size = text.rpartition(":")
+    if colon:
+        try:
+            return Alternative(**(plain | {"selector": selector.strip(), "memory_bytes": parse_bytes(size)}))
+        except ValueError:
+            if not any(mark in size for mark in "\"'?()"):
+                raise
+    return Alternative(**(plain | {"selector": text.strip()}))
+
+
+def _milli(text: str) -> int:
+    number = text.strip().removesuffix("%")
+    try:
+        share = round(10 * float(number))
+    except (ValueError, OverflowError):
+        share = 0
+    if not 1 <= share <= 1000:
+        raise ValueError(f"'{text}' is no share: write it like 50%")
+    return share
+
+
+# ---- files ------------------------------------------------------------------------------------
+
+_UNITS = {
+    "memory": ("memory_bytes", parse_bytes),
+    "ram": ("ram_bytes", parse_bytes),
+    "compute": ("compute_milli", _milli),
+    "cpu": ("cpu_milli", lambda cores: round(1000 * float(cores))),
+    "max_price": ("max_micros_per_hour", lambda price: round(1_000_000 * float(price))),
+    "slack": ("slack_ms", lambda text: round(1000 * parse_seconds(text))),
+    "duration": ("duration_ms", lambda text: round(1000 * parse_seconds(text))),
+    "deadline": ("deadline_ms", lambda text: round(1000 * parse_seconds(text))),
+    "ttl": ("ttl_ms", lambda text: round(1000 * parse_seconds(text))),
+}
+
+
+def _of_file(path: Path) -> tuple[Request, str | None]:
+    try:
+        content = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not TOML: {error}") from None
+    try:
+        fields = _fields(content, "")
+        if "member" in fields:
+            fields["members"] = [
+                _member(one, number) for number, one in enumerate(_list(fields.pop("member")))
+            ]
+        elif "any" in fields:
+            fields["members"] = [_member({"any": fields.pop("any")}, 0)]
+        preset = msgspec.convert(fields.pop("class", None), str | None)
+        return msgspec.convert(fields, Request), preset
+    except (msgspec.ValidationError, ValueError) as error:
+        raise UsageError(f"{path}: {error}") from None
+
+
+def _member(table: dict[str, Any], number: int) -> dict[str, Any]:
+    fields = dict(table)
+    if "any" in fields:
+        where = f"member[{number}].any"
+        fields["alternatives"] = [
+            _fields(one, f"{where}[{place}].") for place, one in enumerate(_list(fields.pop("any")))
+        ]
+    return fields
+
+
+def _list(value: Any) -> list[Any]:
+    if not (isinstance(value, list) and all(isinstance(one, dict) for one in value)):
+        raise ValueError("write members as [[member]] and alternatives as [[any]] or [[member.any]]")
+    return value
+
+
+def _fields(table: dict[str, Any], where: str) -> dict[str, Any]:
+    """Units as people write them, turned into whole numbers."""
+    fields = dict(table)
+    for name, (field, convert) in _UNITS.items():
+        if name in fields:
+            value = fields.pop(name)
+            try:
+                fields[field] = convert(value if name in ("cpu", "max_price") else str(value))
+            except (ValueError, TypeError, OverflowError) as error:
+                raise ValueError(f"{where}{name}: {error}") from None
+    return fields

@@ -1,0 +1,197 @@
+"""Whether a request fits now, and where: every member, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from enum import StrEnum
+
+from msgspec import Struct
+
+from hal.scheduler.core.fleet import Shape, Spot
+from hal.scheduler.core.lease import Amount, Part, Waiting
+from hal.scheduler.core.placement import place
+from hal.scheduler.core.request import Alternative, Topology
+from hal.scheduler.core.world import World
+
+__all__ = ["Blocked", "Plan", "Why", "plan", "shape_of", "usable_alternatives"]
+
+_TRIES = 64  # placements beyond four a member, before a gang that may fit in some other way is left
+
+
+class Why(StrEnum):
+    ROOM = "room"
+    LIMIT = "limit"
+    QUOTA = "quota"  # it must not be preempted, and so has to stay within quota
+
+
+class Plan(Struct, frozen=True):
+    parts: tuple[Part, ...]
+    charge: Amount
+    micros_per_hour: int
+
+
+class Blocked(Struct, frozen=True):
+    why: Why
+    member: int
+    queue: str = ""  # whose limit or quota it is
+
+
+def shape_of(one: Alternative, count: int) -> Shape:
+    return Shape(
+        count=count,
+        memory_bytes=one.memory_bytes or 0,
+        compute_milli=0 if one.memory_bytes is None else one.compute_milli,
+        cpu_milli=one.cpu_milli,
+        ram_bytes=one.ram_bytes,
+        whole=one.memory_bytes is None,
+    )
+
+
+def usable_alternatives(one: Waiting, member: int, now: int) -> list[int]:
+    """By weight, then in the order given; those for which the deadline is far enough."""
+    request = one.request
+    left = None if request.deadline_ms is None else one.arrived + request.deadline_ms - now
+    alternatives = request.members[member].alternatives
+    numbers = [n for n, a in enumerate(alternatives) if left is None or a.slack_ms <= left]
+    return sorted(numbers, key=lambda number: (-alternatives[number].weight, number))
+
+
+def plan(world: World, one: Waiting, now: int, *, limits: bool = True) -> Plan | Blocked:
+    """Books nothing. Without ``limits`` only the devices count."""
+    with world.fleet.trial():
+        return _Search(world, one, now, limits).run()
+
+
+class _Search:
+    """Depth first over the members, those with the least choice first, within a bound of tries."""
+
+    def __init__(self, world: World, one: Waiting, now: int, limits: bool) -> None:
+        self.world = world
+        self.one = one
+        self.limits = limits
+        members = one.request.members
+        self.choices = [usable_alternatives(one, number, now) for number in range(len(members))]
+        units = [(m, r) for m, member in enumerate(members) for r in range(member.replicas)]
+        self.units = sorted(
+            units, key=lambda unit: (len(self.choices[unit[0]]), -self._demand(unit[0]), unit)
+        )
+        self.tries = _TRIES + 4 * len(units)
+        self.parts: list[Part] = []
+        self.blocked = Blocked(Why.ROOM, 0)
+        self.reached = -1
+
+    def run(self) -> Plan | Blocked:
+        charge = self._seat(0, Amount())
+        if charge is None:
+            return self.blocked
+        spots = tuple(spot for part in self.parts for spot in part.spots)
+        parts = tuple(sorted(self.parts, key=lambda part: (part.member, part.replica)))
+        return Plan(parts, charge, self._micros(spots))
+
+    def _demand(self, member: int) -> int:
+        alternatives = self.one.request.members[member].alternatives
+        return max(a.count * (a.memory_bytes or 1 << 40) for a in alternatives)
+
+    def _seat(self, index: int, before: Amount) -> Amount | None:
+        if index == len(self.units):
+            return before
+        member, replica = self.units[index]
+        for number, spots in self._options(member, index):
+            total = before + self.world.amount(spots)
+            if self.limits and (barred := self._barred(total)):
+                self._note(index, Blocked(barred[0], member, barred[1]))
+                continue
+            for spot in spots:
+                self.world.fleet.take(spot)
+            self.parts.append(Part(member, replica, number, spots))
+            charge = self._seat(index + 1, total)
+            if charge is not None:
+                return charge
+            self.parts.pop()
+            for spot in reversed(spots):
+                self.world.fleet.give(spot)
+        return None
+
+    def _options(self, member: int, index: int) -> Iterable[tuple[int, tuple[Spot, ...]]]:
+        """Alternatives that fit now; with a price to weigh, all of them, the best first."""
+        weigh = self.one.request.price_weight
+        found = self._fitting(member, index)
+        if not weigh:
+            return found
+        alternatives = self.one.request.members[member].alternatives
+        return sorted(
+            found,
+            key=lambda option: (
+                weigh * self._micros(option[1]) - alternatives[option[0]].weight * 1_000_000,
+                option[0],
+            ),
+        )
+
+    def _fitting(self, member: int, index: int) -> Iterator[tuple[int, tuple[Spot, ...]]]:
+        """The next is only placed when the one before was no good."""
+        for number in self.choices[member]:
+            spots = self.spots(self.one.request.members[member].alternatives[number])
+            if spots is None:
+                self._note(index, Blocked(Why.ROOM, member))
+            else:
+                yield number, spots
+
+    def _barred(self, total: Amount) -> tuple[Why, str] | None:
+        request, tree = self.one.request, self.world.tree
+        if (queue := tree.beyond_limit(request.queue, total)) is not None:
+            return Why.LIMIT, queue
+        if not request.preemptible and (queue := tree.beyond_quota(request.queue, total)) is not None:
+            return Why.QUOTA, queue
+        return None
+
+    def _note(self, index: int, blocked: Blocked) -> None:
+        """The reason that counts is that of the member up to which it went; room before limits."""
+        room = index == self.reached and blocked.why is Why.ROOM
+        if index > self.reached or room:
+            self.reached, self.blocked = index, blocked
+
+    def _micros(self, spots: tuple[Spot, ...]) -> int:
+        devices = [self.world.fleet.device(id) for spot in spots for id in spot.devices]
+        return sum(device.micros_per_hour for device in devices if device is not None)
+
+    def spots(self, one: Alternative) -> tuple[Spot, ...] | None:
+        world = self.world
+        if one.topology is Topology.FABRIC and one.count > 1:
+            for fabric in world.matcher.fabrics(world.fleet):
+                if (spot := self._place(one, one.count, fabric)) is not None:
+                    return (spot,)
+            return None
+        if one.count == 1 or one.topology in (Topology.NODE, Topology.FABRIC):
+            spot = self._place(one, one.count)
+            return None if spot is None else (spot,)
+        return self._apart(one)
+
+    def _apart(self, one: Alternative) -> tuple[Spot, ...] | None:
+        """Different devices, one at a time; with ``spread`` on different nodes."""
+        fleet = self.world.fleet
+        found: list[Spot] = []
+        closed: list[str] = []
+        with fleet.trial():
+            while len(found) < one.count and (spot := self._place(one, 1)) is not None:
+                fleet.take(spot)
+                found.append(spot)
+                row = fleet.row_of[spot.node]
+                node = fleet.facts[row]
+                assert node is not None
+                spread = one.topology is Topology.SPREAD
+                done = [device.id for device in node.devices] if spread else list(spot.devices)
+                closing = [device for device in done if fleet.usable[fleet.cell_of[device]]]
+                closed += closing
+                for device in closing:
+                    fleet.set_usable(device, False)
+        for device in closed:
+            fleet.set_usable(device, True)
+        return tuple(found) if len(found) == one.count else None
+
+    def _place(self, one: Alternative, count: int, fabric: str | None = None) -> Spot | None:
+        self.tries -= 1
+        if self.tries < 0:
+            return None
+        world = self.world
+        eligible = world.matcher.eligible(world.fleet, one, fabric)
+        return place(world.fleet, shape_of(one, count), eligible, world.policy, world.mix)

@@ -1,0 +1,131 @@
+"""The next in line has devices kept for it; others go ahead only where that does not delay it.
+
+Holders that have declared how long they need give the time at which it can begin at the latest. What
+is over by then may run anywhere; anything else only on devices that are not kept.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import numpy as np
+
+from hal.scheduler.core.admit import Plan, plan
+from hal.scheduler.core.lease import Amount, Lease, LeaseState, Waiting
+from hal.scheduler.core.world import Reservation, World
+
+__all__ = ["in_time", "leaves_room", "reserve"]
+
+_FIRST = 4  # leases that are thought away at first; then twice as many each time
+
+
+def reserve(world: World, one: Waiting, now: int) -> Reservation | None:
+    """What to keep for ``one``, which has no room now; None when it has none whatever ends.
+
+    Where nobody can tell when, what is kept stays the same as long as it serves, so that who waits is
+    not strung along. Otherwise it is worked out anew: the time never becomes later, and earlier when
+    a holder has ended before its time.
+    """
+    known = world.counters.reservation
+    if known is not None and known.id == one.id and known.at is None and _serves(world, known):
+        return known
+    leases = _in_order_of_end(world, one, now)
+    for number in _fewest(world, one, now, leases):
+        with world.without(leases[:number]):
+            found = plan(world, one, now)
+        if isinstance(found, Plan):
+            return _kept(world, one, found, leases[:number], now)
+    return None
+
+
+def in_time(world: World, one: Waiting, now: int) -> bool:
+    """Whether it is over, by its own word, before the next in line can begin."""
+    kept, duration = world.counters.reservation, one.request.duration_ms
+    return kept is not None and kept.at is not None and duration is not None and now + duration <= kept.at
+
+
+def leaves_room(world: World, one: Waiting, charge: Amount) -> bool:
+    """Whether the limits of the queues that both are in have room for it and the next in line."""
+    kept = world.counters.reservation
+    if kept is None:
+        return True
+    head = world.line.waiting[kept.id]
+    tree = world.tree
+    shared = set(tree.path(one.request.queue)) & set(tree.path(head.request.queue))
+    return all(tree.queues[name].limit.hold(tree.used[name] + charge + kept.charge) for name in shared)
+
+
+def _serves(world: World, kept: Reservation) -> bool:
+    fleet = world.fleet
+    return any(id in world.leases for id in kept.waits_for) and all(
+        d in fleet.cell_of and fleet.usable[fleet.cell_of[d]] for d in kept.devices
+    )
+
+
+def _fewest(world: World, one: Waiting, now: int, leases: list[Lease]) -> list[int]:
+    """How many of the leases, in this order, have to end: as few as make room; none when none do."""
+    done, step = 0, _FIRST
+    with ExitStack() as stack:
+        while done < len(leases):
+            more = leases[done : done + step]
+            with ExitStack() as inner:
+                inner.enter_context(world.without(more))
+                fits = isinstance(plan(world, one, now), Plan)
+                if not fits:
+                    stack.push(inner.pop_all())
+            if fits:
+                low, high = done, done + len(more)  # not enough, enough
+                while high - low > 1:
+                    middle = (low + high) // 2
+                    with world.without(leases[done:middle]):
+                        enough = isinstance(plan(world, one, now), Plan)
+                    low, high = (low, middle) if enough else (middle, high)
+                return [high]
+            done, step = done + len(more), 2 * step
+    return []
+
+
+def _in_order_of_end(world: World, one: Waiting, now: int) -> list[Lease]:
+    """Of those on devices that it could have: who ends first; who did not say, where fewest are."""
+    fleet = world.fleet
+    wanted = np.zeros(fleet.there.shape, bool)
+    for member in one.request.members:
+        for alternative in member.alternatives:
+            wanted |= world.matcher.eligible(fleet, alternative).devices
+    crowd: dict[str, int] = {}
+    for lease in world.leases.values():
+        for spot in lease.spots():
+            crowd[spot.node] = crowd.get(spot.node, 0) + 1
+
+    def end(lease: Lease) -> tuple[int, int, int, str, int]:
+        if lease.state is LeaseState.ENDING:
+            return (0, 0, 0, "", lease.epoch)
+        if lease.ends is not None:
+            return (1, max(lease.ends, now), 0, "", lease.epoch)
+        node = lease.parts[0].spots[0].node
+        return (2, 0, crowd[node], node, lease.epoch)
+
+    def matters(lease: Lease) -> bool:
+        cells = (fleet.cell_of.get(device) for spot in lease.spots() for device in spot.devices)
+        return any(cell is not None and wanted[cell] for cell in cells)
+
+    return sorted(filter(matters, world.leases.values()), key=end)
+
+
+def _kept(world: World, one: Waiting, found: Plan, ended: list[Lease], now: int) -> Reservation:
+    spots = [spot for part in found.parts for spot in part.spots]
+    devices = {device for spot in spots for device in spot.devices}
+    for spot in spots:
+        if spot.shape.cpu_milli or spot.shape.ram_bytes:  # the whole node's host is what it waits for
+            facts = world.fleet.facts[world.fleet.row_of[spot.node]]
+            assert facts is not None
+            devices |= {device.id for device in facts.devices}
+    ends = [now if lease.state is LeaseState.ENDING else lease.ends for lease in ended]
+    known = [end for end in ends if end is not None]
+    return Reservation(
+        id=one.id,
+        devices=tuple(sorted(devices)),
+        charge=found.charge,
+        at=max([now, *known]) if len(known) == len(ends) else None,
+        waits_for=tuple(lease.id for lease in ended),
+    )

@@ -1,0 +1,422 @@
+"""Nodes and devices as columns of integers, and what is taken of them.
+
+A node is a row, a device a cell in it: its own free bytes and its own free compute, never a sum over
+devices. What is taken is booked by id, so that a node which leaves and joins again, or whose facts
+change, still has booked what its leases hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from hal.scheduler.core.facts import WHOLE_MILLI, DeviceFacts, NodeFacts
+from hal.scheduler.core.shape import NoRoomError, Shape, Spot
+
+__all__ = ["EVERYTHING", "Eligible", "Fleet", "NoRoomError", "Shape", "Spot"]
+
+EVERYTHING = "everything"  # the key of the mask that each fleet has
+
+# A driver's own share shows as used on some cards; more than this is somebody's program.
+_DRIVERS_OWN = 1 << 30
+_MASKS = 256  # selectors whose answers are kept; of the others, each answer is no longer kept up to date
+
+
+class Eligible:
+    """A selector's answer for each device and node, kept as a mask that follows the fleet."""
+
+    def __init__(
+        self, key: str, device: Callable[[DeviceFacts], bool], node: Callable[[NodeFacts], bool]
+    ) -> None:
+        self.key = key
+        self.device = device
+        self.node = node
+        self.devices: NDArray[np.bool_] = np.zeros((0, 0), bool)
+        self.nodes: NDArray[np.bool_] = np.zeros(0, bool)  # for a shape that needs no device
+        self.members = 0  # devices for which it holds
+
+
+class _Use(Struct):
+    """What leases hold of a device (``bytes``, ``milli``) or of a node (RAM, CPU)."""
+
+    bytes: int = 0
+    milli: int = 0
+    holders: int = 0
+    whole: int = 0  # of the holders, those that hold all of it
+
+
+def _always(_: object) -> bool:
+    return True
+
+
+class Fleet:
+    """All nodes. Rows are numbered in the order of joining; one that has left is used again."""
+
+    def __init__(self) -> None:
+        self.facts: list[NodeFacts | None] = []
+        self.row_of: dict[str, int] = {}
+        self.cell_of: dict[str, tuple[int, int]] = {}
+        self.tick = 0  # rises with every change
+        self.layout = 0  # rises when nodes or their facts change
+        self.cpu_free: NDArray[np.int64] = np.zeros(0, np.int64)
+        self.ram_free: NDArray[np.int64] = np.zeros(0, np.int64)
+        self.milli_left: NDArray[np.int64] = np.zeros(0, np.int64)  # on all devices: to compare nodes by only
+        self.changed: NDArray[np.int64] = np.zeros(0, np.int64)  # the tick of each row's last change
+        self.there: NDArray[np.bool_] = np.zeros((0, 0), bool)  # a device is in this cell
+        self.usable: NDArray[np.bool_] = np.zeros((0, 0), bool)
+        self.idle: NDArray[np.bool_] = np.zeros((0, 0), bool)  # can be taken whole
+        self.slices: NDArray[np.bool_] = np.zeros((0, 0), bool)  # a part of it can be held to its limit
+        self.sliceable: NDArray[np.bool_] = np.zeros((0, 0), bool)  # and it is not taken whole
+        self.bytes_free: NDArray[np.int64] = np.zeros((0, 0), np.int64)
+        self.milli_free: NDArray[np.int64] = np.zeros((0, 0), np.int64)
+        self.share_free: NDArray[np.int64] = np.zeros((0, 0), np.int64)  # the lesser of both, in thousandths
+        self.bytes_total: NDArray[np.int64] = np.zeros((0, 0), np.int64)
+        self.micros: NDArray[np.int64] = np.zeros((0, 0), np.int64)  # price per hour
+        self.kind: NDArray[np.int64] = np.zeros((0, 0), np.int64)  # where its memory is in `kinds`
+        self.group: NDArray[np.int64] = np.zeros((0, 0), np.int64)  # on one node, those that are close
+        self.kinds: list[int] = []  # how much memory devices have
+        self.memo: dict[Hashable, Any] = {}  # what placement keeps between two calls
+        self.masks_made = 0  # rises with every new selector
+        self._ranks: NDArray[np.int64] | None = None
+        self._top_price = (-1, 0)  # at which layout, and the price
+        self._vacant: list[int] = []
+        self._unusable: set[str] = set()
+        self._nodes_use: dict[str, _Use] = {}
+        self._devices_use: dict[str, _Use] = {}
+        self._masks: dict[str, Eligible] = {}
+        self._undo: list[tuple[Callable[[Spot], None], Spot]] | None = None
+        self.everything = self.select(EVERYTHING)
+
+    # ---- nodes ------------------------------------------------------------------------------
+
+    def join(self, node: NodeFacts) -> None:
+        """Add a node, or say what a known one is now. What leases hold of it stays booked.
+
+        ValueError: a device of it is known as another node's, or is named twice.
+        """
+        named = {device.id for device in node.devices}
+        if len(named) < len(node.devices):
+            raise ValueError(f"node '{node.id}' names a device twice")
+        row = self.row_of.get(node.id, -1)
+        for name in sorted(named):
+            if self.cell_of.get(name, (row, 0))[0] != row:
+                raise ValueError(f"device '{name}' is on another node than '{node.id}'")
+        if row < 0:
+            row = self._vacant.pop(0) if self._vacant else self._add_row()
+            self.row_of[node.id] = row
+            self._ranks = None
+        self._clear(row)
+        self._widen(len(node.devices))
+        self.facts[row] = node
+        groups: dict[str | int | None, int] = {}
+        for column, device in enumerate(node.devices):
+            self.cell_of[device.id] = (row, column)
+            close = device.numa_node if device.fabric is None else device.fabric
+            self.group[row, column] = groups.setdefault(close, len(groups))
+            if device.memory_bytes not in self.kinds:
+                self.kinds.append(device.memory_bytes)
+            self.kind[row, column] = self.kinds.index(device.memory_bytes)
+            self.there[row, column] = True
+            self.bytes_total[row, column] = device.memory_bytes
+            self.micros[row, column] = device.micros_per_hour
+            self._derive_device(row, column, device)
+        self._derive_node(row, node)
+        self.layout += 1
+        for mask in self._masks.values():
+            self._fill(mask, row, node)
+
+    update = join
+
+    def leave(self, node_id: str) -> None:
+        """Forget a node's facts; what leases hold of it stays booked until it is given back."""
+        row = self.row_of.pop(node_id)
+        self._ranks = None
+        self._clear(row)
+        self.facts[row] = None
+        self.cpu_free[row] = self.ram_free[row] = -1  # not even an empty shape fits
+        for mask in self._masks.values():
+            mask.members -= int(mask.devices[row].sum())
+            mask.devices[row] = False
+            mask.nodes[row] = False
+        self._vacant.append(row)
+        self._vacant.sort()
+        self.layout += 1
+        self._touch(row)
+
+    def set_usable(self, device_id: str, usable: bool) -> None:
+        """Whether new slices may be placed on a device (drain, cordon, fault). Known or not yet known."""
+        if usable:
+            self._unusable.discard(device_id)
+        else:
+            self._unusable.add(device_id)
+        if device_id in self.cell_of:
+            row, column = self.cell_of[device_id]
+            facts = self.device(device_id)
+            assert facts is not None
+            self._derive_device(row, column, facts)
+            self._touch(row)
+
+    def device(self, device_id: str) -> DeviceFacts | None:
+        if device_id not in self.cell_of:
+            return None
+        row, column = self.cell_of[device_id]
+        node = self.facts[row]
+        assert node is not None
+        return node.devices[column]
+
+    # ---- what is taken ----------------------------------------------------------------------
+
+    def take(self, spot: Spot) -> None:
+        """Book a spot. NoRoomError when not all of it is free, and then nothing is booked."""
+        self._check(spot)
+        self.adopt(spot)
+
+    def adopt(self, spot: Spot) -> None:
+        """Book a spot that is in use already, whatever else is: what a holder reports after a restart."""
+        self._book(spot, 1)
+        if self._undo is not None:
+            self._undo.append((self._unbook, spot))
+
+    def give(self, spot: Spot) -> None:
+        """End a booking. ValueError when there is none, and then nothing changes."""
+        for device in spot.devices:
+            use = self._devices_use.get(device, _Use())
+            wrong = use.whole < 1 if spot.shape.whole else use.holders - use.whole < 1
+            if wrong or use.bytes < spot.shape.memory_bytes * (not spot.shape.whole):
+                raise ValueError(f"device '{device}' is not held by such a slice")
+        host = self._nodes_use.get(spot.node, _Use())
+        if host.holders < 1 or host.milli < spot.shape.cpu_milli or host.bytes < spot.shape.ram_bytes:
+            raise ValueError(f"node '{spot.node}' is not held by such a slice")
+        self._unbook(spot)
+        if self._undo is not None:
+            self._undo.append((self.adopt, spot))
+
+    @contextmanager
+    def trial(self) -> Iterator[None]:
+        """What is taken and given inside is undone at its end: for searches of what could be."""
+        outer, self._undo = self._undo, []
+        try:
+            yield
+        finally:
+            steps, self._undo = self._undo, None
+            for step, spot in reversed(steps):
+                step(spot)
+            self._undo = outer
+
+    def copy(self) -> Fleet:
+        """A fleet of its own with the same nodes and bookings."""
+        other = Fleet()
+        for node in self.facts:
+            if node is not None:
+                other.join(node)
+        for spot_use, mine in ((other._nodes_use, self._nodes_use), (other._devices_use, self._devices_use)):
+            for key, use in mine.items():
+                spot_use[key] = _Use(use.bytes, use.milli, use.holders, use.whole)
+        other._unusable = set(self._unusable)
+        for node in other.facts:
+            assert node is not None
+            row = other.row_of[node.id]
+            for column, device in enumerate(node.devices):
+                other._derive_device(row, column, device)
+            other._derive_node(row, node)
+        for mask in self._masks.values():
+            other.select(mask.key, mask.device, mask.node)
+        return other
+
+    # ---- selectors --------------------------------------------------------------------------
+
+    def select(
+        self,
+        key: str,
+        device: Callable[[DeviceFacts], bool] = _always,
+        node: Callable[[NodeFacts], bool] = _always,
+    ) -> Eligible:
+        """The mask of the devices for which ``device`` holds, on nodes for which ``node`` holds.
+
+        ``key`` stands for the pair: the same key gets the kept mask, and asks neither again.
+        """
+        known = self._masks.pop(key, None)
+        if known is None:
+            known = Eligible(key, device, node)
+            self.masks_made += 1
+            known.devices = np.zeros(self.there.shape, bool, order="F")
+            known.nodes = np.zeros(len(self.cpu_free), bool)
+            for row, facts in enumerate(self.facts):
+                if facts is not None:
+                    self._fill(known, row, facts)
+            if len(self._masks) > _MASKS:
+                del self._masks[next(other for other in self._masks if other != EVERYTHING)]
+        self._masks[key] = known  # the last used is the last to be dropped
+        return known
+
+    def mask(self, key: str) -> Eligible | None:
+        """The kept mask of a selector, if there is one."""
+        return self._masks.get(key)
+
+    def ranks(self) -> NDArray[np.int64]:
+        """Each row's place among the node ids: what decides between equals, whatever joined first."""
+        if self._ranks is None or len(self._ranks) != len(self.cpu_free):
+            self._ranks = np.zeros(len(self.cpu_free), np.int64)
+            self._ranks[[self.row_of[node] for node in sorted(self.row_of)]] = np.arange(len(self.row_of))
+        return self._ranks
+
+    def top_price(self) -> int:
+        """The highest price per hour of a device, in millionths."""
+        if self._top_price[0] != self.layout:
+            self._top_price = (self.layout, int(self.micros.max(initial=0)))
+        return self._top_price[1]
+
+    # ---- inside -----------------------------------------------------------------------------
+
+    def _check(self, spot: Spot) -> None:
+        shape = spot.shape
+        row = self.row_of.get(spot.node)
+        if row is None:
+            raise NoRoomError(f"there is no node '{spot.node}'")
+        if len(set(spot.devices)) != shape.count or len(spot.devices) != shape.count:
+            raise NoRoomError(
+                f"{shape.count} different devices are needed, and {len(spot.devices)} are named"
+            )
+        if shape.cpu_milli > self.cpu_free[row] or shape.ram_bytes > self.ram_free[row]:
+            raise NoRoomError(f"node '{spot.node}' has not so much CPU or RAM free")
+        for device in spot.devices:
+            if self.cell_of.get(device, (-1, 0))[0] != row:
+                raise NoRoomError(f"node '{spot.node}' has no device '{device}'")
+            cell = self.cell_of[device]
+            fits = (
+                self.idle[cell]
+                if shape.whole
+                else self.sliceable[cell]
+                and shape.memory_bytes <= self.bytes_free[cell]
+                and shape.compute_milli <= self.milli_free[cell]
+            )
+            if not (fits and self.usable[cell]):
+                raise NoRoomError(f"device '{device}' has not so much free")
+
+    def _unbook(self, spot: Spot) -> None:
+        self._book(spot, -1)
+
+    def _book(self, spot: Spot, sign: int) -> None:
+        shape = spot.shape
+        host = self._nodes_use.setdefault(spot.node, _Use())
+        host.bytes += sign * shape.ram_bytes
+        host.milli += sign * shape.cpu_milli
+        host.holders += sign
+        if not host.holders:
+            del self._nodes_use[spot.node]
+        for device in spot.devices:
+            use = self._devices_use.setdefault(device, _Use())
+            use.holders += sign
+            if shape.whole:
+                use.whole += sign
+            else:
+                use.bytes += sign * shape.memory_bytes
+                use.milli += sign * shape.compute_milli
+            if not use.holders:
+                del self._devices_use[device]
+            if device in self.cell_of:
+                row, column = self.cell_of[device]
+                facts = self.facts[row]
+                assert facts is not None
+                self._derive_device(row, column, facts.devices[column])
+        if spot.node in self.row_of:
+            row = self.row_of[spot.node]
+            node = self.facts[row]
+            assert node is not None
+            self._derive_node(row, node)
+
+    def _derive_device(self, row: int, column: int, device: DeviceFacts) -> None:
+        use = self._devices_use.get(device.id, _Use())
+        outside = device.memory_bytes if device.outside_bytes is None else device.outside_bytes
+        unused = device.outside_bytes is not None and outside <= max(device.memory_bytes // 20, _DRIVERS_OWN)
+        self.usable[row, column] = device.id not in self._unusable
+        shared = not device.holds_slices  # a host, whose memory others always use
+        self.idle[row, column] = not use.holders and (unused or shared)
+        self.slices[row, column] = device.holds_slices
+        self.sliceable[row, column] = device.holds_slices and not use.whole
+        free = device.memory_bytes - outside - use.bytes
+        self.bytes_free[row, column] = 0 if use.whole else max(free, 0)
+        self.milli_free[row, column] = 0 if use.whole else max(WHOLE_MILLI - use.milli, 0)
+        self.share_free[row, column] = self._share(row, column, device)
+
+    def _share(self, row: int, column: int, device: DeviceFacts) -> int:
+        if not self.usable[row, column]:
+            return 0
+        if not device.holds_slices:
+            return WHOLE_MILLI if self.idle[row, column] else 0
+        milli = int(self.milli_free[row, column])
+        if not device.memory_bytes:
+            return milli
+        return min(milli, int(self.bytes_free[row, column]) * WHOLE_MILLI // device.memory_bytes)
+
+    def _derive_node(self, row: int, node: NodeFacts) -> None:
+        use = self._nodes_use.get(node.id, _Use())
+        self.cpu_free[row] = max(node.cpu_milli - use.milli, 0)
+        self.ram_free[row] = max(node.ram_bytes - use.bytes, 0)
+        self.milli_left[row] = self.milli_free[row].sum()
+        self._touch(row)
+
+    def _touch(self, row: int) -> None:
+        self.tick += 1
+        self.changed[row] = self.tick
+
+    def _clear(self, row: int) -> None:
+        old = self.facts[row]
+        for device in old.devices if old else ():
+            del self.cell_of[device.id]
+        for cells in (self.there, self.usable, self.idle, self.slices, self.sliceable):
+            cells[row] = False
+        for amounts in (
+            self.bytes_free,
+            self.milli_free,
+            self.share_free,
+            self.bytes_total,
+            self.micros,
+            self.kind,
+            self.group,
+        ):
+            amounts[row] = 0
+
+    def _add_row(self) -> int:
+        row = len(self.facts)
+        self.facts.append(None)
+        if row >= len(self.cpu_free):
+            self._resize(max(64, 2 * row), max(self.there.shape[1], 1))
+        return row
+
+    def _widen(self, width: int) -> None:
+        if width > self.there.shape[1]:
+            self._resize(len(self.cpu_free), max(width, 1))
+
+    def _resize(self, rows: int, width: int) -> None:
+        def grown(old: NDArray[Any], fill: int = 0) -> NDArray[Any]:
+            # By columns: what is asked most often is asked of all rows, over the few devices of each.
+            new = np.full((rows, width)[: old.ndim], fill, old.dtype, order="F")
+            new[tuple(slice(length) for length in old.shape)] = old
+            return new
+
+        self.cpu_free, self.ram_free = grown(self.cpu_free, -1), grown(self.ram_free, -1)
+        self.changed, self.milli_left = grown(self.changed), grown(self.milli_left)
+        self.there, self.usable = grown(self.there), grown(self.usable)
+        self.idle, self.sliceable = grown(self.idle), grown(self.sliceable)
+        self.slices = grown(self.slices)
+        self.bytes_free, self.milli_free = grown(self.bytes_free), grown(self.milli_free)
+        self.bytes_total, self.micros = grown(self.bytes_total), grown(self.micros)
+        self.kind, self.group = grown(self.kind), grown(self.group)
+        self.share_free = grown(self.share_free)
+        for mask in self._masks.values():
+            mask.devices, mask.nodes = grown(mask.devices), grown(mask.nodes)
+
+    def _fill(self, mask: Eligible, row: int, node: NodeFacts) -> None:
+        fits = mask.node(node)
+        mask.nodes[row] = fits
+        mask.members -= int(mask.devices[row].sum())
+        mask.devices[row] = False
+        for column, facts in enumerate(node.devices):
+            mask.devices[row, column] = fits and mask.device(facts)
+        mask.members += int(mask.devices[row].sum())

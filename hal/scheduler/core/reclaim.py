@@ -1,0 +1,248 @@
+"""Who has to make room: the fewest and the youngest, and only where the one who asks may ask it.
+
+* a lease that has had the time that it declared, for anybody
+* a lower priority in the same queue
+* what a queue has beyond its quota, for a queue that stays within its own
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from hal.scheduler.core.admit import Plan, plan, shape_of, usable_alternatives
+from hal.scheduler.core.decisions import Cause
+from hal.scheduler.core.fleet import Shape
+from hal.scheduler.core.lease import Amount, Lease, LeaseState, Waiting
+from hal.scheduler.core.request import Topology
+from hal.scheduler.core.world import World
+
+__all__ = ["least", "victims"]
+
+_SINGLY = 8  # devices that are tried one by one; then twice as many at a time
+_SWAPS = 64  # attempts to spare a victim or to take a younger one
+_NEVER = 1 << 30
+
+Fits = Callable[[list[str]], bool]  # whether the request fits without these leases
+
+
+def victims(world: World, one: Waiting, now: int) -> dict[str, Cause] | None:
+    """The leases to end, by id: none when those that end already will do. None: all are too few."""
+    ending = world.ending()
+    with world.without(ending):
+        found = plan(world, one, now)
+        if isinstance(found, Plan):
+            return {}
+        allowed = _allowed(world, one)
+        if not allowed:
+            return None
+        return _chosen(world, one, now, allowed)
+
+
+def _allowed(world: World, one: Waiting) -> dict[str, Cause]:
+    """Whoever may have to go, the youngest first."""
+    request = one.request
+    reclaims = world.tree.has_quota(request.queue) and world.tree.within_quota(request.queue, least(one))
+    found: dict[str, Cause] = {}
+    for lease in sorted(world.leases.values(), key=lambda lease: -lease.epoch):
+        if lease.state is not LeaseState.ACTIVE:
+            continue
+        theirs = lease.request
+        if lease.overdue:
+            found[lease.id] = Cause.OVERDUE
+        elif not theirs.preemptible:
+            continue
+        elif theirs.queue == request.queue:
+            below = theirs.priority < request.priority
+            if below or (not request.preemptible and theirs.priority == request.priority):
+                found[lease.id] = Cause.PREEMPTED
+        elif reclaims and world.tree.owes(theirs.queue, request.queue, {}):
+            found[lease.id] = Cause.RECLAIMED
+    return found
+
+
+def least(one: Waiting) -> Amount:
+    """What it is charged at least, whichever alternatives it gets."""
+    total = Amount()
+    for member in one.request.members:
+        millis, sizes = [], []
+        for alternative in member.alternatives:
+            milli = 1000 if alternative.memory_bytes is None else max(alternative.compute_milli, 1)
+            millis.append(alternative.count * milli)
+            sizes.append(alternative.count * (alternative.memory_bytes or 0))
+        total += Amount(min(millis) * member.replicas, min(sizes) * member.replicas)
+    return total
+
+
+class _Taken:
+    """Victims so far, and what their queues give back: nobody is pushed below its quota by reclaiming."""
+
+    def __init__(self, world: World, one: Waiting, allowed: dict[str, Cause]) -> None:
+        self.world = world
+        self.queue = one.request.queue
+        self.allowed = allowed
+        self.ids: list[str] = []
+
+    def may(self, id: str, beside: Iterable[str]) -> bool:
+        if self.allowed[id] is not Cause.RECLAIMED:
+            return True
+        back: dict[str, Amount] = {}
+        for other in beside:
+            lease = self.world.leases[other]
+            for queue in self.world.tree.path(lease.request.queue):
+                back[queue] = back.get(queue, Amount()) + lease.charge
+        return self.world.tree.owes(self.world.leases[id].request.queue, self.queue, back)
+
+    def lawful(self, ids: list[str]) -> bool:
+        """Each may go, whoever of the others has gone before."""
+        ordered = sorted(ids, key=lambda id: -self.world.leases[id].epoch)
+        return all(self.may(id, ordered[:number]) for number, id in enumerate(ordered))
+
+
+def _chosen(world: World, one: Waiting, now: int, allowed: dict[str, Cause]) -> dict[str, Cause] | None:
+    taken = _Taken(world, one, allowed)
+
+    def fits(ids: list[str]) -> bool:
+        with world.without([world.leases[id] for id in ids]):
+            found = plan(world, one, now)
+            if not isinstance(found, Plan):
+                return False
+            # Who goes beyond its own quota by it has nothing to reclaim.
+            reclaims = any(allowed[id] is Cause.RECLAIMED for id in ids)
+            return not reclaims or world.tree.within_quota(one.request.queue, found.charge)
+
+    groups = _by_cost(world, one, now, allowed)
+    position = 0
+    while True:
+        if position == len(groups):
+            return None
+        step = 1 if position < _SINGLY else position
+        for group in groups[position : position + step]:
+            for id in group:
+                if id not in taken.ids and taken.may(id, taken.ids):
+                    taken.ids.append(id)
+        position = min(position + step, len(groups))
+        if fits(taken.ids):
+            break
+    chosen = _spared(taken, fits)
+    chosen = _younger(world, taken, chosen, fits)
+    return {id: allowed[id] for id in sorted(chosen, key=lambda id: world.leases[id].epoch)}
+
+
+def _spared(taken: _Taken, fits: Fits) -> list[str]:
+    """Without those who are not needed, the oldest spared first."""
+    chosen = list(taken.ids)
+    tries = _SWAPS
+    for id in sorted(taken.ids, key=lambda id: taken.world.leases[id].epoch):
+        without = [other for other in chosen if other != id]
+        if tries and without and taken.lawful(without):
+            tries -= 1
+            if fits(without):
+                chosen = without
+    return chosen
+
+
+def _younger(world: World, taken: _Taken, chosen: list[str], fits: Fits) -> list[str]:
+    """With a younger one in the place of an older one, where that does."""
+    tries = _SWAPS
+    for id in sorted(chosen, key=lambda id: world.leases[id].epoch):
+        for other in taken.allowed:  # the youngest first
+            if world.leases[other].epoch <= world.leases[id].epoch or not tries:
+                break
+            if other in chosen:
+                continue
+            swapped = [other if each == id else each for each in chosen]
+            tries -= 1
+            if taken.lawful(swapped) and fits(swapped):
+                chosen = swapped
+                break
+    return chosen
+
+
+def _by_cost(world: World, one: Waiting, now: int, allowed: dict[str, Cause]) -> list[list[str]]:
+    """The victims of each device that could serve it: where fewest have to go first, then the youngest."""
+    fleet = world.fleet
+    holders: dict[str, list[Lease]] = {}
+    for lease in world.leases.values():
+        if lease.state is not LeaseState.ENDING:  # their room is thought free by now
+            for spot in lease.spots():
+                for device in spot.devices:
+                    holders.setdefault(device, []).append(lease)
+    costs: dict[str, tuple[int, int, list[str]]] = {}
+    together = 1
+    for number, member in enumerate(one.request.members):
+        for index in usable_alternatives(one, number, now):
+            alternative = member.alternatives[index]
+            mask = world.matcher.eligible(fleet, alternative).devices
+            shape = shape_of(alternative, 1)
+            if alternative.topology in (Topology.NODE, Topology.FABRIC):
+                together = max(together, alternative.count)
+            for device, there in holders.items():
+                cell = fleet.cell_of.get(device)
+                if cell is None or not mask[cell]:
+                    continue
+                cost = _cost(world, device, shape, there, allowed)
+                if cost is not None and (device not in costs or cost[:2] < costs[device][:2]):
+                    costs[device] = cost
+    order = sorted(costs, key=lambda device: (*costs[device][:2], device))
+    if together > 1:
+        rank = _node_ranks(world, costs, together)
+        order.sort(key=lambda device: rank[world.node_of(device)])
+    groups = [costs[device][2] for device in order]
+    return [*groups, list(allowed)]  # and then those that only hold CPU or RAM of a node
+
+
+def _cost(
+    world: World, device: str, shape: Shape, there: list[Lease], allowed: dict[str, Cause]
+) -> tuple[int, int, list[str]] | None:
+    """How many have to leave this device, how old the oldest is, and who; None when that is not enough."""
+    movable = [lease for lease in there if lease.id in allowed]
+    if shape.whole:
+        if len(movable) < len(there):
+            return None
+        leaving = movable
+    else:
+        cell = world.fleet.cell_of[device]
+        short = shape.memory_bytes - int(world.fleet.bytes_free[cell])
+        wanting = shape.compute_milli - int(world.fleet.milli_free[cell])
+        leaving = []
+        for lease in sorted(movable, key=lambda lease: (-_bytes_on(lease, device), -lease.epoch)):
+            if short <= 0 and wanting <= 0:
+                break
+            leaving.append(lease)
+            short -= _bytes_on(lease, device)
+            wanting -= _milli_on(lease, device)
+        if short > 0 or wanting > 0:
+            return None
+    oldest = min((lease.epoch for lease in leaving), default=0)
+    return (len(leaving), -oldest, [lease.id for lease in leaving])
+
+
+def _node_ranks(
+    world: World, costs: dict[str, tuple[int, int, list[str]]], together: int
+) -> dict[str, tuple[int, str]]:
+    by_node: dict[str, list[int]] = {}
+    for device, (count, _, _) in costs.items():
+        by_node.setdefault(world.node_of(device), []).append(count)
+    ranks = {}
+    for node, counts in by_node.items():
+        facts = world.fleet.facts[world.fleet.row_of[node]]
+        assert facts is not None
+        enough = len(facts.devices) >= together
+        ranks[node] = (sum(sorted(counts)[:together]) if enough else _NEVER, node)
+    return ranks
+
+
+def _bytes_on(lease: Lease, device: str) -> int:
+    return sum(
+        1 << 60 if spot.shape.whole else spot.shape.memory_bytes
+        for spot in lease.spots()
+        if device in spot.devices
+    )
+
+
+def _milli_on(lease: Lease, device: str) -> int:
+    return sum(
+        1000 if spot.shape.whole else spot.shape.compute_milli
+        for spot in lease.spots()
+        if device in spot.devices
+    )

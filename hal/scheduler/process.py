@@ -1,0 +1,64 @@
+"""What makes a process the one daemon of a directory: its lock, and signals that a poll can see."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from typing import IO
+
+from hal.backend import StateError
+from hal.scheduler.places import Places
+
+__all__ = ["AlreadyRunning", "locked", "signals_as_bytes"]
+
+
+class AlreadyRunning(StateError):
+    """Another daemon serves this runtime directory."""
+
+
+@contextlib.contextmanager
+def locked(places: Places) -> Iterator[None]:
+    """One daemon a directory: without this, a second one would take over the first one's socket."""
+    while True:
+        handle: IO[bytes] = places.lock.open("ab")
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.close()
+            raise AlreadyRunning(f"a scheduler already serves {places.directory}") from None
+        # A predecessor may have removed the file between our open and our lock.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle.fileno()), places.lock.stat()):
+                break
+        handle.close()
+        places.make()
+    try:
+        yield
+    finally:
+        if not places.store.exists():
+            places.lock.unlink(missing_ok=True)
+            places.log.unlink(missing_ok=True)
+            places.remove_empty()
+        handle.close()
+
+
+@contextlib.contextmanager
+def signals_as_bytes() -> Iterator[socket.socket]:
+    """SIGTERM and SIGINT arrive as bytes on a socket that the poll sees."""
+    ours, pythons = socket.socketpair()
+    pythons.setblocking(False)
+    before = signal.set_wakeup_fd(pythons.fileno(), warn_on_full_buffer=False)
+    handlers = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, handlers)  # whoever started this may have blocked them
+    try:
+        yield ours
+    finally:
+        signal.set_wakeup_fd(before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        ours.close()
+        pythons.close()
