@@ -231,9 +231,12 @@ hipError_t hipGetDevicePropertiesR0600(void *out, int ordinal) { return properti
 
 /* ---- what the parts share ------------------------------------------------------------------------ */
 
+/* By the program's handle: RTLD_DEFAULT begins in this library, which is linked with -Bsymbolic. */
 void *hip_via(const char *name, void *own) {
     const char *reenters = getenv("HAL_EMULATOR_HIP_REENTERS");
-    void *found = reenters != NULL && *reenters == '1' ? dlsym(RTLD_DEFAULT, name) : NULL;
+    if (reenters == NULL || *reenters != '1') return own;
+    void *program = dlopen(NULL, RTLD_LAZY), *found = program != NULL ? dlsym(program, name) : NULL;
+    if (program != NULL) dlclose(program);
     return found != NULL ? found : own;
 }
 
