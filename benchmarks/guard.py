@@ -44,7 +44,7 @@ def _built(name: str, folder: str) -> Path:
 
 
 def _said(program: Path, processes: int, env: Env) -> str:
-    command = [program, str(processes)]
+    command = [str(program), str(processes)]
     return subprocess.run(command, env=os.environ | env, capture_output=True, text=True, check=True).stdout
 
 
@@ -92,9 +92,10 @@ def _start(program: Path, env: Env) -> float:
 
 
 def _crowd(program: Path, env: Env) -> None:
-    command, whole = [program, "1", "start"], os.environ | env
+    command, whole = [str(program), "1", "start"], os.environ | env
     running = [subprocess.Popen(command, env=whole) for _ in range(CROWD)]
-    assert all([process.wait() == 0 for process in running])
+    if any({process.wait() for process in running}):
+        raise RuntimeError(f"{program} failed to start")
 
 
 def _starts(program: Path, bare: Env, guarded: Env) -> Iterator[Figure]:
