@@ -24,6 +24,7 @@ __all__ = [
     "run",
     "seconds",
     "table",
+    "within",
 ]
 
 
@@ -48,6 +49,11 @@ def at_most(name: str, value: float, unit: str, limit: float, remark: str = "") 
 
 def at_least(name: str, value: float, unit: str, limit: float, remark: str = "") -> Figure:
     return Figure(name, value, unit, f"≥ {limit:g}", value >= limit, remark)
+
+
+def within(name: str, value: float, unit: str, wanted: float, off: float, remark: str = "") -> Figure:
+    """As wanted, or ``off`` more or less at most."""
+    return Figure(name, value, unit, f"{wanted:g} ± {off:g}", abs(value - wanted) <= off, remark)
 
 
 def note(name: str, value: float, unit: str, remark: str = "") -> Figure:

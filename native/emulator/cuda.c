@@ -11,7 +11,15 @@
 #include <string.h>
 
 #include "cuda_parts.h"
+#include "faults.h"
 #include "timeline.h"
+
+/* What a program asks while it starts begins with this, so that tests can have it fail or take its time. */
+#define FAULTY()                                                                                   \
+    do {                                                                                           \
+        int status_;                                                                               \
+        if (emulator_fault(__func__, &status_)) return (CUresult)status_;                          \
+    } while (0)
 
 /* ---- life ------------------------------------------------------------------------------------ */
 
@@ -49,6 +57,7 @@ static void start(void) {
 }
 
 CUDA cuInit(unsigned flags) {
+    FAULTY();
     if (flags != 0) return CUDA_ERROR_INVALID_VALUE;
     pthread_once(&once, start);
     if (started == CUDA_SUCCESS) atomic_store_explicit(&state, started, memory_order_release);
@@ -58,6 +67,7 @@ CUDA cuInit(unsigned flags) {
 static inline CUresult ready(void) { return atomic_load_explicit(&state, memory_order_acquire); }
 
 CUDA cuDriverGetVersion(int *version) {
+    FAULTY();
     if (version == NULL) return CUDA_ERROR_INVALID_VALUE;
     *version = emulator_machine() == NULL ? 0 : (int)emulator_machine()->cuda_version;
     return CUDA_SUCCESS;
@@ -111,6 +121,7 @@ static uint64_t total(CUdevice device) {
 }
 
 CUDA cuDeviceGetCount(int *count) {
+    FAULTY();
     TRY(ready());
     if (count == NULL) return CUDA_ERROR_INVALID_VALUE;
     *count = devices;
@@ -118,12 +129,14 @@ CUDA cuDeviceGetCount(int *count) {
 }
 
 CUDA cuDeviceGet(CUdevice *device, int ordinal) {
+    FAULTY();
     TRY(check(ordinal, device));
     *device = ordinal;
     return CUDA_SUCCESS;
 }
 
 CUDA cuDeviceGetName(char *name, int length, CUdevice device) {
+    FAULTY();
     TRY(check(device, name));
     if (length < 1) return CUDA_ERROR_INVALID_VALUE;
     snprintf(name, (size_t)length, "%s", of(device)->model);
@@ -132,6 +145,7 @@ CUDA cuDeviceGetName(char *name, int length, CUdevice device) {
 
 /* The 16 bytes that the UUID's text, "GPU-" and hexadecimal digits in groups, stands for. */
 CUDA cuDeviceGetUuid_v2(CUuuid *uuid, CUdevice device) {
+    FAULTY();
     TRY(check(device, uuid));
     CUuuid now = {{0}};
     const char *text = strchr(of(device)->uuid, '-');
@@ -148,6 +162,7 @@ CUDA cuDeviceGetUuid_v2(CUuuid *uuid, CUdevice device) {
 ALSO(cuDeviceGetUuid, cuDeviceGetUuid_v2);
 
 CUDA cuDeviceTotalMem_v2(size_t *bytes, CUdevice device) {
+    FAULTY();
     TRY(check(device, bytes));
     *bytes = total(device);
     return CUDA_SUCCESS;
@@ -161,6 +176,7 @@ CUDA cuDeviceTotalMem(unsigned *bytes, CUdevice device) {
 }
 
 CUDA cuDeviceGetAttribute(int *out, CUdevice_attribute attribute, CUdevice device) {
+    FAULTY();
     TRY(check(device, out));
     const struct hal_machine_device *d = of(device);
     uint32_t value;
@@ -188,6 +204,7 @@ CUDA cuDeviceGetAttribute(int *out, CUdevice_attribute attribute, CUdevice devic
 }
 
 CUDA cuDeviceGetPCIBusId(char *out, int length, CUdevice device) {
+    FAULTY();
     TRY(check(device, out));
     const struct hal_machine_device *d = of(device);
     char text[48];
@@ -276,6 +293,7 @@ CUDA cuCtxGetCurrent(CUcontext *out) {
 }
 
 CUDA cuCtxCreate_v2(CUcontext *out, unsigned flags, CUdevice device) {
+    FAULTY();
     (void)flags; /* how the processor waits, and the like: nothing here waits */
     TRY(check(device, out));
     if (depth == DEPTH) return CUDA_ERROR_OUT_OF_MEMORY;
@@ -344,6 +362,7 @@ CUDA cuCtxSynchronize_v2(CUcontext context) {
 }
 
 CUDA cuDevicePrimaryCtxRetain(CUcontext *out, CUdevice device) {
+    FAULTY();
     TRY(check(device, out));
     atomic_fetch_add(&primary[device].users, 1);
     *out = &primary[device];

@@ -1,4 +1,5 @@
-/* Faults and delays on demand, for every function that a stand-in exports.
+/* Faults and delays on demand: for every function that the management stand-ins export, and for those that a
+ * program on the CUDA stand-in asks while it starts (FAULTY in cuda.c).
  *
  * HAL_EMULATOR_FAULTS="nvmlDeviceGetPowerUsage=15;nvmlInitWithFlags=abort;..." makes a call give
  * that status at once (a number), never return (hang) or end the process (abort).

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks import frame
-from benchmarks.frame import Figure, NotMeasured, at_least, at_most, compared, note, run, table
+from benchmarks.frame import Figure, NotMeasured, at_least, at_most, compared, note, run, table, within
 
 
 def module(name: str, figures: Any) -> ModuleType:
@@ -23,6 +23,8 @@ def module(name: str, figures: Any) -> ModuleType:
         (at_most("a", 1.26, "×", 1.25), False, "≤ 1.25"),
         (at_least("a", 9, "", 10), False, "≥ 10"),
         (at_least("a", 10, "", 10), True, "≥ 10"),
+        (within("a", 27, "%", 30, 3), True, "30 ± 3"),
+        (within("a", 33.1, "%", 30, 3), False, "30 ± 3"),
         (note("a", 3, "ms"), None, ""),
     ],
 )
