@@ -111,7 +111,7 @@ def _one_vendor(machine: Machine, device: Device, places: Places) -> bool:
         slice_, neighbour = slice_of(size, "slice"), slice_of(beside, "neighbour")
         with Client(places) as client:
             print_leases([x for x in client.call("list")["leases"] if x["device"] == device.id])
-        print("(compute shares are not enforced yet)\n" if slice_.enforcement.compute is Rung.NONE else "")
+        print()
         other = stack.enter_context(_program(neighbour))
         other.ask(f"alloc {beside // 2 // _MIB}")
         inside = stack.enter_context(_program(slice_))

@@ -127,9 +127,7 @@ def print_leases(leases: list[dict[str, Any]]) -> None:
                 format_bytes(lease["used_bytes"]),
                 format_bytes(lease["memory_bytes"]),
                 lease["enforcement"]["memory"],
-                "not enforced"
-                if lease["enforcement"]["compute"] == "none"
-                else lease["enforcement"]["compute"],
+                "no limit" if lease["enforcement"]["compute"] == "none" else lease["enforcement"]["compute"],
                 lease["state"],
                 format_seconds(lease["expires_in_seconds"]),
             )
