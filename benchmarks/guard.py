@@ -94,7 +94,8 @@ def _start(program: Path, env: Env) -> float:
 def _crowd(program: Path, env: Env) -> None:
     command, whole = [str(program), "1", "start"], os.environ | env
     running = [subprocess.Popen(command, env=whole) for _ in range(CROWD)]
-    if any({process.wait() for process in running}):
+    codes = [process.wait() for process in running]
+    if any(codes):
         raise RuntimeError(f"{program} failed to start")
 
 

@@ -1,11 +1,12 @@
-"""What share of a device's time capped programs get, over seconds: programs that always have work, on stand-in
-devices that are shared in slices of time, and first come first served.
+"""What share of a device's time capped programs get, over seconds: programs that always have work, on
+stand-in devices that are shared in slices of time, and first come first served.
 
-Each case has an emulated machine of its own and mostly sleeps, so as many run at once as there are processors.
+Each case has an emulated machine of its own and mostly sleeps: as many run at once as there are processors.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import subprocess
@@ -15,7 +16,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from benchmarks.frame import Figure, at_least, progress, within
 from hal.emulation.description import load
@@ -127,8 +128,7 @@ def correct(slices: list[tuple[Path, int]]) -> None:
 
     In a process of its own, since the driver's library knows one machine in each.
     """
-    import pynvml
-
+    pynvml: Any = importlib.import_module("pynvml")
     pynvml.nvmlInit()
     device = pynvml.nvmlDeviceGetHandleByIndex(0)
     kept = [(Ledger.open(path), pid, Trim()) for path, pid in slices]
