@@ -41,7 +41,7 @@ static uint64_t sum(int *claimed) {
     *claimed = 0;
     for (int i = 0; i < HAL_LEDGER_SLOTS; i++) {
         if (hal_ledger_owner_pid(atomic_load(&l->slot[i].owner)) == 0) continue;
-        all += atomic_load(&l->slot[i].mine[0]);
+        all += hal_ledger_mine(&l->slot[i], 0);
         ++*claimed;
     }
     return all;
@@ -175,7 +175,7 @@ static void stand_still_at_each_instruction(const struct operation *o, uint64_t 
 /* ---- every change ------------------------------------------------------------------------------- */
 
 struct words {
-    uint64_t hold, used, slot[WATCHED][8 + HAL_LEDGER_LANES];
+    uint64_t hold, used, slot[WATCHED][4 + 2 * HAL_LEDGER_LANES];
 };
 
 static struct words look(void) {
@@ -186,8 +186,10 @@ static struct words look(void) {
         w.slot[i][1] = atomic_load(&s->start);
         w.slot[i][2] = atomic_load(&s->pid_namespace);
         w.slot[i][3] = atomic_load(&s->time_namespace);
-        w.slot[i][4] = atomic_load(&s->mine[0]);
-        for (int n = 0; n < HAL_LEDGER_LANES; n++) w.slot[i][8 + n] = atomic_load(&s->lane[n].op);
+        for (int n = 0; n < HAL_LEDGER_LANES; n++) {
+            w.slot[i][4 + 2 * n] = atomic_load(&s->lane[n].op);
+            w.slot[i][5 + 2 * n] = atomic_load(&s->lane[n].mine[0]);
+        }
     }
     return w;
 }
