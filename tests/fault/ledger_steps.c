@@ -56,6 +56,18 @@ static void hold(void) {
     if (slot < 0 || !hal_ledger_reserve(l, slot, 0, HELD)) _exit(1);
 }
 
+/* As much, but one lane has more and another is below zero: the free went by another than the allocation. */
+static void hold_in_lanes(void) {
+    hold();
+    struct hal_ledger_lane *lane = l->slot[slot].lane;
+    for (int by = 0; by < 2; by++) {
+        for (int i = 0; i < HAL_LEDGER_LANES; i++) atomic_fetch_or(&lane[i].op, (uint64_t)(i != by));
+        if (by == 0 && !hal_ledger_reserve(l, slot, 0, 200)) _exit(1);
+        if (by == 1) hal_ledger_release(l, slot, 0, 200);
+        for (int i = 0; i < HAL_LEDGER_LANES; i++) atomic_fetch_and(&lane[i].op, ~UINT64_C(0xff));
+    }
+}
+
 static void reserve(void) { hal_ledger_reserve(l, slot, 0, 200); }
 static void release(void) { hal_ledger_release(l, slot, 0, 20); }
 static void refuse(void) { hal_ledger_reserve(l, slot, 0, 5000); }
@@ -128,6 +140,11 @@ static void die_inside(void) {
 static void die_quietly(void) {
     pid_t pid = start(&half);
     finish(pid);
+}
+
+static void die_with_lanes(void) {
+    static const struct operation lanes = {"lanes", hold_in_lanes, nothing, HELD, HELD};
+    finish(start(&lanes));
 }
 
 /* ---- every instruction ------------------------------------------------------------------------ */
@@ -238,6 +255,9 @@ int main(int argc, char **argv) {
     const struct operation reaping = {"reap", nothing, reap, 0, 0};
     kill_at_each_change(&joining, nothing, "");
     kill_at_each_change(&leaving, nothing, "");
+    const struct operation leaving_lanes = {"leave lanes", hold_in_lanes, leave, 0, 0};
+    kill_at_each_change(&leaving_lanes, nothing, "");
+    kill_at_each_change(&reaping, die_with_lanes, " of one that had lanes below zero");
     kill_at_each_change(&refusing, die_quietly, " that reaps");
     kill_at_each_change(&reaping, die_quietly, " of one that died at rest");
     kill_at_each_change(&reaping, die_inside, " of one that died inside a reserve");
