@@ -171,7 +171,10 @@ class Ledger:
         if not 0 <= index < self._ledger.devices:
             raise IndexError(index)
         slots = ((lib.hal_ledger_living(self._ledger, n), n) for n in range(lib.HAL_LEDGER_SLOTS))
-        found = [(int(pid), int(self._ledger.slot[n].mine[index])) for pid, n in slots if pid]
+        slot = self._ledger.slot
+        found = [
+            (int(pid), int(lib.hal_ledger_mine(ffi.addressof(slot, n), index))) for pid, n in slots if pid
+        ]
         self._check()
         return sorted(found)
 

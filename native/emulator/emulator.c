@@ -113,7 +113,7 @@ unsigned emulator_processes(unsigned index, struct emulator_process *out, unsign
     hal_ledger_reap(&machine->ledger);
     for (int i = 0; i < HAL_LEDGER_SLOTS; i++) {
         struct hal_ledger_slot *s = &machine->ledger.slot[i];
-        uint64_t owner = atomic_load(&s->owner), bytes = atomic_load(&s->mine[index]);
+        uint64_t owner = atomic_load(&s->owner), bytes = hal_ledger_mine(s, index);
         if (hal_ledger_owner_pid(owner) == 0 || bytes == 0) continue;
         if (count < room) out[count] = (struct emulator_process){(pid_t)hal_ledger_owner_pid(owner), bytes};
         count++;

@@ -130,7 +130,7 @@ void pool_freed(unsigned number, uint64_t bytes) {
     uint64_t live = atomic_fetch_sub(&p->live, bytes) - bytes;
     if (atomic_load(&p->handle) == 0 && live == 0)
         bury(p);
-    else if (!atomic_load_explicit(&freed, memory_order_relaxed))
+    else if (!atomic_load(&freed))
         atomic_store(&freed, true);
 }
 
@@ -176,10 +176,14 @@ static bool keeps_something(void) {
     return false;
 }
 
+/* While a pool keeps something it may let go of that later. Looked at again after the flag is down: a free
+ * that still saw it up was before. */
 void pool_settle_freed(void) {
-    if (!atomic_load_explicit(&freed, memory_order_relaxed) || !atomic_exchange(&freed, false)) return;
+    if (!atomic_load_explicit(&freed, memory_order_relaxed)) return;
     settle_all(0, false, true);
-    if (keeps_something()) atomic_store(&freed, true); /* it may let go of that later */
+    if (keeps_something()) return;
+    atomic_store(&freed, false);
+    if (keeps_something()) atomic_store(&freed, true);
 }
 
 bool pool_squeeze(unsigned device) { return settle_all(device, true, false); }

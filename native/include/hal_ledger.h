@@ -5,7 +5,7 @@
  * sum can never pass the limit. docs/enforcement.md explains the protocol in prose.
  *
  * Invariant, for each device d, at every instruction of every process:
- *     device[d].used  >=  sum over claimed slots of mine[d]  >=  what the driver has given out
+ *     device[d].used  >=  sum over claimed slots of what they hold  >=  what the driver has given out
  * Outside of operations the first two are equal, but for what dead operations left over in `used`;
  * hal_ledger_reap() takes that away again.
  */
@@ -17,7 +17,7 @@
 #include <stdint.h>
 
 enum {
-    HAL_LEDGER_VERSION = 2,
+    HAL_LEDGER_VERSION = 3,
     HAL_LEDGER_DEVICES = 64,
     HAL_LEDGER_SLOTS = 256,
     HAL_LEDGER_LANES = 8, /* operations that one process can have under way at once */
@@ -45,11 +45,17 @@ enum hal_ledger_enforcer {
 };
 
 /* One operation under way. Claimed by compare-and-swap for as long as it lasts, so that another thread
- * of the process takes another lane; its owner alone writes the rest. */
+ * of the process takes another lane; its owner alone writes the rest, and so needs no locked instruction.
+ *
+ * What a process holds of a device is the sum of `mine` over its lanes, modulo 2^64: one lane may be below
+ * zero, for a free may go by another lane than its allocation did. The sum is exact where no lane is taken.
+ * Also in a free slot only the sum is 0. */
 struct hal_ledger_lane {
     /* Operations so far << 8 | (device + 1, or 0 when none is under way). */
     _Alignas(64) _Atomic uint64_t op;
     _Atomic uint64_t bytes; /* that it reserves or releases; written after `op`, before `used` and `mine` */
+    /* By device. Reserve: `used`, then `mine`. Release: `mine`, then `used`. */
+    _Atomic uint64_t mine[HAL_LEDGER_DEVICES];
 };
 
 /* One process of the slice. A process keeps its slot for life; slots are never moved. */
@@ -62,8 +68,6 @@ struct hal_ledger_slot {
     _Atomic uint64_t start, pid_namespace, time_namespace; /* who that is (process.h); 0: not known */
     _Atomic uint64_t reserved[4];
     struct hal_ledger_lane lane[HAL_LEDGER_LANES];
-    /* Bytes of this process, by device. Reserve: `used`, then `mine`. Release: `mine`, then `used`. */
-    _Atomic uint64_t mine[HAL_LEDGER_DEVICES];
 };
 
 struct hal_ledger_device {
@@ -171,6 +175,9 @@ uint32_t hal_ledger_living(const struct hal_ledger *l, int slot);
  * limit is met; then the dead are reaped once before the answer is no. */
 bool hal_ledger_reserve(struct hal_ledger *l, int slot, unsigned device, uint64_t bytes);
 void hal_ledger_release(struct hal_ledger *l, int slot, unsigned device, uint64_t bytes);
+
+/* What a slot's process holds of a device, in bytes: exact while none of its operations begins or ends. */
+uint64_t hal_ledger_mine(const struct hal_ledger_slot *s, unsigned device);
 
 /* Frees the slots of dead processes. Returns how many. One that died inside an operation stays until a
  * recount has proven what it left over. */

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "hal_ledger.h"
+#include "slot.h"
 #include "stat.h"
 
 static const char MAGIC[8] = {'H', 'A', 'L', 'S', 'L', 'I', 'C', 'E'};
@@ -78,19 +79,20 @@ static const char *device_damage(const struct hal_ledger_device *d) {
 static const char *slot_damage(const struct hal_ledger *l, const struct hal_ledger_slot *s) {
     uint64_t owner = atomic_load(&s->owner);
     if (hal_ledger_owner_pid(owner) > PID_MOST || (owner >> 30 & 1) != 0) return DAMAGED "a pid is out of range";
-    bool idle = true;
+    bool idle = true, nothing = true;
     for (int i = 0; i < HAL_LEDGER_LANES; i++) {
         uint64_t device = atomic_load(&s->lane[i].op) & 0xff;
         if (device > hal_ledger_devices(l)) return DAMAGED "an operation is on no device of the slice";
         idle = idle && device == 0;
     }
     for (unsigned d = 0; d < hal_ledger_devices(l); d++) {
-        uint64_t bytes = atomic_load(&s->mine[d]);
-        if (bytes > HAL_LEDGER_MOST) return DAMAGED "a process holds more than can be";
-        idle = idle && bytes == 0;
+        uint64_t bytes;
+        bool exact = hal_slot_sum(s, d, &bytes) && idle; /* else it may seem below zero */
+        if (exact && bytes > HAL_LEDGER_MOST) return DAMAGED "a process holds more than can be";
+        nothing = nothing && bytes == 0;
     }
     /* Unless it was claimed while we looked. */
-    if (hal_ledger_owner_pid(owner) == 0 && !idle && atomic_load(&s->owner) == owner)
+    if (hal_ledger_owner_pid(owner) == 0 && !(idle && nothing) && atomic_load(&s->owner) == owner)
         return DAMAGED "memory is held by nobody";
     return NULL;
 }

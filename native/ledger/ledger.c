@@ -1,4 +1,4 @@
-/* Reserve and release: the hot path. Three locked operations each, no system call, no lock. */
+/* Reserve and release: the hot path. Two locked operations each, no system call, no lock. */
 #define _GNU_SOURCE
 #include "hal_ledger.h"
 
@@ -45,8 +45,19 @@ static void note_peak(struct hal_ledger_device *d, uint64_t used) {
     while (used > peak && !atomic_compare_exchange_weak(&d->peak, &peak, used)) continue;
 }
 
-/* Each read-modify-write is sequentially consistent, so that what an operation does is seen in its order:
- * lane, then `used`, then `mine`, then lane; a recount relies on it. */
+/* What an operation does is seen in its order, which a recount relies on:
+ *     reserve: lane, bytes, `used`, `mine`, lane        release: lane, bytes, `mine`, `used`, lane
+ * The first `lane` and `used` are sequentially consistent read-modify-writes, which nothing passes in either
+ * direction; the others are release stores, which nothing before them passes. A reader that loads (acquire)
+ * what one of them wrote sees all before it: C11 5.1.2.4, also through later read-modify-writes of `used`. On
+ * x86 stores are seen in order, and a locked one empties the buffer; on ARM these are STLR and LDADDAL or
+ * CASAL. A process that is killed has done what precedes some instruction, in this same order.
+ * `mine` is loaded relaxed: it was last written by this lane's owner before, whose `end` this `begin` read. */
+static void add(struct hal_ledger_lane *lane, unsigned device, uint64_t bytes) {
+    uint64_t mine = atomic_load_explicit(&lane->mine[device], memory_order_relaxed);
+    atomic_store_explicit(&lane->mine[device], mine + bytes, memory_order_release);
+}
+
 static bool take(struct hal_ledger *l, struct hal_ledger_slot *s, unsigned device, uint64_t bytes) {
     struct hal_ledger_device *d = &l->device[device];
     struct hal_ledger_lane *lane = begin(s, device, bytes);
@@ -57,7 +68,7 @@ static bool take(struct hal_ledger *l, struct hal_ledger_slot *s, unsigned devic
     do {
         fits = used <= limit && bytes <= limit - used;
     } while (fits && !atomic_compare_exchange_weak(&d->used, &used, used + bytes));
-    if (fits) atomic_fetch_add(&s->mine[device], bytes); /* after `used`: used >= sum(mine) */
+    if (fits) add(lane, device, bytes); /* after `used`: used >= sum(mine) */
     end(lane);
     if (fits) note_peak(d, used + bytes);
     return fits;
@@ -77,7 +88,7 @@ bool hal_ledger_reserve(struct hal_ledger *l, int slot, unsigned device, uint64_
 void hal_slot_release(struct hal_ledger *l, struct hal_ledger_slot *s, unsigned device, uint64_t bytes) {
     struct hal_ledger_lane *lane = begin(s, device, bytes);
     if (lane == NULL) return; /* stays counted for as long as the process lives: too much, never too little */
-    atomic_fetch_sub(&s->mine[device], bytes); /* before `used`: used >= sum(mine) */
+    add(lane, device, -bytes); /* before `used`: used >= sum(mine) */
     atomic_fetch_sub(&l->device[device].used, bytes);
     end(lane);
 }

@@ -1,6 +1,6 @@
 /* What the dead leave: their slots, and in `used` what an operation was about to do when it was cut off.
  *
- * A dead process's slot belongs to whoever locks its byte. If no operation was under way in it, `mine` is
+ * A dead process's slot belongs to whoever locks its byte. If no operation was under way in it, its sum is
  * true and is released as the process itself would have done it: nothing is waited for, and a reaper that is
  * killed leaves a dead slot again. Else the slot stays until a recount, one at a time under a lock of the
  * kernel, has found how much of `used` belongs to nobody. That amount only operations that die can change:
@@ -55,8 +55,10 @@ static bool look(const struct hal_ledger *l, unsigned device, const struct broke
         const struct hal_ledger_slot *s = &l->slot[i];
         seen[i].owner = atomic_load(&s->owner);
         if (hal_ledger_owner_pid(seen[i].owner) == 0 || broken->is[i]) continue;
-        for (int n = 0; n < HAL_LEDGER_LANES; n++) seen[i].op[n] = atomic_load(&s->lane[n].op);
-        out->sum += atomic_load(&s->mine[device]);
+        for (int n = 0; n < HAL_LEDGER_LANES; n++) {
+            seen[i].op[n] = atomic_load(&s->lane[n].op);
+            out->sum += atomic_load(&s->lane[n].mine[device]);
+        }
     }
     out->used = atomic_load(&l->device[device].used);
     for (int i = 0; i < HAL_LEDGER_SLOTS; i++) {

@@ -6,6 +6,7 @@
 #include "vouch.h"
 
 static const uint64_t GENERATION = UINT64_C(1) << 32;
+enum { LOOKS = 100 }; /* for a moment at which none of a process's operations begins */
 
 struct hal_process hal_slot_process(const struct hal_ledger_slot *s, uint64_t owner) {
     /* The namespace is written last and wiped first: while it is there, so is the rest. */
@@ -21,22 +22,45 @@ bool hal_slot_is_quiet(const struct hal_ledger_slot *s) {
     return true;
 }
 
+static uint64_t begun(const struct hal_ledger_slot *s) {
+    uint64_t count = 0;
+    for (int i = 0; i < HAL_LEDGER_LANES; i++) count += atomic_load(&s->lane[i].op) >> 8;
+    return count;
+}
+
+/* Where no operation began meanwhile, each that was under way is in the sum or is not. Else an allocation may
+ * have been missed and its free seen. */
+bool hal_slot_sum(const struct hal_ledger_slot *s, unsigned device, uint64_t *bytes) {
+    uint64_t before = begun(s);
+    *bytes = 0;
+    for (int i = 0; i < HAL_LEDGER_LANES; i++) *bytes += atomic_load(&s->lane[i].mine[device]);
+    return begun(s) == before;
+}
+
+uint64_t hal_ledger_mine(const struct hal_ledger_slot *s, unsigned device) {
+    uint64_t bytes = 0;
+    for (int look = 0; look < LOOKS && !hal_slot_sum(s, device, &bytes); look++) continue;
+    return bytes <= HAL_LEDGER_MOST ? bytes : 0; /* above: below zero, as it never is at one moment */
+}
+
 void hal_slot_settle(struct hal_ledger *l, struct hal_ledger_slot *s) {
     for (unsigned d = 0; d < hal_ledger_devices(l); d++) {
-        uint64_t bytes = atomic_load(&s->mine[d]);
+        uint64_t bytes = 0;
+        hal_slot_sum(s, d, &bytes);
         if (bytes != 0) hal_slot_release(l, s, d, bytes);
     }
 }
 
 void hal_slot_erase(struct hal_ledger_slot *s) {
-    for (unsigned d = 0; d < HAL_LEDGER_DEVICES; d++) atomic_store(&s->mine[d], 0);
+    for (int i = 0; i < HAL_LEDGER_LANES; i++)
+        for (unsigned d = 0; d < HAL_LEDGER_DEVICES; d++) atomic_store(&s->lane[i].mine[d], 0);
     /* Only now: with a lane at rest, `mine` would be believed. */
     for (int i = 0; i < HAL_LEDGER_LANES; i++) atomic_fetch_and(&s->lane[i].op, ~UINT64_C(0xff));
 }
 
 void hal_slot_vacate(struct hal_ledger_slot *s) {
     uint64_t owner = atomic_load(&s->owner);
-    for (unsigned d = 0; d < HAL_LEDGER_DEVICES; d++) atomic_store_explicit(&s->mine[d], 0, memory_order_relaxed);
+    /* Its lanes stay as they are: they add up to 0, and would not at every instruction of clearing them. */
     atomic_store(&s->pid_namespace, 0);
     atomic_store(&s->owner, owner & ~(GENERATION - 1));
 }

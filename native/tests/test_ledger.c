@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "check.h"
+#include "slot.h"
 
 static struct hal_ledger *fresh(unsigned devices, uint64_t limit) {
     enum hal_ledger_error error;
@@ -30,7 +31,7 @@ static uint64_t used(struct hal_ledger *l, unsigned d) { return atomic_load(&l->
 static uint64_t sum(struct hal_ledger *l, unsigned d) {
     uint64_t all = 0;
     for (int i = 0; i < HAL_LEDGER_SLOTS; i++)
-        if (hal_ledger_owner_pid(atomic_load(&l->slot[i].owner)) != 0) all += atomic_load(&l->slot[i].mine[d]);
+        if (hal_ledger_owner_pid(atomic_load(&l->slot[i].owner)) != 0) all += hal_ledger_mine(&l->slot[i], d);
     return all;
 }
 
@@ -186,13 +187,92 @@ static void test_threads(bool own_slots) {
         CHECK(pthread_create(&threads[i], NULL, churn, &jobs[i]) == 0);
     }
     uint64_t kept = 0;
-    for (int i = 0; i < 200; i++) hal_ledger_recount(l, 0); /* beside them, whatever it finds */
+    for (int i = 0; i < 200; i++) { /* beside them, whatever it finds */
+        hal_ledger_recount(l, 0);
+        CHECK(hal_ledger_damage(l) == NULL);
+    }
     for (unsigned i = 0; i < THREADS; i++) {
         pthread_join(threads[i], NULL);
         kept += jobs[i].kept;
     }
     CHECK(used(l, 0) == kept && sum(l, 0) == kept);
     CHECK(hal_ledger_recount(l, 0) && used(l, 0) == kept);
+    hal_ledger_close(l);
+}
+
+/* Half of the threads only allocate, each for another that only frees: their lanes rise and fall. */
+static _Atomic int given[THREADS / 2], through;
+
+static void *hand_on(void *argument) {
+    struct job *job = argument;
+    _Atomic int *between = &given[job->seed / 2];
+    bool gives = job->seed % 2 == 0;
+    for (int i = 0; i < ROUNDS; i++) {
+        while (atomic_load(between) == (gives ? 4 : 0)) sched_yield();
+        if (gives) CHECK(hal_ledger_reserve(job->ledger, job->slot, 0, 10));
+        else hal_ledger_release(job->ledger, job->slot, 0, 10);
+        atomic_fetch_add(between, gives ? 1 : -1);
+    }
+    atomic_fetch_add(&through, 1);
+    return NULL;
+}
+
+static void test_handing_on(void) {
+    struct hal_ledger *l = fresh(1, 1000);
+    int slot = hal_ledger_join(l);
+    pthread_t threads[THREADS];
+    struct job jobs[THREADS];
+    for (unsigned i = 0; i < THREADS; i++) {
+        jobs[i] = (struct job){l, slot, i, 0};
+        CHECK(pthread_create(&threads[i], NULL, hand_on, &jobs[i]) == 0);
+    }
+    while (atomic_load(&through) < THREADS) {
+        uint64_t bytes;
+        if (hal_slot_sum(&l->slot[slot], 0, &bytes)) /* else it is below zero at times, as a lane is */
+            CHECK(bytes <= 1000);
+        CHECK(hal_ledger_mine(&l->slot[slot], 0) <= HAL_LEDGER_MOST);
+    }
+    for (unsigned i = 0; i < THREADS; i++) pthread_join(threads[i], NULL);
+    CHECK(used(l, 0) == 0 && sum(l, 0) == 0 && hal_ledger_recount(l, 0) && used(l, 0) == 0);
+    hal_ledger_leave(l, slot);
+    CHECK(hal_ledger_damage(l) == NULL);
+    hal_ledger_close(l);
+}
+
+/* All lanes but one are taken, so that an operation goes by this one. */
+static void reserve_by(struct hal_ledger *l, int slot, int by, int64_t bytes) {
+    struct hal_ledger_lane *lane = l->slot[slot].lane;
+    for (int i = 0; i < HAL_LEDGER_LANES; i++) atomic_fetch_or(&lane[i].op, (uint64_t)(i != by));
+    uint64_t before = atomic_load(&lane[by].mine[0]);
+    if (bytes < 0) hal_ledger_release(l, slot, 0, (uint64_t)-bytes);
+    else CHECK(hal_ledger_reserve(l, slot, 0, (uint64_t)bytes));
+    CHECK(atomic_load(&lane[by].mine[0]) == before + (uint64_t)bytes);
+    for (int i = 0; i < HAL_LEDGER_LANES; i++) atomic_fetch_and(&lane[i].op, ~UINT64_C(0xff));
+}
+
+static void test_lanes(void) {
+    /* A free may go by another lane than its allocation: only the sum counts, also for the slot's next owner. */
+    struct hal_ledger *l = fresh(1, 1000);
+    int slot = hal_ledger_join(l);
+    reserve_by(l, slot, 2, 500);
+    reserve_by(l, slot, 5, -400);
+    CHECK(used(l, 0) == 100 && hal_ledger_mine(&l->slot[slot], 0) == 100 && hal_ledger_damage(l) == NULL);
+    CHECK(hal_ledger_recount(l, 0) && used(l, 0) == 100);
+    hal_ledger_leave(l, slot);
+    CHECK(used(l, 0) == 0 && sum(l, 0) == 0 && hal_ledger_damage(l) == NULL);
+    CHECK(hal_ledger_join(l) == slot && hal_ledger_mine(&l->slot[slot], 0) == 0);
+    reserve_by(l, slot, 5, 70);
+    CHECK(hal_ledger_mine(&l->slot[slot], 0) == 70 && hal_ledger_recount(l, 0) && used(l, 0) == 70);
+    pid_t pid = fork_child();
+    if (pid == 0) {
+        int own = hal_ledger_join(l);
+        if (own < 0) _exit(1);
+        reserve_by(l, own, 0, 500);
+        reserve_by(l, own, 7, -300);
+        _exit(0);
+    }
+    CHECK(waitpid(pid, NULL, 0) == pid && used(l, 0) == 270);
+    CHECK(hal_ledger_reap(l) == 1 && used(l, 0) == 70 && hal_ledger_damage(l) == NULL);
     hal_ledger_close(l);
 }
 
@@ -256,7 +336,7 @@ static void half_an_operation(struct hal_ledger *l, int slot, unsigned device, u
     atomic_store(&lane->op, ((atomic_load(&lane->op) >> 8) + 1) << 8 | (device + 1));
     atomic_store(&lane->bytes, bytes);
     if (step > 0) atomic_fetch_add(&l->device[device].used, bytes); /* reserve: used, then mine */
-    if (step > 1) atomic_fetch_add(&s->mine[device], bytes);
+    if (step > 1) atomic_fetch_add(&lane->mine[device], bytes);
 }
 
 static void test_every_step_of_a_death(void) {
@@ -303,7 +383,7 @@ static void test_standing_still(void) {
         CHECK(used(l, 0) >= real && used(l, 0) <= real + 5 && used(l, 1) == 0);
         /* It goes on, and all is exact. */
         if (step < 1) atomic_fetch_add(&l->device[0].used, 5);
-        if (step < 2) atomic_fetch_add(&l->slot[still].mine[0], 5);
+        if (step < 2) atomic_fetch_add(&l->slot[still].lane[3].mine[0], 5);
         atomic_fetch_and(&l->slot[still].lane[3].op, ~UINT64_C(0xff));
         CHECK(hal_ledger_reap(l) == 1 && used(l, 0) == 75 && sum(l, 0) == 75);
         hal_ledger_close(l);
@@ -429,6 +509,8 @@ int main(void) {
     test_killed();
     test_threads(false);
     test_threads(true);
+    test_handing_on();
+    test_lanes();
     fresh_path("ledger");
     return 0;
 }

@@ -41,7 +41,7 @@ static uint64_t sum(int *claimed) {
     *claimed = 0;
     for (int i = 0; i < HAL_LEDGER_SLOTS; i++) {
         if (hal_ledger_owner_pid(atomic_load(&l->slot[i].owner)) == 0) continue;
-        all += atomic_load(&l->slot[i].mine[0]);
+        all += hal_ledger_mine(&l->slot[i], 0);
         ++*claimed;
     }
     return all;
@@ -54,6 +54,18 @@ static void nothing(void) {}
 static void hold(void) {
     slot = hal_ledger_join(l);
     if (slot < 0 || !hal_ledger_reserve(l, slot, 0, HELD)) _exit(1);
+}
+
+/* As much, but one lane has more and another is below zero: the free went by another than the allocation. */
+static void hold_in_lanes(void) {
+    hold();
+    struct hal_ledger_lane *lane = l->slot[slot].lane;
+    for (int by = 0; by < 2; by++) {
+        for (int i = 0; i < HAL_LEDGER_LANES; i++) atomic_fetch_or(&lane[i].op, (uint64_t)(i != by));
+        if (by == 0 && !hal_ledger_reserve(l, slot, 0, 200)) _exit(1);
+        if (by == 1) hal_ledger_release(l, slot, 0, 200);
+        for (int i = 0; i < HAL_LEDGER_LANES; i++) atomic_fetch_and(&lane[i].op, ~UINT64_C(0xff));
+    }
 }
 
 static void reserve(void) { hal_ledger_reserve(l, slot, 0, 200); }
@@ -130,6 +142,11 @@ static void die_quietly(void) {
     finish(pid);
 }
 
+static void die_with_lanes(void) {
+    static const struct operation lanes = {"lanes", hold_in_lanes, nothing, HELD, HELD};
+    finish(start(&lanes));
+}
+
 /* ---- every instruction ------------------------------------------------------------------------ */
 
 static void kill_at_each_instruction(const struct operation *o) {
@@ -175,7 +192,7 @@ static void stand_still_at_each_instruction(const struct operation *o, uint64_t 
 /* ---- every change ------------------------------------------------------------------------------- */
 
 struct words {
-    uint64_t hold, used, slot[WATCHED][8 + HAL_LEDGER_LANES];
+    uint64_t hold, used, slot[WATCHED][4 + 2 * HAL_LEDGER_LANES];
 };
 
 static struct words look(void) {
@@ -186,8 +203,10 @@ static struct words look(void) {
         w.slot[i][1] = atomic_load(&s->start);
         w.slot[i][2] = atomic_load(&s->pid_namespace);
         w.slot[i][3] = atomic_load(&s->time_namespace);
-        w.slot[i][4] = atomic_load(&s->mine[0]);
-        for (int n = 0; n < HAL_LEDGER_LANES; n++) w.slot[i][8 + n] = atomic_load(&s->lane[n].op);
+        for (int n = 0; n < HAL_LEDGER_LANES; n++) {
+            w.slot[i][4 + 2 * n] = atomic_load(&s->lane[n].op);
+            w.slot[i][5 + 2 * n] = atomic_load(&s->lane[n].mine[0]);
+        }
     }
     return w;
 }
@@ -236,6 +255,9 @@ int main(int argc, char **argv) {
     const struct operation reaping = {"reap", nothing, reap, 0, 0};
     kill_at_each_change(&joining, nothing, "");
     kill_at_each_change(&leaving, nothing, "");
+    const struct operation leaving_lanes = {"leave lanes", hold_in_lanes, leave, 0, 0};
+    kill_at_each_change(&leaving_lanes, nothing, "");
+    kill_at_each_change(&reaping, die_with_lanes, " of one that had lanes below zero");
     kill_at_each_change(&refusing, die_quietly, " that reaps");
     kill_at_each_change(&reaping, die_quietly, " of one that died at rest");
     kill_at_each_change(&reaping, die_inside, " of one that died inside a reserve");

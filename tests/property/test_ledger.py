@@ -80,7 +80,9 @@ def kill(pid: int, *, collect: bool = True) -> None:
 
 def held(ledger: Any, device: int = 0) -> int:
     """What the slots of all processes add up to."""
-    return sum(ledger.slot[n].mine[device] for n in range(SLOTS) if claimed(ledger, n))
+    return sum(
+        lib.hal_ledger_mine(ffi.addressof(ledger.slot, n), device) for n in range(SLOTS) if claimed(ledger, n)
+    )
 
 
 def claimed(ledger: Any, slot: int) -> int:
@@ -258,7 +260,7 @@ def test_many_processes_killed_at_any_time(path: Path) -> None:
                 lib.hal_ledger_release(own, slot, 0, live.pop(sizes.randrange(len(live))))
         for size in live[1:]:
             lib.hal_ledger_release(own, slot, 0, size)
-        own.slot[slot].mine[1] = 1  # a device that the slice has not: "I am at rest"
+        own.slot[slot].lane[0].mine[1] = 1  # a device that the slice has not: "I am at rest"
         signal.pause()
 
     def sound(floors: int) -> bool:
@@ -292,7 +294,7 @@ def test_many_processes_killed_at_any_time(path: Path) -> None:
         pids = {pid for _, pid in workers}
         slots = [n for n in range(SLOTS) if claimed(ledger, n) in pids]
         assert len(slots) == 4
-        wait_for(lambda: all(ledger.slot[slot].mine[1] for slot in slots))
+        wait_for(lambda: all(ledger.slot[slot].lane[0].mine[1] for slot in slots))
         lib.hal_ledger_reap(ledger)
         assert [n for n in range(SLOTS) if claimed(ledger, n)] == slots
         assert limit >= ledger.device[0].used == held(ledger) >= 4 * floor
@@ -390,7 +392,7 @@ def test_the_dead_are_reclaimed_at_once_while_others_allocate_without_a_pause(pa
         lane.bytes = 500
         lane.op = 1 << 8 | 1
         assert lib.hal_ledger_reserve(own, slot, 0, 500)
-        own.slot[slot].mine[0] -= 500
+        lane.mine[0] = (lane.mine[0] - 500) % 2**64  # whichever lane it went by
         ready[10] = 1
         signal.pause()
 
@@ -537,8 +539,8 @@ def test_what_is_no_ledger_of_ours_is_refused(
         ("device.0.compute_milli", 1001, "a compute share is past the whole"),
         ("slot.7.owner", 1 << 29, "a pid is out of range"),
         ("slot.7.lane.1.op", 3, "an operation is on no device of the slice"),
-        ("slot.7.mine.0", HIGHEST, "a process holds more than can be"),
-        ("slot.7.mine.0", 5, "memory is held by nobody"),
+        ("slot.7.lane.1.mine.0", MOST + 1, "a process holds more than can be"),
+        ("slot.7.lane.1.mine.0", 5, "memory is held by nobody"),
     ],
 )
 def test_a_field_that_none_of_ours_writes_is_named(path: Path, where: str, value: int, reason: str) -> None:
