@@ -249,6 +249,10 @@ class State:
         return Renewed(one.id, one.expires)
 
     def _release(self, event: on.Release) -> Decision:
+        ending = self.world.leases.get(event.id)
+        if ending is not None and ending.again and event.uid in (ending.uid, 0):
+            ending.again = False  # it was taken away and would wait again: nobody wants it any more
+            self.world.note("lease", event.id)
         one = self._owned(event.id, event.uid)
         if isinstance(one, Refuse):
             return one
