@@ -2,7 +2,7 @@
  *
  * Every process of the slice maps the file. Memory is reserved with one compare-and-swap against
  * the limit before the vendor's driver is asked, and given back after the driver freed it, so the
- * sum can never pass the limit. docs/enforcement.md explains the protocol in prose.
+ * sum can never pass the limit. docs/ledger.md explains the protocol in prose.
  *
  * Invariant, for each device d, at every instruction of every process:
  *     device[d].used  >=  sum over claimed slots of what they hold  >=  what the driver has given out
