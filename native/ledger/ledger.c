@@ -47,12 +47,11 @@ static void note_peak(struct hal_ledger_device *d, uint64_t used) {
 
 /* What an operation does is seen in its order, which a recount relies on:
  *     reserve: lane, bytes, `used`, `mine`, lane        release: lane, bytes, `mine`, `used`, lane
- * The first `lane` and `used` are sequentially consistent read-modify-writes, which nothing passes in either
- * direction; the others are release stores, which nothing before them passes. A reader that loads (acquire)
- * what one of them wrote sees all before it: C11 5.1.2.4, also through later read-modify-writes of `used`. On
- * x86 stores are seen in order, and a locked one empties the buffer; on ARM these are STLR and LDADDAL or
- * CASAL. A process that is killed has done what precedes some instruction, in this same order.
- * `mine` is loaded relaxed: it was last written by this lane's owner before, whose `end` this `begin` read. */
+ * Each of these writes is a release: none is seen before those ahead of it (the first `lane` and `used` are
+ * sequentially consistent read-modify-writes). Who loads (acquire) what one of them wrote sees all before it, also
+ * through later read-modify-writes of `used`: C11 5.1.2.4. x86 shows stores in their order anyway; on ARM they are
+ * STLR, and CASAL and LDADDAL or their LDAXR and STLXR. Killed, a process has done some first part of this order.
+ * `mine` is loaded relaxed: it was last written by the lane's owner before, whose `end` this `begin` acquired. */
 static void add(struct hal_ledger_lane *lane, unsigned device, uint64_t bytes) {
     uint64_t mine = atomic_load_explicit(&lane->mine[device], memory_order_relaxed);
     atomic_store_explicit(&lane->mine[device], mine + bytes, memory_order_release);
