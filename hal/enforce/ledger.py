@@ -240,6 +240,10 @@ class Ledger:
         """Thousandths of the estimate that are charged from now on (hal.enforce.trim)."""
         self._ledger.device[index].share_trim = milli
 
+    def note_neighbours(self, index: int, until_ns: int) -> None:
+        """Others work on the device: until then (``time.monotonic_ns``) an elastic slice keeps its share."""
+        self._ledger.device[index].share_contended_ns = until_ns
+
     # ---- waiting ----------------------------------------------------------------------------
 
     def wait_running(self, seconds: float) -> RunState:

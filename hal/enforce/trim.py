@@ -15,8 +15,8 @@ NEUTRAL = 1000  # thousandths: charge as estimated
 
 _LEAST, _MOST = 250, 2000
 _WORTH_TELLING = 0.02  # of the device: below that, a figure in whole percents says nothing
-_GAIN = 0.5
-_STEP = 50  # thousandths; less than the driver's figure can tell
+_STEP = 30  # thousandths; less than the driver's figure can tell
+_HALF_LIFE = 2.0  # seconds: long kernels make single looks uneven
 
 
 class Trim:
@@ -26,18 +26,23 @@ class Trim:
         self.milli = NEUTRAL
         self._charged: int | None = None
         self._time = 0.0
+        self._used_sum = self._charged_sum = 0.0  # seconds of the device's time, the older the less
 
     def look(self, now: float, charged_ns: int, used_ratio: float | None) -> int:
         """``charged_ns`` is the ledger's counter, uncorrected; ``used_ratio`` the share of the device's time
-        that the slice's processes had of late, None when the driver does not tell."""
+        that the slice's processes had of late, None when the driver does not tell.
+        """
         before, since = self._charged, now - self._time
         self._charged, self._time = charged_ns, now
         if used_ratio is None or before is None or since <= 0:
             return self.milli
-        charged_ratio = (charged_ns - before) / (since * 1e9)
-        if charged_ratio < _WORTH_TELLING or used_ratio < _WORTH_TELLING:
+        charged = (charged_ns - before) / 1e9
+        if charged < _WORTH_TELLING * since or used_ratio < _WORTH_TELLING:
             return self.milli
-        target = min(max(NEUTRAL * used_ratio / charged_ratio, _LEAST), _MOST)
+        kept = 0.5 ** (since / _HALF_LIFE)
+        self._used_sum = self._used_sum * kept + used_ratio * since
+        self._charged_sum = self._charged_sum * kept + charged
+        target = min(max(NEUTRAL * self._used_sum / self._charged_sum, _LEAST), _MOST)
         if abs(target - self.milli) >= _STEP:
-            self.milli = round(self.milli + _GAIN * (target - self.milli))
+            self.milli = round(target)
         return self.milli

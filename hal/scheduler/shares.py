@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from hal.backend import StateError
@@ -12,6 +13,7 @@ from hal.inventory import Machine
 __all__ = ["Shares"]
 
 _EVERY = 1.0  # seconds
+_BUSY = 0.02  # of the device: less is no neighbour to make room for
 _PATIENCE = 0.5  # seconds for a vendor's library to say who uses its devices
 
 
@@ -45,6 +47,10 @@ class Shares:
             told = [busy.get((device, pid)) for pid in ledger.pids()]
             known = [ratio for ratio in told if ratio is not None]
             used = sum(known) if known else None
+            inside = set(ledger.pids())
+            others = [ratio for (on, pid), ratio in busy.items() if on == device and pid not in inside]
+            if any(ratio is not None and ratio > _BUSY for ratio in others):
+                ledger.note_neighbours(index, time.monotonic_ns() + round(2e9 * _EVERY))
             milli = self._trims[_key(ledger, index)].look(now, ledger.charged_ns(index), used)
             ledger.set_trim(index, milli)
 

@@ -99,7 +99,9 @@ static void learn(struct kind *k, struct hal_ledger_device *d, int64_t ns) {
     if (k->least == 0 || ns < k->least) k->least = ns;
     int64_t least = k->least_before != 0 && k->least_before < k->least ? k->least_before : k->least;
     bool alone = atomic_load_explicit(&d->share_alone, memory_order_relaxed) != 0;
-    if (!alone && ns > least + least / 4) atomic_store(&d->share_contended_ns, now);
+    /* Who looks at the driver's figures may have written a time to come (hal/scheduler/shares.py). */
+    if (!alone && ns > least + least / 4 && atomic_load(&d->share_contended_ns) < now)
+        atomic_store(&d->share_contended_ns, now);
     atomic_store(&k->takes, alone ? k->mean : least);
 }
 

@@ -52,7 +52,7 @@ def usable_alternatives(one: Waiting, member: int, now: int) -> list[int]:
     request = one.request
     left = None if request.deadline_ms is None else one.arrived + request.deadline_ms - now
     alternatives = request.members[member].alternatives
-    numbers = [n for n, a in enumerate(alternatives) if left is None or a.slack_ms <= left]
+    numbers = [n for n, a in enumerate(alternatives) if left is None or not a.slack_ms or a.slack_ms <= left]
     return sorted(numbers, key=lambda number: (-alternatives[number].weight, number))
 
 
