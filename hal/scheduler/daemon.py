@@ -249,9 +249,9 @@ class Daemon:
         """An agent reports for its node. Raises Refused."""
         answer = self.nodes.join(who.address, joining, self.state.leases, time.monotonic())
         facts = self.nodes.nodes[joining.node].facts
-        assert facts is not None
-        self.decide(core.NodeJoined(facts))
-        self._store.put([("node", facts.id, msgspec.msgpack.encode(facts))])
+        if facts is not None and not answer.again:
+            self.decide(core.NodeJoined(facts))
+            self._store.put([("node", facts.id, msgspec.msgpack.encode(facts))])
         return msgspec.to_builtins(answer)  # type: ignore[no-any-return]
 
     def beat(self, beat: Beat, who: Peer) -> None:
