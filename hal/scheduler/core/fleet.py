@@ -271,6 +271,20 @@ class Fleet:
             self._top_price = (self.layout, int(self.micros.max(initial=0)))
         return self._top_price[1]
 
+    def state(self, row: int) -> bytes:
+        """All of a node that changes while its facts do not: the same bytes are the same state."""
+        return b"".join(
+            (
+                self.bytes_free[row].tobytes(),
+                self.milli_free[row].tobytes(),
+                self.usable[row].tobytes(),
+                self.idle[row].tobytes(),
+                self.sliceable[row].tobytes(),
+                self.cpu_free[row].tobytes(),
+                self.ram_free[row].tobytes(),
+            )
+        )
+
     # ---- inside -----------------------------------------------------------------------------
 
     def _check(self, spot: Spot) -> None:
