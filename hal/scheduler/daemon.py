@@ -20,7 +20,7 @@ import msgspec
 import zmq
 
 from hal.backend import HalError, StateError
-from hal.scheduler import bodies, core, wire
+from hal.scheduler import bodies, core, frames, wire
 from hal.scheduler.answers import Refused, Waiter, code_of, error, leaving, peer
 from hal.scheduler.core import records
 from hal.scheduler.holders import Holders
@@ -117,7 +117,7 @@ class Daemon:
         self._store.commit()
         # A client that has gone in the meantime is no error: its lease ends with its process.
         for reply in [*replies, *self._waited()]:
-            router.send_multipart(reply, flags=zmq.DONTWAIT)
+            frames.send(router, *reply)
         if self._state.leases or self._state.waiting:
             self._needed = time.monotonic()
         elif self._private and time.monotonic() - self._needed > _LINGER:
@@ -133,26 +133,25 @@ class Daemon:
     def _drain(self, router: zmq.Socket[bytes]) -> list[list[bytes]]:
         replies = []
         for _ in range(_DRAIN):
-            try:
-                frames = router.recv_multipart(flags=zmq.DONTWAIT, copy=False)
-            except zmq.Again:
+            message = frames.receive(router)
+            if message is None:
                 break
-            sender = frames[0].bytes
-            reply = self._answer(sender, frames[1:])
+            sender, parts = message
+            reply = self._answer(sender, parts)
             if reply is not None:
                 replies.append([sender, wire.pack(reply)])
         return replies
 
-    def _answer(self, sender: bytes, frames: list[zmq.Frame]) -> wire.Reply | None:
+    def _answer(self, sender: bytes, parts: list[zmq.Frame]) -> wire.Reply | None:
         """None: it is answered later."""
         id = ""
         try:
-            if len(frames) != 1:
-                raise wire.Malformed(f"a message has one frame, not {len(frames)}")
-            request = wire.unpack_request(frames[0].bytes)
+            if len(parts) != 1:
+                raise wire.Malformed(f"a message has one frame, not {len(parts)}")
+            request = wire.unpack_request(parts[0].bytes)
             id = request.id
             self._needed = time.monotonic()
-            uid, pid = peer(frames[0])
+            uid, pid = peer(parts[0])
             if uid not in (os.geteuid(), 0):
                 return error(id, "denied", "this scheduler serves another user")
             handler = _OPERATIONS.get(request.op)
