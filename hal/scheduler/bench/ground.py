@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
 from pathlib import Path
 
 from hal.enforce.ledger import DeviceUse
@@ -56,7 +59,14 @@ class NoSlices:
         return self._facts
 
 
+def _end_with_parent() -> None:
+    """The bench holds our standard input open for as long as it lives."""
+    sys.stdin.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 if __name__ == "__main__":
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     places = Places(Path(sys.argv[1]))
     daemon = Daemon(NoSlices(int(sys.argv[3])), places)
     if len(sys.argv) > 4:

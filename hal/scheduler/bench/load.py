@@ -2,7 +2,7 @@
 
     python -m hal.scheduler.bench.load ADDRESS SECONDS WINDOW BATCH
 
-It keeps WINDOW messages in flight, each of BATCH requests; what it measured it prints as JSON. It says
+It keeps WINDOW messages in flight, each for BATCH leases; what it measured it prints as JSON. It says
 ``ready`` when the scheduler has answered once, and begins when it is told to on its standard input.
 """
 
@@ -12,7 +12,6 @@ import itertools
 import os
 import sys
 import time
-from collections import deque
 from typing import Any
 
 import msgspec
@@ -23,18 +22,11 @@ from hal.scheduler import wire
 __all__ = ["Measured"]
 
 _PATIENCE = 30_000  # milliseconds for any one answer
-_WARM = 0.2  # seconds that do not count
-_SLICE = {"memory_bytes": 1 << 30, "compute_milli": 10}
-_REQUEST = {
-    "members": [
-        {
-            "alternatives": [
-                {"selector": f'vendor == "{vendor}"', **_SLICE} for vendor in ("nvidia", "amd")
-            ]
-        }
-    ],
-    "ttl_ms": 60_000,
-}
+_WARM = 0.3  # seconds that do not count
+# What a user asks for: a slice, of whichever vendor has room.
+_SLICE = {"memory_bytes": 1 << 30}
+_CHOICE = [{"selector": f'vendor == "{vendor}"', **_SLICE} for vendor in ("nvidia", "amd")]
+_REQUEST = {"members": [{"alternatives": _CHOICE}], "ttl_ms": 60_000}
 
 
 class Measured(msgspec.Struct):
@@ -42,9 +34,8 @@ class Measured(msgspec.Struct):
 
     pairs: int = 0
     refused: int = 0
-    seconds: float = 0.0
-    acquires: list[float] = []  # each: from request to reply
-    pairs_took: list[float] = []  # from the request to acquire to the reply to release
+    why: str = ""  # the last refusal's words
+    took: list[float] = []  # each: from the request to acquire to the reply to release
 
 
 class _Answer(msgspec.Struct):
@@ -55,12 +46,12 @@ class _Answer(msgspec.Struct):
 
 
 class _Client:
+    """As quick as Python can be, so that the daemon is what is measured."""
+
     def __init__(self, address: str) -> None:
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
         self._socket.set(zmq.LINGER, 0)
-        self._socket.set(zmq.SNDHWM, 0)
-        self._socket.set(zmq.RCVHWM, 0)
         self._socket.connect(address)
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(_Answer).decode
@@ -77,54 +68,70 @@ class _Client:
         self._context.destroy(0)
 
 
-def drive(client: _Client, seconds: float, window: int) -> Measured:
-    """``window`` clients in one: each acquires, releases, and begins again."""
-    found = Measured()
-    keys = itertools.count()
-    begun: dict[str, float] = {}
-    prefix = f"{os.getpid():x}-{time.monotonic_ns():x}"
+class _Load:
+    def __init__(self, client: _Client, seconds: float, batch: int) -> None:
+        self._client = client
+        self._batch = batch
+        self._keys = itertools.count()
+        self._prefix = f"{os.getpid():x}-{time.monotonic_ns():x}"
+        self._begun: dict[str, float] = {}
+        self._counted = time.perf_counter() + _WARM
+        self._until = self._counted + seconds
+        self.found = Measured()
 
-    def begin() -> None:
-        key = f"{prefix}-{next(keys)}"
-        begun[key] = time.perf_counter()
-        client.send("a" + key, "acquire", {"key": key, "request": _REQUEST})
+    def run(self, window: int) -> None:
+        for _ in range(window):
+            self._begin()
+        while self._begun:
+            answer = self._client.receive()
+            now = time.perf_counter()
+            kind, key = answer.id[0], answer.id[1:]
+            if kind == "a" and self._release(key, answer):
+                continue
+            begun = self._begun.pop(key)
+            if self._counted <= begun and now <= self._until:
+                if answer.ok and kind == "r":
+                    self.found.pairs += self._batch
+                    self.found.took.append(now - begun)
+                else:
+                    self.found.refused += self._batch
+                    self.found.why = str((answer.error or {}).get("message", answer.body))[:200]
+            if now < self._until:
+                self._begin()
 
-    start = time.perf_counter()
-    counted, end = start + _WARM, start + _WARM + seconds
-    for _ in range(window):
-        begin()
-    while begun:
-        answer = client.receive()
-        now = time.perf_counter()
-        kind, key = answer.id[0], answer.id[1:]
-        counts = counted <= begun[key] and now <= end
-        if kind == "a" and answer.ok:
-            if counts:
-                found.acquires.append(now - begun[key])
-            client.send("r" + key, "release", {"lease": answer.body["lease"]["id"]})
-            continue
-        if counts:
-            if answer.ok:
-                found.pairs += 1
-                found.pairs_took.append(now - begun[key])
-            else:
-                found.refused += 1
-        del begun[key]
-        if now < end:
-            begin()
-    found.seconds = seconds
-    return found
+    def _begin(self) -> None:
+        key = f"{self._prefix}-{next(self._keys)}"
+        self._begun[key] = time.perf_counter()
+        if self._batch == 1:
+            self._client.send("a" + key, "acquire", {"key": key, "request": _REQUEST})
+        else:
+            each = [{"key": f"{key}.{n}", "request": _REQUEST} for n in range(self._batch)]
+            self._client.send("a" + key, "acquire_many", {"requests": each})
+
+    def _release(self, key: str, answer: _Answer) -> bool:
+        """Whether there is something to release."""
+        if not answer.ok:
+            return False
+        if self._batch == 1:
+            self._client.send("r" + key, "release", {"lease": answer.body["lease"]["id"]})
+            return True
+        granted = [one["body"]["lease"]["id"] for one in answer.body["replies"] if one["ok"]]
+        if granted:
+            self._client.send("r" + key, "release_many", {"leases": granted})
+        return bool(granted)
 
 
-def main(address: str, seconds: float, window: int) -> None:
+def main(address: str, seconds: float, window: int, batch: int) -> None:
     client = _Client(address)
     client.send("hello", "hello", {})
     client.receive()
     print("ready", flush=True)
     sys.stdin.readline()
-    sys.stdout.write(msgspec.json.encode(drive(client, seconds, window)).decode())
+    load = _Load(client, seconds, batch)
+    load.run(window)
+    sys.stdout.write(msgspec.json.encode(load.found).decode())
     client.close()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], float(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
