@@ -9,10 +9,11 @@ from pathlib import Path
 
 from hal.cli.output import note
 from hal.inventory import Machine
+from hal.scheduler.agent.agent import Agent
+from hal.scheduler.agent.slices import Slices
 from hal.scheduler.daemon import AlreadyRunning, Daemon
 from hal.scheduler.places import Places
 from hal.scheduler.presets import load
-from hal.scheduler.slices import Slices
 
 
 def configure_serve(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
@@ -32,7 +33,8 @@ def _serve(options: argparse.Namespace) -> int:
     named = os.environ.get("HAL_PRESETS")
     presets = load(Path(named) if named else None)
     with Machine() as machine:
-        daemon = Daemon(Slices(machine, places), places, private=options.private, presets=presets)
+        agent = Agent(Slices(machine, places), places, "local")
+        daemon = Daemon(agent, places, private=options.private, presets=presets)
         try:
             daemon.run(ready=lambda: note(f"serving leases at {places.socket}"))
         except AlreadyRunning:

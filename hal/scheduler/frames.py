@@ -6,7 +6,7 @@ import zmq
 
 __all__ = ["MOST_FRAMES", "receive", "send"]
 
-MOST_FRAMES = 8  # of a message that are kept; ours have one
+MOST_FRAMES = 2  # of a message that are kept; ours have one
 _NOW = int(zmq.DONTWAIT)  # as plain numbers: an enum's "or" costs more than the call
 _MORE_NOW = int(zmq.DONTWAIT | zmq.SNDMORE)
 

@@ -25,14 +25,18 @@ class Holders:
         self._pid_of: dict[str, int] = {}  # of a lease, or of who waits for one
         self._pidfd_of: dict[int, int] = {}
         self._held_by: dict[int, dict[str, None]] = {}  # pid -> ids
+        self._elsewhere: set[str] = set()  # whose holders are on other machines: they count as alive
         poller.register(self._epoll.fileno(), zmq.POLLIN)
 
     def __contains__(self, id: str) -> bool:
-        return id in self._pid_of
+        return id in self._pid_of or id in self._elsewhere
 
     def watch(self, id: str, pid: int) -> bool:
         """False when the process has gone already. Where none can be watched, the lease still expires."""
         if pid == 0 or id in self:
+            return True
+        if pid < 0:
+            self._elsewhere.add(id)
             return True
         if pid not in self._pidfd_of:
             try:
@@ -62,6 +66,7 @@ class Holders:
         return found
 
     def unwatch(self, id: str) -> None:
+        self._elsewhere.discard(id)
         pid = self._pid_of.pop(id, None)
         if pid is None:
             return

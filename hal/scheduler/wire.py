@@ -9,6 +9,7 @@ A request is one frame, a reply is one frame (docs/protocol.md describes both fo
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -26,6 +27,7 @@ __all__ = [
     "Reply",
     "Request",
     "pack",
+    "unpack_message",
     "unpack_reply",
     "unpack_request",
 ]
@@ -70,6 +72,16 @@ _encode = msgspec.msgpack.Encoder().encode
 
 def pack(message: Request | Reply) -> bytes:
     return _encode(message)
+
+
+def unpack_message(frame: bytes) -> Request | Reply:
+    """Of an agent, which asks and is asked. Raises Malformed."""
+    try:
+        return _typed(frame, Request, _decode_request, MAX_FRAME_BYTES)
+    except Malformed as wrong:
+        with contextlib.suppress(Malformed):
+            return _typed(frame, Reply, _decode_reply, MAX_FRAME_BYTES)
+        raise wrong
 
 
 def unpack_request(frame: bytes) -> Request:

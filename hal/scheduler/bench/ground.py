@@ -1,6 +1,6 @@
-"""What the bench's daemon stands on: a daemon over a simulated cluster, which has nothing to bind.
+"""What the bench's daemon stands on: devices that are not there, of which a grant makes nothing.
 
-    python -m hal.scheduler.bench.ground DIRECTORY NODES DEVICES
+    python -m hal.scheduler.bench.ground DIRECTORY DEVICES
 """
 
 from __future__ import annotations
@@ -9,54 +9,71 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 from hal.enforce.ledger import DeviceUse
 from hal.model import Enforcement, Rung
+from hal.scheduler.agent.agent import Agent
+from hal.scheduler.agent.binding import Binding, BindOrder, Bound, Order, Unbound
 from hal.scheduler.core.facts import DeviceFacts, NodeFacts
-from hal.scheduler.core.lease import Lease
 from hal.scheduler.daemon import Daemon
 from hal.scheduler.places import Places
 
+__all__ = ["NoAgent", "node_facts"]
+
 _GIB = 1 << 30
+_MADE = Bound([(0, {})], Enforcement(Rung.NONE, Rung.NONE))
 
 
-class NoSlices:
-    """Takes the place of Slices: everything is granted, and nothing is made."""
+def node_facts(node: str, devices: int, vendors: tuple[str, ...] = ("nvidia", "amd")) -> NodeFacts:
+    """A node of that many devices, of each vendor in turn."""
+    there = tuple(
+        DeviceFacts(
+            id=f"{vendors[number % len(vendors)]}:{number}",
+            vendor=vendors[number % len(vendors)],
+            model="simulated",
+            memory_bytes=192 * _GIB,
+            attributes={"memory_held_by": "guard", "compute_held_by": "guard"},
+        )
+        for number in range(devices)
+    )
+    return NodeFacts(node, 64_000, 512 * _GIB, there)
+
+
+class NoAgent(Agent):
+    """A node that has every slice as soon as it is asked for it."""
 
     def __init__(self, devices: int) -> None:
-        self._facts = NodeFacts(
-            "local",
-            64_000,
-            512 * _GIB,
-            tuple(
-                DeviceFacts(
-                    f"{vendor}:{n}", vendor, "simulated", (80 if n % 2 else 192) * _GIB,
-                    attributes={"memory_held_by": "guard", "compute_held_by": "guard"},
-                )
-                for n in range(devices)
-                for vendor in ("nvidia" if n % 2 else "amd",)
-            ),
-        )
+        self.node = "local"
+        self.term = 0
+        self._facts = node_facts(self.node, devices)
 
-    def create(self, lease: Lease) -> None: ...
-    def remove(self, lease: Lease) -> None: ...
-    def sweep(self) -> None: ...
-    def reap(self) -> None: ...
+    def start(self) -> None: ...
+    def forget(self) -> None: ...
     def close(self) -> None: ...
-    def correct_shares(self, now: float) -> None: ...
-    def adopt(self, lease: Lease) -> bool:
+    def turn(self, now: float) -> None: ...
+    def acknowledge(self, ended: list[tuple[str, int]]) -> None: ...
+    def keep(self, term: int, wanted: Mapping[str, int], now: float) -> None: ...
+
+    def take_over(self, binding: Binding) -> bool:
         return True
-    def stop(self, lease: Lease, with_signal: int) -> bool:
-        return True
-    def environments(self, lease: Lease) -> list[dict[str, str]]:
-        return [{} for _ in lease.parts]
-    def enforcement(self, lease: Lease) -> Enforcement:
-        return Enforcement(Rung.NONE, Rung.NONE)
-    def use(self, lease: Lease) -> list[DeviceUse]:
+
+    def perform(self, order: Order, now: float) -> Bound | Unbound:
+        return _MADE if isinstance(order, BindOrder) else Unbound(True)
+
+    @property
+    def busy(self) -> bool:
+        return False
+
+    def ended(self) -> list[tuple[str, int]]:
         return []
+
     def facts(self) -> NodeFacts:
         return self._facts
+
+    def use(self, lease: str) -> list[DeviceUse]:
+        return []
 
 
 def _end_with_parent() -> None:
@@ -65,16 +82,18 @@ def _end_with_parent() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-if __name__ == "__main__":
+def main(directory: str, devices: int) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    places = Places(Path(sys.argv[1]))
-    daemon = Daemon(NoSlices(int(sys.argv[3])), places)
-    if len(sys.argv) > 4:
+    daemon = Daemon(NoAgent(devices), Places(Path(directory)))
+    if named := os.environ.get("HAL_BENCH_PROFILE"):
         import cProfile
-        profile = cProfile.Profile()
-        profile.enable()
-        daemon.run(lambda: print("ready", flush=True))
-        profile.disable()
-        profile.dump_stats(sys.argv[4])
+
+        with cProfile.Profile() as profile:
+            daemon.run(lambda: print("ready", flush=True))
+        profile.dump_stats(named)
     else:
         daemon.run(lambda: print("ready", flush=True))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

@@ -84,11 +84,11 @@ def _remark(found: Measured, seconds: float, also: str = "") -> str:
 
 
 @contextlib.contextmanager
-def simulated(nodes: int = 8, devices: int = 8) -> Iterator[str]:
+def simulated(devices: int = 64) -> Iterator[str]:
     """The address of a daemon over a cluster that is not there: a grant is durable, and nothing is made."""
     with tempfile.TemporaryDirectory(prefix="hal-bench-") as directory:
         Path(directory).chmod(0o700)
-        command = [sys.executable, "-m", "hal.scheduler.bench.ground", directory, str(nodes), str(devices)]
+        command = [sys.executable, "-m", "hal.scheduler.bench.ground", directory, str(devices)]
         environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
         pipe = subprocess.PIPE
         daemon = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment)
