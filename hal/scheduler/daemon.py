@@ -16,19 +16,32 @@ from collections.abc import Callable
 import msgspec
 import zmq
 
-from hal.backend import HalError, StateError
-from hal.scheduler import bodies, core, frames, wire
+from hal.backend import StateError
+from hal.scheduler import bodies, core, frames, watch, wire
 from hal.scheduler.agent.agent import Agent
 from hal.scheduler.agent.binding import Beat, Join
-from hal.scheduler.answers import Address, Peer, Refused, Waiter, code_of, error, leaving, peer
+from hal.scheduler.answers import (
+    FAULTS,
+    Address,
+    Peer,
+    Refused,
+    Waiter,
+    code_of,
+    error,
+    fault,
+    leaving,
+    peer,
+)
 from hal.scheduler.core import records
 from hal.scheduler.holders import Holders
 from hal.scheduler.nodes import Nodes
 from hal.scheduler.operations import OPERATIONS, granted
 from hal.scheduler.places import Places
 from hal.scheduler.presets import Preset
-from hal.scheduler.process import AlreadyRunning, locked, signals_as_bytes
+from hal.scheduler.process import AlreadyRunning, collect_rarely, locked, signals_as_bytes
 from hal.scheduler.store import Store
+from hal.scheduler.waiters import Waiters
+from hal.scheduler.watch import Watch
 
 __all__ = ["AlreadyRunning", "Daemon"]
 
@@ -65,7 +78,9 @@ class Daemon:
         self._agent = agent
         self._places = places
         self._ending: dict[str, float] = {}  # lease id -> since when
-        self._waiters: list[Waiter] = []
+        self.watch_ring = Watch()
+        self._published = 0
+        self._waiters = Waiters()
         self._stopping = False
         self._zero = (time.time_ns() - time.monotonic_ns()) // 1_000_000
         self._seen = float("-inf")
@@ -94,6 +109,11 @@ class Daemon:
             for router in self._routers:
                 stack.callback(router.close, linger=200)
                 self._poller.register(router, zmq.POLLIN)
+            self._numbers = context.socket(zmq.PUB)
+            stack.callback(self._numbers.close, linger=0)
+            self._numbers.bind(self._places.events_address)
+            self._places.events.chmod(0o600)
+            collect_rarely()
             ready()
             while not self._stopping:
                 self._turn(wakeup)
@@ -126,6 +146,7 @@ class Daemon:
         self._finish_endings(time.monotonic())
         self._commit()
         replies += self._waited()
+        self._publish()
         # A client that has gone in the meantime is no error: its lease ends with its process.
         orders, self.nodes.outbox = self.nodes.outbox, []
         for address, message in [*replies, *orders]:
@@ -136,11 +157,18 @@ class Daemon:
         elif self.private and time.monotonic() - self._needed > _LINGER:
             self._stopping = True
 
+    def _publish(self) -> None:
+        """Tell everybody how far it has gone. What has happened is served to those who may see it."""
+        if self.watch_ring.last != self._published:
+            self._published = self.watch_ring.last
+            with contextlib.suppress(zmq.ZMQError):
+                self._numbers.send(msgspec.msgpack.encode(self._published), flags=zmq.DONTWAIT)
+
     def _patience(self) -> float:
         deadline = self.state.next_deadline()
         due = _TICK if deadline is None else max(deadline - self.now(), 0) / 1000
-        for waiter in self._waiters:
-            due = min(due, max(waiter.until - time.monotonic(), 0))
+        if (waited := self._waiters.next_due()) is not None:
+            due = min(due, max(waited - time.monotonic(), 0))
         return min(due, 0.05 if self.nodes.busy or self._ending else _TICK)
 
     def _drain(self, router: zmq.Socket[bytes]) -> list[tuple[Address, bytes]]:
@@ -167,6 +195,8 @@ class Daemon:
                 self.nodes.answered(address, request)
                 return None
             self._needed = time.monotonic()
+            if request.deadline_ms is not None and request.deadline_ms <= self.now():
+                return error(id, "late", "its deadline had passed before it was read: nothing was done")
             who = peer(address, parts[0])
             if who.uid not in (os.geteuid(), 0):
                 return error(id, "denied", "this scheduler serves another user")
@@ -176,18 +206,12 @@ class Daemon:
             body = operation(self, request.body, who)
             if isinstance(body, Waiter):
                 body.address, body.request = address, id
-                self._waiters.append(body)
+                self._waiters.add(body)
                 return None
-        except wire.Malformed as wrong:
-            return error(wrong.id or id, "malformed", str(wrong))
-        except msgspec.ValidationError as wrong:
-            return error(id, "malformed", f"the request's body does not fit: {wrong}")
-        except core.InvalidError as wrong:
-            return error(id, "not_found" if wrong.field == "class" else "malformed", str(wrong))
-        except Refused as refused:
-            return error(id, refused.code, str(refused))
-        except HalError as wrong:
-            return error(id, "failed", str(wrong))
+        except FAULTS as wrong:
+            if isinstance(wrong, wire.Malformed):
+                id = wrong.id or id
+            return wire.Reply(wire.VERSION, id, False, error=fault(wrong))
         return wire.Reply(wire.VERSION, id, True, body)
 
     # ---- what is decided --------------------------------------------------------------------
@@ -207,15 +231,22 @@ class Daemon:
 
     def happens(self, event: core.Event) -> list[core.Decision]:
         """Apply an event and carry out what follows."""
-        decisions = self.state.apply(event, self.now())
+        now = self.now()
+        decisions = self.state.apply(event, now)
+        self.watch_ring.note(event, decisions, now)
         for decision in decisions:
             match decision:
                 case core.Grant(lease=lease, again=False):
+                    self._waiters.touch(lease.id)
                     self._begin(lease)
+                case core.Queued(id=id, again=False):
+                    self.watch_ring.queued(self.state.waiting[id], now, decision.reason)
                 case core.Revoke(lease=lease) | core.Preempt(lease=lease):
                     self.over[lease.id] = ("ended", f"the lease '{lease.id}' has ended: {decision.reason}")
+                    self._waiters.touch(lease.id)
                     self._end(lease)
                 case core.Withdrawn(id=id):
+                    self._waiters.touch(id)
                     self.over[id] = ("ended", f"'{id}' waits no longer: {decision.reason}")
                     self._holders.unwatch(id)
         while len(self.over) > 1024:
@@ -272,6 +303,8 @@ class Daemon:
 
     def outcome(self, waiter: Waiter) -> wire.Body | None:
         """What to say now; None: nothing yet. Raises Refused when there is nothing to wait for."""
+        if isinstance(waiter, watch.Watcher):
+            return waiter.answer(at_once=time.monotonic() >= waiter.until)
         lease = self.state.leases.get(waiter.lease)
         lives = lease is not None and lease.state is not core.LeaseState.ENDING
         if lease is not None and lives and self.nodes.is_bound(lease):
@@ -287,18 +320,23 @@ class Daemon:
         return {"waiting": {} if lease is None else bodies.being_made(lease, self.now())}
 
     def _waited(self) -> list[tuple[Address, bytes]]:
-        replies, left = [], []
-        for waiter in self._waiters:
+        """The answers for which somebody has waited: only those who may have one now are looked at."""
+        replies = []
+        for id in self.nodes.settled:
+            self._waiters.touch(id)
+        self.nodes.settled.clear()
+        if self.watch_ring.last != self._published:
+            self._waiters.touch(watch.NAME)
+        for waiter in self._waiters.take(time.monotonic()):
             try:
                 body = self.outcome(waiter)
                 reply = None if body is None else wire.Reply(wire.VERSION, waiter.request, True, body)
             except Refused as refused:
                 reply = error(waiter.request, refused.code, str(refused))
             if reply is None or waiter.address is None:
-                left.append(waiter)
+                self._waiters.add(waiter)
             else:
                 replies.append((waiter.address, wire.pack(reply)))
-        self._waiters = left
         return replies
 
     # ---- holders and endings ----------------------------------------------------------------
@@ -366,6 +404,8 @@ class Daemon:
         # A node that has obeyed a scheduler of more starts than these would refuse this one.
         counters.term = self.nodes.term = max(counters.term, self._agent.term if self._agent else 0) + 1
         self.state.world.note("meta", "counters")
+        self.watch_ring.begin(self.nodes.term, [*self.state.leases.values(), *self.state.waiting.values()])
+        self._published = self.watch_ring.last
         self._store.put(records.changes(self.state))
         self._store.commit()
         self._resume(now)
@@ -388,6 +428,7 @@ class Daemon:
 
     def _leave(self) -> None:
         """Orderly end: a private daemon ends every lease first, then all removes what is empty."""
+        self._places.events.unlink(missing_ok=True)
         self._places.socket.unlink(missing_ok=True)  # nobody is answered from here on: nobody is to wait
         left = [(one.address, one.request) for one in self._waiters if one.address is not None]
         for router in self._routers:
