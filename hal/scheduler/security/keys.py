@@ -32,7 +32,18 @@ from zmq.utils import z85
 from hal.backend import GoneError, StateError
 from hal.scheduler.security.roles import Role
 
-__all__ = ["FIRST_NUMBER", "ClientKey", "Key", "Keys", "Pair", "new_pair", "read_client_key", "write_secret"]
+__all__ = [
+    "FIRST_NUMBER",
+    "ClientKey",
+    "Key",
+    "Keys",
+    "Pair",
+    "check_name",
+    "check_public",
+    "new_pair",
+    "read_client_key",
+    "write_secret",
+]
 
 FIRST_NUMBER = 1 << 32  # owners without a local uid are numbered from here: no uid is as large (32 bits)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
@@ -131,12 +142,8 @@ class Keys:
 
     def add(self, name: str, role: Role, public: str, uid: int | None = None) -> Key:
         """Know one more. Raises StateError with what stands against it."""
-        if not _NAME.fullmatch(name):
-            raise StateError(
-                f"'{name:.64}' is no name for a key: 1 to 32 letters, digits, '.', '_' and '-', the first "
-                "a letter or digit"
-            )
-        _checked_public(public)
+        check_name(name)
+        check_public(public)
         if uid is not None and uid < 0:
             raise StateError(f"{uid} is no user's number")
         if uid == 0 and role is not Role.ADMIN:
@@ -206,7 +213,8 @@ class Keys:
     def _alone(self) -> Iterator[None]:
         """Make the directory, and let nobody else change what is in it meanwhile. Raises StateError."""
         try:
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for folder in (self.directory.parent, self.directory):  # the first may be a runtime directory
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             handle = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
             raise StateError(f"cannot use the directory of keys {self.directory}: {error.strerror}") from None
@@ -269,14 +277,24 @@ def _read_secret(path: Path, kind: type[T]) -> T:
         raise StateError(f"{path} is no key: {error}") from None
     if _public_of(found.secret) != found.public:
         raise StateError(f"the two halves of the key {path} do not belong together")
+    if isinstance(found, ClientKey):
+        check_public(found.scheduler)
     return found
 
 
-def _checked_public(public: str) -> str:
+def check_name(name: str) -> None:
+    """Raises StateError when no key can have this name."""
+    if not _NAME.fullmatch(name):
+        raise StateError(
+            f"'{name:.64}' is no name for a key: 1 to 32 letters, digits, '.', '_' and '-', the first "
+            "a letter or digit"
+        )
+
+
+def check_public(public: str) -> None:
     """Raises StateError when it is no public key."""
     if not _is_z85(public):
         raise StateError(f"'{public:.60}' is no public key: it has 40 characters of Z85")
-    return public
 
 
 def _public_of(secret: str) -> str | None:
