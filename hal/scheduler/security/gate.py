@@ -98,7 +98,6 @@ class Gate:
             router.set(zmq.CURVE_SERVER, 1)
             router.set(zmq.CURVE_SECRETKEY, pair.secret.encode())
             router.set(zmq.ZAP_DOMAIN, _REMOTE.encode())
-            router.set(zmq.IPV6, 1)
         for address in remote:
             self._bind(router, address)
             self._addresses += (router.get_string(zmq.LAST_ENDPOINT),)
@@ -111,7 +110,6 @@ class Gate:
         socket.set(zmq.CURVE_SECRETKEY, self._keys.own().secret.encode())
         socket.set(zmq.ZAP_ENFORCE_DOMAIN, 1)
         socket.set(zmq.ZAP_DOMAIN, _REMOTE.encode())
-        socket.set(zmq.IPV6, 1)
         self._bind(socket, address)
 
     @property
@@ -120,6 +118,7 @@ class Gate:
         return self._addresses
 
     def _bind(self, socket: zmq.Socket[bytes], address: str) -> None:
+        socket.set(zmq.IPV6, int("[" in address))
         try:
             socket.bind(address)
         except zmq.ZMQError as error:
