@@ -34,6 +34,7 @@ _COMMANDS = {
     "lease": ("hal.cli.lease", "list, take, explain and end leases"),
     "queue": ("hal.cli.queue", "list and set the queues in which requests wait"),
     "serve": ("hal.cli.serve", "serve leases to this user's programs"),
+    "agent": ("hal.cli.agent", "lend this machine's devices through a scheduler elsewhere"),
     "keys": ("hal.cli.keys", "who may reach the scheduler from other machines"),
     "simulate": ("hal.cli.simulate", "try the scheduler's placement on a cluster that is not there"),
     "emulate": ("hal.cli.emulate", "run a command on an emulated machine"),

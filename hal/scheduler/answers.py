@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import zmq
+from msgspec import Struct
 
 from hal.scheduler import core, wire
 
-__all__ = ["Refused", "Waiter", "code_of", "error", "leaving", "peer"]
+__all__ = ["Address", "Peer", "Refused", "Waiter", "code_of", "error", "leaving", "peer"]
 
 
 class Refused(Exception):
@@ -17,13 +18,28 @@ class Refused(Exception):
         self.code = code
 
 
+class Address(Struct, frozen=True):
+    """Where a message came from and its answer goes: a socket of ours, and ZeroMQ's name of the other."""
+
+    socket: zmq.Socket[bytes]
+    identity: bytes
+
+
+class Peer(Struct, frozen=True):
+    """Who asks. The kernel knows user and process of those on this machine; ``pid`` -1: it is elsewhere."""
+
+    address: Address
+    uid: int
+    pid: int
+
+
 class Waiter:
-    """A client that is answered when its lease is granted, or the time is up."""
+    """A client that is answered when its lease is granted and made, or the time is up."""
 
     def __init__(self, lease: str, until: float) -> None:
         self.lease = lease
         self.until = until  # on the monotonic clock
-        self.sender = b""
+        self.address: Address | None = None
         self.request = ""
 
 
@@ -42,10 +58,10 @@ def code_of(refused: core.Refuse) -> str:
     return refused.code.value
 
 
-def peer(frame: zmq.Frame) -> tuple[int, int]:
+def peer(address: Address, frame: zmq.Frame) -> Peer:
     """uid and pid of the sender, as the kernel gave them to libzmq: "host:uid:gid:pid" on ipc."""
     try:
         _, uid, _, pid = str(frame.get("Peer-Address")).rsplit(":", 3)
-        return int(uid), int(pid)
+        return Peer(address, int(uid), int(pid))
     except (ValueError, zmq.ZMQError):
         raise wire.Malformed("the sender's user cannot be told; only local clients are served") from None

@@ -15,7 +15,7 @@ from hal.scheduler.core.queues import Limits, Queue, Tree
 from hal.scheduler.core.request import Alternative, InvalidError, Member, Request
 from hal.scheduler.presets import Preset, with_preset
 
-__all__ = ["Acquire", "Named", "SetQueueBody", "Wait", "described", "queued", "queues"]
+__all__ = ["Acquire", "Named", "SetQueueBody", "Wait", "being_made", "described", "queued", "queues"]
 
 _LONGEST_WAIT = 60.0
 
@@ -172,6 +172,20 @@ def queued(one: Waiting, now: int, reason: str | None = None) -> dict[str, Any]:
         "state": "waiting",
     }
     return found if reason is None else found | {"reason": reason}
+
+
+def being_made(lease: Lease, now: int) -> dict[str, Any]:
+    """A lease whose nodes have not made its slices yet: for who asked for it, it still waits."""
+    return {
+        "id": lease.id,
+        "name": lease.name,
+        "queue": lease.request.queue,
+        "priority": lease.request.priority,
+        "holder_pid": lease.holder_pid,
+        "waited_seconds": max((now - lease.arrived) / 1000, 0),
+        "state": "binding",
+        "reason": "its nodes have not answered yet",
+    }
 
 
 def queues(tree: Tree, waiting: Mapping[str, int]) -> list[dict[str, Any]]:

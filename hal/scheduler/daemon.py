@@ -1,46 +1,46 @@
 """The daemon: sockets, clocks and files around the core.
 
 One thread, one poll. It drains what has arrived, applies it, makes it durable with one commit, and only
-then replies. Holders are watched by pidfd, so that a lease ends with the process that took it.
+then replies and sends orders to the nodes. Holders on this machine are watched by pidfd, so that a lease
+ends with the process that took it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import secrets
-import signal
 import socket
 import time
-from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
 import msgspec
 import zmq
 
 from hal.backend import HalError, StateError
 from hal.scheduler import bodies, core, wire
-from hal.scheduler.answers import Refused, Waiter, code_of, error, leaving, peer
+from hal.scheduler.agent.agent import Agent
+from hal.scheduler.agent.binding import Beat, Join
+from hal.scheduler.answers import Address, Peer, Refused, Waiter, code_of, error, leaving, peer
 from hal.scheduler.core import records
 from hal.scheduler.holders import Holders
+from hal.scheduler.nodes import Nodes
+from hal.scheduler.operations import OPERATIONS, granted
 from hal.scheduler.places import Places
 from hal.scheduler.presets import Preset
 from hal.scheduler.process import AlreadyRunning, locked, signals_as_bytes
-from hal.scheduler.slices import Slices
 from hal.scheduler.store import Store
 
 __all__ = ["AlreadyRunning", "Daemon"]
 
 _DRAIN = 256  # requests answered with one commit
 _TICK = 1.0  # seconds between looks at what nobody reports: dead processes, slow endings
-_GRACE = 2.0  # seconds from SIGTERM to SIGKILL for what is left in an ended slice
 _FRESH = 0.5  # seconds for which the devices' outside use is believed
 _LINGER = 1.0  # seconds without a lease after which a private daemon goes
+_ENDING = 4.0  # seconds that a private daemon gives what it ends when it leaves
 
 
 class Daemon:
-    """Serves one user's leases on one machine until ``stop()``, SIGTERM or SIGINT.
+    """Serves leases until ``stop()``, SIGTERM or SIGINT, on this machine (``agent``) and on all that join.
 
     A private daemon was started for one command: it leaves when nobody needs it, and takes every lease
     with it when told to stop. Any other keeps its leases on disk for its successor.
@@ -48,21 +48,26 @@ class Daemon:
 
     def __init__(
         self,
-        slices: Slices,
+        agent: Agent | None,
         places: Places,
         *,
         private: bool = False,
         presets: dict[str, Preset] | None = None,
+        lost_seconds: float = 5.0,
+        grace_seconds: float = 60.0,
     ) -> None:
-        self._slices = slices
+        self.pid = os.getpid()
+        self.private = private
+        self.presets = presets or {}
+        self.state = core.State(grace_ms=round(grace_seconds * 1000))
+        self.nodes = Nodes(agent, lost_seconds=lost_seconds, grace_seconds=grace_seconds)
+        self.over: dict[str, tuple[str, str]] = {}  # what has become of leases: code and message
+        self._agent = agent
         self._places = places
-        self._private = private
-        self._presets = presets or {}
-        self._state = core.State()
         self._ending: dict[str, float] = {}  # lease id -> since when
         self._waiters: list[Waiter] = []
-        self._over: dict[str, tuple[str, str]] = {}  # what has become of who waited: code and message
         self._stopping = False
+        self._zero = (time.time_ns() - time.monotonic_ns()) // 1_000_000
         self._seen = float("-inf")
         self._needed = time.monotonic()
 
@@ -75,7 +80,9 @@ class Daemon:
         with locked(self._places), contextlib.ExitStack() as stack:
             self._store = Store(self._places.store)
             stack.callback(self._store.close)
-            stack.callback(self._slices.close)
+            if self._agent is not None:
+                stack.callback(self._agent.close)
+                self._agent.start()
             self._poller = zmq.Poller()
             self._holders = Holders(self._poller)
             stack.callback(self._holders.close)
@@ -83,84 +90,93 @@ class Daemon:
             wakeup = stack.enter_context(signals_as_bytes())
             self._poller.register(wakeup, zmq.POLLIN)
             context = stack.enter_context(zmq.Context())
-            router = context.socket(zmq.ROUTER)
-            stack.callback(router.close, linger=200)
-            router.set(zmq.MAXMSGSIZE, wire.MAX_FRAME_BYTES)
-            router.bind(self._places.address)
-            self._places.socket.chmod(0o600)
-            self._poller.register(router, zmq.POLLIN)
+            self._routers = [self._local_socket(context)]
+            for router in self._routers:
+                stack.callback(router.close, linger=200)
+                self._poller.register(router, zmq.POLLIN)
             ready()
             while not self._stopping:
-                self._turn(router, wakeup)
-            self._leave(router)
+                self._turn(wakeup)
+            self._leave()
 
     def stop(self) -> None:
         self._stopping = True
 
+    def _local_socket(self, context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
+        router = context.socket(zmq.ROUTER)
+        router.set(zmq.MAXMSGSIZE, wire.MAX_FRAME_BYTES)
+        router.bind(self._places.address)
+        self._places.socket.chmod(0o600)
+        return router
+
     # ---- the loop ---------------------------------------------------------------------------
 
-    def _turn(self, router: zmq.Socket[bytes], wakeup: socket.socket) -> None:
+    def _turn(self, wakeup: socket.socket) -> None:
         events = dict(self._poller.poll(int(self._patience() * 1000) + 1))
         if wakeup.fileno() in events:
             wakeup.recv(64)
             self._stopping = True
         for id in self._holders.gone(events):
-            self._happens(core.HolderGone(id))
-        replies = self._drain(router) if router in events else []
-        if self._state.waiting and time.monotonic() - self._seen >= _TICK:
-            self._look_at_devices()  # what others use may have become less
-        self._happens(core.Tick())
+            self.happens(core.HolderGone(id))
+        replies = [reply for router in self._routers if router in events for reply in self._drain(router)]
+        if self.state.waiting and time.monotonic() - self._seen >= _TICK:
+            self.look_at_devices()  # what others use may have become less
+        self._look_at_nodes()
+        self.happens(core.Tick())
         self._finish_endings(time.monotonic())
-        self._slices.reap()
-        self._slices.correct_shares(time.monotonic())
-        self._store.put(records.changes(self._state))
-        self._store.commit()
+        self._commit()
+        replies += self._waited()
         # A client that has gone in the meantime is no error: its lease ends with its process.
-        for reply in [*replies, *self._waited()]:
-            router.send_multipart(reply, flags=zmq.DONTWAIT)
-        if self._state.leases or self._state.waiting:
+        orders, self.nodes.outbox = self.nodes.outbox, []
+        for address, message in [*replies, *orders]:
+            with contextlib.suppress(zmq.ZMQError):
+                address.socket.send_multipart([address.identity, message], flags=zmq.DONTWAIT)
+        if self.state.leases or self.state.waiting:
             self._needed = time.monotonic()
-        elif self._private and time.monotonic() - self._needed > _LINGER:
+        elif self.private and time.monotonic() - self._needed > _LINGER:
             self._stopping = True
 
     def _patience(self) -> float:
-        deadline = self._state.next_deadline()
-        due = _TICK if deadline is None else max(deadline - _now(), 0) / 1000
+        deadline = self.state.next_deadline()
+        due = _TICK if deadline is None else max(deadline - self.now(), 0) / 1000
         for waiter in self._waiters:
             due = min(due, max(waiter.until - time.monotonic(), 0))
-        return min(due, 0.05 if self._ending else _TICK)
+        return min(due, 0.05 if self.nodes.busy or self._ending else _TICK)
 
-    def _drain(self, router: zmq.Socket[bytes]) -> list[list[bytes]]:
+    def _drain(self, router: zmq.Socket[bytes]) -> list[tuple[Address, bytes]]:
         replies = []
         for _ in range(_DRAIN):
             try:
                 frames = router.recv_multipart(flags=zmq.DONTWAIT, copy=False)
             except zmq.Again:
                 break
-            sender = frames[0].bytes
-            reply = self._answer(sender, frames[1:])
+            address = Address(router, frames[0].bytes)
+            reply = self._answer(address, frames[1:])
             if reply is not None:
-                replies.append([sender, wire.pack(reply)])
+                replies.append((address, wire.pack(reply)))
         return replies
 
-    def _answer(self, sender: bytes, frames: list[zmq.Frame]) -> wire.Reply | None:
-        """None: it is answered later."""
+    def _answer(self, address: Address, frames: list[zmq.Frame]) -> wire.Reply | None:
+        """None: it is answered later, or not at all."""
         id = ""
         try:
             if len(frames) != 1:
                 raise wire.Malformed(f"a message has one frame, not {len(frames)}")
-            request = wire.unpack_request(frames[0].bytes)
+            request = wire.unpack_message(frames[0].bytes)
             id = request.id
+            if isinstance(request, wire.Reply):
+                self.nodes.answered(address, request)
+                return None
             self._needed = time.monotonic()
-            uid, pid = peer(frames[0])
-            if uid not in (os.geteuid(), 0):
+            who = peer(address, frames[0])
+            if who.uid not in (os.geteuid(), 0):
                 return error(id, "denied", "this scheduler serves another user")
-            handler = _OPERATIONS.get(request.op)
-            if handler is None:
+            operation = OPERATIONS.get(request.op)
+            if operation is None:
                 return error(id, "unknown_op", f"there is no operation '{request.op:.40}'")
-            body = handler(self, request.body, uid, pid)
+            body = operation(self, request.body, who)
             if isinstance(body, Waiter):
-                body.sender, body.request = sender, id
+                body.address, body.request = address, id
                 self._waiters.append(body)
                 return None
         except wire.Malformed as wrong:
@@ -175,279 +191,236 @@ class Daemon:
             return error(id, "failed", str(wrong))
         return wire.Reply(wire.VERSION, id, True, body)
 
-    # ---- operations -------------------------------------------------------------------------
-
-    def _hello(self, _body: wire.Body, _uid: int, _pid: int) -> wire.Body:
-        return {
-            "pid": os.getpid(),
-            "private": self._private,
-            "leases": len(self._state.leases),
-            "waiting": len(self._state.waiting),
-            "classes": sorted(self._presets),
-        }
-
-    def _acquire(self, body: wire.Body, uid: int, pid: int) -> wire.Body:
-        asked = msgspec.convert(body, bodies.Acquire)
-        request = asked.wanted(self._presets)
-        self._look_at_devices()
-        id = self._fresh_id()
-        self._decide(core.Submit(request, id, asked.key, uid, pid))
-        one = self._state.find(uid, asked.key)
-        if isinstance(one, core.Waiting):
-            self._watch(one.id, one.holder_pid)
-            told = self._state.explain(one.id, _now())
-            reason = "" if told is None else "; ".join((*told.reasons, f"nearest: {told.nearest}"))
-            return {"waiting": bodies.queued(one, _now(), reason)}
-        if one is None or one.state is core.LeaseState.ENDING:
-            raise Refused(*self._over.pop(id, ("failed", "the lease has ended at once")))
-        return self._granted(one)
-
-    def _granted(self, lease: core.Lease) -> wire.Body:
-        environments = self._slices.environments(lease)
-        return {
-            "lease": self._described(lease),
-            "environment": environments[0],
-            "environments": environments,
-        }
-
-    def _wait(self, body: wire.Body, uid: int, pid: int) -> wire.Body | Waiter:
-        asked = msgspec.convert(body, bodies.Wait)
-        self._owned(asked.lease, uid)
-        self._watch(asked.lease, pid)  # after a restart of the scheduler
-        waiter = Waiter(asked.lease, time.monotonic() + asked.timeout_seconds)
-        return waiter if (answer := self._outcome(waiter)) is None else answer
-
-    def _renew(self, body: wire.Body, uid: int, pid: int) -> wire.Body:
-        id = msgspec.convert(body, bodies.Named).lease
-        self._decide(core.Renew(id, uid))
-        if id in self._state.waiting:
-            return {"waiting": bodies.queued(self._state.waiting[id], _now())}
-        lease = self._state.leases[id]
-        if lease.holder_pid == pid:
-            self._watch(id, pid)  # a successor has not seen its holder yet
-        return {"lease": self._described(lease)}
-
-    def _release(self, body: wire.Body, uid: int, pid: int) -> wire.Body:
-        id = msgspec.convert(body, bodies.Named).lease
-        one = self._owned(id, uid)
-        if isinstance(one, core.Waiting):
-            self._decide(core.Release(id, uid))
-            return {"waiting": bodies.queued(one, _now()), "ended": True}
-        if pid == one.holder_pid:  # it has stopped its program before it says so
-            self._holders.unwatch(id)
-        self._decide(core.Release(id, uid))
-        return {"lease": self._described(one), "ended": id not in self._state.leases}
-
-    def _list(self, _body: wire.Body, _uid: int, _pid: int) -> wire.Body:
-        now = _now()
-        return {
-            "leases": [self._described(lease) for lease in self._state.leases.values()],
-            "waiting": [bodies.queued(one, now) for one in self._state.waiting.values()],
-        }
-
-    def _explain(self, body: wire.Body, uid: int, _pid: int) -> wire.Body:
-        id = msgspec.convert(body, bodies.Named).lease
-        self._owned(id, uid)
-        self._look_at_devices()
-        told = self._state.explain(id, _now())
-        if told is None:  # it has been withdrawn this moment
-            raise Refused("not_found", f"there is no lease '{id}'")
-        return {"explanation": msgspec.to_builtins(told)}
-
-    def _queues(self, _body: wire.Body, _uid: int, _pid: int) -> wire.Body:
-        waiting = Counter(one.request.queue for one in self._state.waiting.values())
-        return {"queues": bodies.queues(self._state.world.tree, waiting)}
-
-    def _set_queue(self, body: wire.Body, uid: int, pid: int) -> wire.Body:
-        asked = msgspec.convert(body, bodies.SetQueueBody)
-        self._decide(core.SetQueue(asked.queue(self._state.world.tree.queues.get(asked.name))))
-        return self._queues(body, uid, pid)
-
-    def _owned(self, id: str, uid: int) -> core.Lease | core.Waiting:
-        one = self._state.leases.get(id) or self._state.waiting.get(id)
-        if one is None or uid not in (one.uid, 0):
-            raise Refused(*self._over.get(id, ("not_found", f"there is no lease '{id}'")))
-        return one
-
-    def _fresh_id(self) -> str:
-        while True:
-            id = secrets.token_hex(4)
-            if id not in self._state.leases and id not in self._state.waiting:
-                return id
-
-    def _described(self, lease: core.Lease) -> dict[str, Any]:
-        return bodies.described(lease, self._slices.use(lease), self._slices.enforcement(lease), _now())
-
     # ---- what is decided --------------------------------------------------------------------
 
-    def _decide(self, event: core.Event) -> None:
+    def now(self) -> int:
+        """Milliseconds since 1970 when this daemon started, and from then on a clock that nobody sets."""
+        return self._zero + time.monotonic_ns() // 1_000_000
+
+    def decide(self, event: core.Event) -> None:
         """Apply what somebody asked for. Raises Refused when that is the answer."""
-        for decision in self._happens(event):
+        for decision in self.happens(event):
             if isinstance(decision, core.Refuse):
                 gone = decision.code in (core.Refusal.ENDED, core.Refusal.NOT_FOUND)
-                if gone and decision.id in self._over:
-                    raise Refused(*self._over[decision.id])
+                if gone and decision.id in self.over:
+                    raise Refused(*self.over[decision.id])
                 raise Refused(code_of(decision), decision.reason)
 
-    def _happens(self, event: core.Event) -> list[core.Decision]:
+    def happens(self, event: core.Event) -> list[core.Decision]:
         """Apply an event and carry out what follows."""
-        decisions = self._state.apply(event, _now())
+        decisions = self.state.apply(event, self.now())
         for decision in decisions:
             match decision:
                 case core.Grant(lease=lease, again=False):
                     self._begin(lease)
                 case core.Revoke(lease=lease) | core.Preempt(lease=lease):
-                    self._over[lease.id] = ("ended", f"the lease '{lease.id}' has ended: {decision.reason}")
+                    self.over[lease.id] = ("ended", f"the lease '{lease.id}' has ended: {decision.reason}")
                     self._end(lease)
                 case core.Withdrawn(id=id):
-                    self._over[id] = ("ended", f"'{id}' waits no longer: {decision.reason}")
+                    self.over[id] = ("ended", f"'{id}' waits no longer: {decision.reason}")
                     self._holders.unwatch(id)
-        while len(self._over) > 1024:
-            del self._over[next(iter(self._over))]
+        while len(self.over) > 1024:
+            del self.over[next(iter(self.over))]
         return decisions
 
     def _begin(self, lease: core.Lease) -> None:
-        try:
-            self._slices.create(lease)
-        except StateError as wrong:
-            self._happens(core.HolderGone(lease.id))
-            self._over[lease.id] = ("failed", str(wrong))
-            return
-        self._watch(lease.id, lease.holder_pid)
+        self.nodes.bind(lease, time.monotonic())
+        self._give_up_failures()
+        if self.state.leases.get(lease.id) is lease and lease.state is not core.LeaseState.ENDING:
+            self.watch(lease.id, lease.holder_pid)
 
-    def _look_at_devices(self) -> None:
-        if time.monotonic() - self._seen >= _FRESH:
-            self._happens(core.InventoryChanged(self._slices.facts()))
+    def _give_up_failures(self) -> None:
+        """End leases that a node could not give, or has lost."""
+        for id, reason in self.nodes.failures():
+            lease = self.state.leases.get(id)
+            if lease is not None and lease.state is not core.LeaseState.ENDING:
+                self.happens(core.HolderGone(id))
+                self.over[id] = ("failed", reason)
+
+    def look_at_devices(self) -> None:
+        """Ask this node again what others use of its devices, unless it was asked a moment ago."""
+        if self._agent is not None and time.monotonic() - self._seen >= _FRESH:
+            self.happens(core.InventoryChanged(self._agent.facts()))
             self._seen = time.monotonic()
+
+    # ---- nodes ------------------------------------------------------------------------------
+
+    def join(self, joining: Join, who: Peer) -> wire.Body:
+        """An agent reports for its node. Raises Refused."""
+        answer = self.nodes.join(who.address, joining, self.state.leases, time.monotonic())
+        facts = self.nodes.nodes[joining.node].facts
+        assert facts is not None
+        self.decide(core.NodeJoined(facts))
+        self._store.put([("node", facts.id, msgspec.msgpack.encode(facts))])
+        return msgspec.to_builtins(answer)  # type: ignore[no-any-return]
+
+    def beat(self, beat: Beat, who: Peer) -> None:
+        """Raises Refused when the agent has to join first."""
+        if not self.nodes.beat(who.address, beat, time.monotonic()):
+            raise Refused("not_joined", f"node '{beat.node:.64}' has to join first")
+        facts = self.nodes.nodes[beat.node].facts
+        if beat.facts is not None and facts is not None:
+            self.happens(core.InventoryChanged(facts))
+
+    def _look_at_nodes(self) -> None:
+        now = time.monotonic()
+        self.nodes.turn(now)
+        for id in self.nodes.lost(now):
+            self.happens(core.NodeLost(id))
+        self._give_up_failures()
 
     # ---- who waits for an answer ------------------------------------------------------------
 
-    def _outcome(self, waiter: Waiter) -> wire.Body | None:
+    def outcome(self, waiter: Waiter) -> wire.Body | None:
         """What to say now; None: nothing yet. Raises Refused when there is nothing to wait for."""
-        lease = self._state.leases.get(waiter.lease)
-        if lease is not None and lease.state is not core.LeaseState.ENDING:
-            return self._granted(lease)
-        one = self._state.waiting.get(waiter.lease)
-        if one is None and lease is None:
+        lease = self.state.leases.get(waiter.lease)
+        lives = lease is not None and lease.state is not core.LeaseState.ENDING
+        if lease is not None and lives and self.nodes.is_bound(lease):
+            return granted(self, lease)
+        one = self.state.waiting.get(waiter.lease)
+        if one is None and not lives and (lease is None or waiter.lease in self.over):
             gone = ("not_found", f"there is no lease '{waiter.lease}'")
-            raise Refused(*self._over.get(waiter.lease, gone))
+            raise Refused(*self.over.get(waiter.lease, gone))
         if time.monotonic() < waiter.until:
             return None
-        return {"waiting": bodies.queued(one, _now())} if one is not None else {"waiting": {}}
+        if one is not None:
+            return {"waiting": bodies.queued(one, self.now())}
+        return {"waiting": {} if lease is None else bodies.being_made(lease, self.now())}
 
-    def _waited(self) -> list[list[bytes]]:
+    def _waited(self) -> list[tuple[Address, bytes]]:
         replies, left = [], []
         for waiter in self._waiters:
             try:
-                body = self._outcome(waiter)
+                body = self.outcome(waiter)
                 reply = None if body is None else wire.Reply(wire.VERSION, waiter.request, True, body)
             except Refused as refused:
                 reply = error(waiter.request, refused.code, str(refused))
-            if reply is None:
+            if reply is None or waiter.address is None:
                 left.append(waiter)
             else:
-                replies.append([waiter.sender, wire.pack(reply)])
+                replies.append((waiter.address, wire.pack(reply)))
         self._waiters = left
         return replies
 
     # ---- holders and endings ----------------------------------------------------------------
 
-    def _watch(self, id: str, pid: int) -> None:
+    def watch(self, id: str, pid: int) -> None:
+        """End this lease, or place in the queue, with the process."""
         if not self._holders.watch(id, pid):
-            self._happens(core.HolderGone(id))
+            self.happens(core.HolderGone(id))
+
+    def unwatch(self, id: str) -> None:
+        self._holders.unwatch(id)
 
     def _end(self, lease: core.Lease) -> None:
-        self._ending[lease.id] = time.monotonic()
-        if self._is_over(lease, signal.SIGTERM, 0.0):
-            self._ended(lease)
+        now = time.monotonic()
+        self._ending[lease.id] = now
+        self.nodes.unbind(lease, now)
+        self._finish(lease, now)
 
     def _finish_endings(self, now: float) -> None:
-        for lease_id, since in list(self._ending.items()):
-            lease = self._state.leases.get(lease_id)
-            if lease is None:  # it has ended with one before it
-                continue
-            # Signal 0 only looks who is left.
-            if self._is_over(lease, signal.SIGKILL if now - since >= _GRACE else 0, now - since):
-                self._ended(lease)
+        for id in list(self._ending):
+            lease = self.state.leases.get(id)
+            if lease is not None:  # else it has ended with one before it
+                self._finish(lease, now)
 
-    def _is_over(self, lease: core.Lease, with_signal: int, ending_for: float) -> bool:
-        """Nobody uses it any more: none of the slice's processes is left, and the holder, whose program
-        may not have allocated yet, has gone, or has had the time in which it must notice."""
-        stopped = self._slices.stop(lease, with_signal)
-        held = lease.id in self._holders and ending_for < lease.request.ttl_ms / 1000
-        return stopped and not held
-
-    def _ended(self, lease: core.Lease) -> None:
-        self._ending.pop(lease.id, None)
-        self._slices.remove(lease)
+    def _finish(self, lease: core.Lease, now: float) -> None:
+        """It has ended once none of the slices' processes is left, and the holder, whose program may not
+        have allocated yet, has gone, or has had the time in which it must notice."""
+        time_to_notice = lease.request.ttl_ms / 1000
+        held = lease.id in self._holders and now - self._ending[lease.id] < time_to_notice
+        if held or not self.nodes.has_ended(lease.id, now):
+            return
+        del self._ending[lease.id]
+        self.nodes.forget(lease.id)
         self._holders.unwatch(lease.id)
-        self._happens(core.Ended(lease.id))
+        self.happens(core.Ended(lease.id))
 
     # ---- start and end ----------------------------------------------------------------------
 
+    def _commit(self) -> None:
+        self._store.put(records.changes(self.state))
+        self._store.commit()
+
     def _recover(self) -> None:
+        now = time.monotonic()
         try:
             saved = records.read(self._store.rows())
-            gone = [lease for lease in saved.leases if not self._slices.adopt(lease)]
+            gone = [lease for lease in saved.leases if not self.nodes.take_over(lease, now)]
             saved.leases = [lease for lease in saved.leases if lease not in gone]
-            self._state = records.restore(saved, [self._slices.facts()])
+            lost = set() if saved.counters is None else set(saved.counters.lost)
+            own = [] if self._agent is None else [self._agent.facts()]
+            known = lost | {facts.id for facts in own}
+            nodes = own + [node for node in saved.nodes if node.id not in known]
+            self.state = records.restore(saved, nodes, grace_ms=self.state.grace_ms)
         except records.DamagedError as wrong:
             raise StateError(f"the lease store {self._places.store} is damaged: {wrong}") from None
-        self._seen = time.monotonic()
+        for facts in nodes:
+            self.nodes.know(facts, now)
+        for id in lost:
+            self.nodes.know_lost(id, now)
+        # The clock may have been set back since, or be another machine's: time goes on from what was seen.
+        self._zero += max(_latest(saved) - self.now(), 0)
+        self._seen = now
         self._store.put([("lease", lease.id, None) for lease in gone])
-        for lease in list(self._state.leases.values()):
+        counters = self.state.world.counters
+        # A node that has obeyed a scheduler of more starts than these would refuse this one.
+        counters.term = self.nodes.term = max(counters.term, self._agent.term if self._agent else 0) + 1
+        self.state.world.note("meta", "counters")
+        self._store.put(records.changes(self.state))
+        self._store.commit()
+        self._resume(now)
+        self._commit()
+
+    def _resume(self, now: float) -> None:
+        leases = list(self.state.leases.values())
+        if self._agent is not None:
+            self._agent.keep(self.nodes.term, {lease.id: lease.epoch for lease in leases}, now)
+        for lease in leases:
             if lease.state is core.LeaseState.ENDING:
                 self._end(lease)
             else:
-                self._watch(lease.id, lease.holder_pid)
-        for one in list(self._state.waiting.values()):
-            self._watch(one.id, one.holder_pid)
-        self._happens(core.Resumed())
-        self._slices.sweep()
-        self._store.put(records.changes(self._state))
-        self._store.commit()
+                self.nodes.bind(lease, now)
+                self.watch(lease.id, lease.holder_pid)
+        self._give_up_failures()
+        for one in list(self.state.waiting.values()):
+            self.watch(one.id, one.holder_pid)
+        self.happens(core.Resumed())
 
-    def _leave(self, router: zmq.Socket[bytes]) -> None:
+    def _leave(self) -> None:
         """Orderly end: a private daemon ends every lease first, then all removes what is empty."""
         self._places.socket.unlink(missing_ok=True)  # nobody is answered from here on: nobody is to wait
-        left = [[one.sender, wire.pack(leaving(one.request))] for one in self._waiters]
-        with contextlib.suppress(zmq.Again):
-            while True:
-                frames = router.recv_multipart(flags=zmq.DONTWAIT)
-                id = ""
-                with contextlib.suppress(wire.Malformed):
-                    id = wire.unpack_request(frames[-1]).id
-                left.append([frames[0], wire.pack(leaving(id))])
-        for reply in left:
-            router.send_multipart(reply, flags=zmq.DONTWAIT)
-        if self._private:
-            for id in [*self._state.waiting, *self._state.leases]:
+        left = [(one.address, one.request) for one in self._waiters if one.address is not None]
+        for router in self._routers:
+            with contextlib.suppress(zmq.Again):
+                while True:
+                    frames = router.recv_multipart(flags=zmq.DONTWAIT)
+                    id = ""
+                    with contextlib.suppress(wire.Malformed):
+                        id = wire.unpack_request(frames[-1]).id
+                    left.append((Address(router, frames[0]), id))
+        for address, id in left:
+            message = wire.pack(leaving(id))
+            with contextlib.suppress(zmq.ZMQError):
+                address.socket.send_multipart([address.identity, message], flags=zmq.DONTWAIT)
+        if self.private:
+            for id in [*self.state.waiting, *self.state.leases]:
                 self._holders.unwatch(id)
-                self._happens(core.HolderGone(id))
-            patience = time.monotonic() + 2 * _GRACE
+                self.happens(core.HolderGone(id))
+            patience = time.monotonic() + _ENDING
             while self._ending and time.monotonic() < patience:
                 time.sleep(0.02)
+                self.nodes.turn(time.monotonic())
                 self._finish_endings(time.monotonic())
-        self._store.put(records.changes(self._state))
-        self._store.commit()
-        if not self._state.is_worth_keeping:
+        self._commit()
+        if not self.state.is_worth_keeping and not self.nodes.has_others:
             self._store.close()
             self._store.unlink()
+            if self._agent is not None:
+                self._agent.forget()
 
 
-_OPERATIONS: dict[str, Callable[[Daemon, wire.Body, int, int], wire.Body | Waiter]] = {
-    "hello": Daemon._hello,
-    "acquire": Daemon._acquire,
-    "wait": Daemon._wait,
-    "renew": Daemon._renew,
-    "release": Daemon._release,
-    "list": Daemon._list,
-    "explain": Daemon._explain,
-    "queues": Daemon._queues,
-    "set_queue": Daemon._set_queue,
-}
-
-
-def _now() -> int:
-    """Milliseconds on the clock that the core is told."""
-    return time.monotonic_ns() // 1_000_000
+def _latest(saved: records.Saved) -> int:
+    """The latest time that anything written down happened at."""
+    times = [lease.granted for lease in saved.leases] + [one.arrived for one in saved.waiting]
+    return max([*times, 0 if saved.counters is None else saved.counters.faded_until])

@@ -16,13 +16,17 @@ class Holders:
     def __init__(self, poller: zmq.Poller) -> None:
         self._poller = poller
         self._ids: dict[int, str] = {}  # pidfd -> id of a lease or of who waits for one
+        self._elsewhere: set[str] = set()  # whose holders are on other machines: they count as alive
 
     def __contains__(self, id: str) -> bool:
-        return id in self._ids.values()
+        return id in self._elsewhere or id in self._ids.values()
 
     def watch(self, id: str, pid: int) -> bool:
         """False when the process has gone already. Where none can be watched, the lease still expires."""
         if pid == 0 or id in self:
+            return True
+        if pid < 0:
+            self._elsewhere.add(id)
             return True
         try:
             pidfd = os.pidfd_open(pid)
@@ -42,6 +46,7 @@ class Holders:
         return [id for _, id in found]
 
     def unwatch(self, id: str) -> None:
+        self._elsewhere.discard(id)
         for pidfd in [fd for fd, held in self._ids.items() if held == id]:
             del self._ids[pidfd]
             self._poller.unregister(pidfd)

@@ -28,6 +28,8 @@ class Places:
         self.store = self.directory / "leases.db"
         self.slices = self.directory / "slices"
         self.log = self.directory / "scheduler.log"
+        self.term = self.directory / "agent.term"
+        self.agent_lock = self.directory / "agent.lock"
 
     @property
     def address(self) -> str:
@@ -40,6 +42,9 @@ class Places:
 
     def slice_file(self, lease_id: str) -> Path:
         return self.slices / f"{lease_id}.ledger"
+
+    def binding_file(self, lease_id: str) -> Path:
+        return self.slices / f"{lease_id}.binding"
 
     def make(self) -> None:
         """Create what is missing. Raises StateError when the directory is not the user's alone."""

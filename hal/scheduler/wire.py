@@ -25,6 +25,7 @@ __all__ = [
     "Reply",
     "Request",
     "pack",
+    "unpack_message",
     "unpack_reply",
     "unpack_request",
 ]
@@ -69,6 +70,12 @@ def pack(message: Request | Reply) -> bytes:
     return packed
 
 
+def unpack_message(frame: bytes) -> Request | Reply:
+    """Of an agent, which asks and is asked. Raises Malformed."""
+    raw = _raw(frame, MAX_FRAME_BYTES)
+    return _checked(raw, Request) if isinstance(raw, dict) and "op" in raw else _checked(raw, Reply)
+
+
 def unpack_request(frame: bytes) -> Request:
     """Raises Malformed."""
     return _typed(frame, Request, MAX_FRAME_BYTES)
@@ -83,12 +90,19 @@ T = TypeVar("T", Request, Reply)
 
 
 def _typed(frame: bytes, kind: type[T], most: int) -> T:
+    return _checked(_raw(frame, most), kind)
+
+
+def _raw(frame: bytes, most: int) -> Any:
     if len(frame) > most:
         raise Malformed(f"the message has {len(frame)} bytes; {most} are allowed")
     try:
-        raw = msgpack.unpackb(frame, raw=False, strict_map_key=True)
+        return msgpack.unpackb(frame, raw=False, strict_map_key=True)
     except Exception as error:  # msgpack raises ValueError, its subclasses, and on bad UTF-8 others
         raise Malformed(f"the message is not MessagePack: {error}") from None
+
+
+def _checked(raw: Any, kind: type[T]) -> T:
     id = raw["id"] if isinstance(raw, dict) and isinstance(raw.get("id"), str) else ""
     try:
         message = msgspec.convert(raw, kind)

@@ -1,6 +1,6 @@
 """The state as rows of bytes: what has changed since the last time, and a state made of them again.
 
-Nodes are no part of it: they are asked again after a restart, in the same order.
+Nodes are written by whoever knows them: they are here until they report again after a restart.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ _TYPES: dict[str, Any] = {
     "queue": Queue,
     "meta": Counters,
     "mix": MixState,
+    "node": NodeFacts,
 }
 
 
@@ -62,6 +63,7 @@ class Saved(msgspec.Struct):
     queues: list[Queue] = []
     counters: Counters | None = None
     mix: MixState | None = None
+    nodes: list[NodeFacts] = []
 
 
 def read(rows: Iterable[Row]) -> Saved:
@@ -87,6 +89,8 @@ def read(rows: Iterable[Row]) -> Saved:
                 saved.counters = one
             case MixState():
                 saved.mix = one
+            case NodeFacts():
+                saved.nodes.append(one)
     return saved
 
 

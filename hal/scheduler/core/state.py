@@ -163,6 +163,8 @@ class State:
                 for lease in self.world.leases.values():
                     lease.expires = now + lease.request.ttl_ms
                     self.world.note("lease", lease.id)
+                lost = self.world.counters.lost
+                lost.update(dict.fromkeys(lost, now + self.grace_ms))
                 return []
 
     # ---- requests ---------------------------------------------------------------------------

@@ -40,6 +40,7 @@ class Counters(Struct):
     cordoned: dict[str, str] = {}  # device or node: why
     had: dict[str, Amount] = {}
     faded_until: int = 0
+    term: int = 0  # starts of the scheduler: nodes obey the latest
 
 
 class World:

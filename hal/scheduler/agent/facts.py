@@ -11,13 +11,14 @@ from hal.model import Device, Inventory, Rung
 from hal.scheduler.core.facts import Attribute, DeviceFacts, NodeFacts
 from hal.slices.claims import Claim
 
-__all__ = ["NODE", "node_facts"]
+__all__ = ["node_facts"]
 
-NODE = "local"
 _DIRECT = frozenset({"nvlink", "xgmi"})  # kinds of links over which devices reach one another directly
 
 
-def node_facts(machine: Machine, inside: Mapping[str, int], claims: Sequence[Claim] = ()) -> NodeFacts:
+def node_facts(
+    node: str, machine: Machine, inside: Mapping[str, int], claims: Sequence[Claim] = ()
+) -> NodeFacts:
     """The devices, and of each how much programs outside our slices use or others have claimed.
 
     ``inside``: bytes used in our slices; ``claims``: those of others in the node's book.
@@ -58,7 +59,7 @@ def node_facts(machine: Machine, inside: Mapping[str, int], claims: Sequence[Cla
             )
         )
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return NodeFacts(NODE, 1000 * (os.cpu_count() or 1), pages, tuple(found))
+    return NodeFacts(node, 1000 * (os.cpu_count() or 1), pages, tuple(found))
 
 
 def _attributes(device: Device) -> dict[str, Attribute]:

@@ -1,4 +1,4 @@
-"""The slices of granted leases: claims, ledgers, the environment of their programs, and their end."""
+"""The slices that a node holds: claims, ledgers, the environment of their programs, and their end."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from hal.enforce.guard import guard_environment
 from hal.enforce.ledger import DeviceUse, Ledger
 from hal.inventory import Machine
 from hal.model import Enforcement, Rung
+from hal.scheduler.agent.binding import Binding, BoundPart
+from hal.scheduler.agent.facts import node_facts
+from hal.scheduler.agent.shares import Shares
 from hal.scheduler.core.facts import WHOLE_MILLI, NodeFacts
-from hal.scheduler.core.lease import Lease, LeaseState, Part
-from hal.scheduler.facts import node_facts
 from hal.scheduler.places import Places
-from hal.scheduler.shares import Shares
 from hal.slices.claims import Book, Claim
 
 __all__ = ["Slices"]
@@ -25,9 +25,9 @@ BY = "scheduler"
 
 
 class Slices:
-    """What a daemon holds open for its leases. A whole device needs no ledger: nothing limits it.
+    """What an agent holds open. A whole device needs no ledger: nothing limits it.
 
-    Each device of a lease is claimed in the node's book for as long as the lease and the daemon live.
+    Each device of a binding is claimed in the node's book for as long as the binding and the agent live.
     """
 
     def __init__(self, machine: Machine, places: Places, book: Book | None = None) -> None:
@@ -35,79 +35,85 @@ class Slices:
         self._places = places
         self._book = Book() if book is None else book
         self._shares = Shares(machine)
-        self._open: dict[str, dict[int, Ledger]] = {}  # by lease, then by part
+        self._open: dict[str, dict[int, Ledger]] = {}  # by lease, then by member
         self._claims: dict[str, list[Claim]] = {}  # by lease
         self._memory: dict[str, int] = {}  # of each device, as it was last seen
 
-    def create(self, lease: Lease) -> None:
-        """Claim the devices of a fresh lease and make its slices.
+    def create(self, binding: Binding) -> None:
+        """Claim the devices and make the slices, and look whether they are as they were asked for.
 
         Raises StateError when others have claimed them first, or a file cannot be made, and leaves none.
         """
-        made = self._open[lease.id] = {}
+        made = self._open[binding.lease] = {}
         try:
-            self._claim(lease, anyway=False)
-            for number, limits in _limits(lease).items():
-                made[number] = Ledger.create(self._file(lease, number), lease.name, limits)
-                self._share(made[number], lease, number)
+            self._claim(binding, anyway=False)
+            for number, limits in _limits(binding).items():
+                made[number] = Ledger.create(self._file(binding, number), binding.name, limits)
+                self._share(made[number], binding, number)
+                _verify(made[number], limits)
         except HalError as error:
-            self.remove(lease)
+            self.remove(binding.lease)
             raise error if isinstance(error, StateError) else StateError(str(error)) from error
 
-    def adopt(self, lease: Lease) -> bool:
-        """Take over the slices of a lease from before a restart; False when a file is gone or damaged.
-
-        Whoever stopped it before may not have got so far as to say so: an active lease has its limit again.
-        """
+    def adopt(self, binding: Binding) -> bool:
+        """Take over slices from before a restart; False when a file is gone or damaged."""
         opened: dict[int, Ledger] = {}
         try:
-            for number, limits in _limits(lease).items():
-                opened[number] = Ledger.open(self._file(lease, number))
-                if lease.state is not LeaseState.ENDING:
-                    for index, (_, limit) in enumerate(limits):
-                        opened[number].set_limit(index, limit)
-        except (StateError, IndexError):
+            for number, limits in _limits(binding).items():
+                opened[number] = Ledger.open(self._file(binding, number))
+                if len(opened[number].devices()) != len(limits):
+                    raise StateError("it is of another lease")
+        except StateError:
             for ledger in opened.values():
                 ledger.close()
             return False
-        self._open[lease.id] = opened
+        self._open[binding.lease] = opened
         with suppress(HalError):  # it has them, whether the book can be written or not
-            self._claim(lease, anyway=True)
+            self._claim(binding, anyway=True)
         return True
 
+    def renew_limits(self, binding: Binding) -> None:
+        """Whoever began to stop it may not have got so far as to say so: it has its limits again.
+
+        Raises StateError when a ledger was cut short.
+        """
+        for number, limits in _limits(binding).items():
+            for index, (_, limit) in enumerate(limits):
+                self._open[binding.lease][number].set_limit(index, limit)
+
     def sweep(self) -> None:
-        """Remove slice files that belong to no lease: a daemon was killed between file and promise."""
+        """Remove slice files that belong to no lease: an agent was killed between file and promise."""
         known = {ledger.path for ledger in self._ledgers()}
-        for path in self._places.slices.iterdir():
+        for path in self._places.slices.glob("*.ledger"):
             if path not in known:
                 path.unlink(missing_ok=True)
 
-    def environments(self, lease: Lease) -> list[dict[str, str]]:
+    def environments(self, binding: Binding) -> dict[int, dict[str, str]]:
         """For each member, what a program needs to run in its slice and see nothing else. Without the
         caller's own LD_PRELOAD: the client adds that, for it knows it."""
-        limited = _limits(lease)
-        found = []
-        for number, part in enumerate(lease.parts):
+        limited = _limits(binding)
+        found = {}
+        for part in binding.parts:
             env = dict(self._machine.expose(_devices(part)).env)
-            if number in limited:
-                env |= guard_environment(self._file(lease, number), inherited={})
-            if len(lease.parts) > 1:
-                env |= {"HAL_MEMBER": str(number), "HAL_MEMBERS": str(len(lease.parts))}
-            found.append(env)
+            if part.number in limited:
+                env |= guard_environment(self._file(binding, part.number), inherited={})
+            if binding.members > 1:
+                env |= {"HAL_MEMBER": str(part.number), "HAL_MEMBERS": str(binding.members)}
+            found[part.number] = env
         return found
 
-    def enforcement(self, lease: Lease) -> Enforcement:
-        """Who holds this lease to its limits: a whole device is its own limit."""
-        slices = [spot for spot in lease.spots() if not spot.shape.whole]
+    def enforcement(self, binding: Binding) -> Enforcement:
+        """Who holds it to its limits: a whole device is its own limit."""
+        slices = [spot for spot in binding.spots() if not spot.shape.whole]
         if not slices:
             return Enforcement(Rung.HARDWARE, Rung.HARDWARE)
         offered = self._machine.limits(slices[0].devices[0])
         limited = any(0 < spot.shape.compute_milli < WHOLE_MILLI for spot in slices)
         return offered if limited else Enforcement(offered.memory, Rung.NONE)
 
-    def use(self, lease: Lease) -> list[DeviceUse]:
+    def use(self, lease: str) -> list[DeviceUse]:
         """Of all its slices; nothing for whole devices, which have no ledger, and for ledgers cut short."""
-        return [use for ledger in self._open.get(lease.id, {}).values() for use in _uses(ledger)]
+        return [use for ledger in self._open.get(lease, {}).values() for use in _uses(ledger)]
 
     def reap(self) -> None:
         """Give back, in every slice, what dead processes held."""
@@ -119,10 +125,10 @@ class Slices:
         """Correct what slices with a share of the time are charged, once a second (hal/enforce/trim.py)."""
         self._shares.correct(list(self._ledgers()), now)
 
-    def stop(self, lease: Lease, with_signal: int) -> bool:
+    def stop(self, lease: str, with_signal: int) -> bool:
         """Refuse all growth and signal the slices' processes (0: none); True when none was left."""
         none_left = True
-        for ledger in self._open.get(lease.id, {}).values():
+        for ledger in self._open.get(lease, {}).values():
             with suppress(StateError):  # cut short: its programs have nothing left to allocate from
                 for index in range(len(ledger.devices())):
                     ledger.set_limit(index, 0)
@@ -133,22 +139,22 @@ class Slices:
                     os.kill(pid, with_signal)
         return none_left
 
-    def remove(self, lease: Lease) -> None:
-        for ledger in self._open.pop(lease.id, {}).values():
+    def remove(self, lease: str) -> None:
+        for ledger in self._open.pop(lease, {}).values():
             ledger.unlink()
             ledger.close()
-        for claim in self._claims.pop(lease.id, []):
+        for claim in self._claims.pop(lease, []):
             with suppress(StateError):
                 self._book.end(claim.id)
 
     def close(self) -> None:
-        """Unmap everything and leave the files: leases outlive the daemon, its claims do not."""
+        """Unmap everything and leave the files: leases outlive the agent, its claims do not."""
         for ledger in self._ledgers():
             ledger.close()
         self._open.clear()
         self._book.close()
 
-    def facts(self) -> NodeFacts:
+    def facts(self, node: str) -> NodeFacts:
         """The machine as placement sees it, with what programs outside our slices use or have claimed."""
         inside: dict[str, int] = {}
         for ledger in self._ledgers():
@@ -156,16 +162,16 @@ class Slices:
                 inside[use.device] = inside.get(use.device, 0) + use.used_bytes
         mine = {claim.id for claims in self._claims.values() for claim in claims}
         others = [held.claim for held in self._book.claims() if held.claim.id not in mine]
-        facts = node_facts(self._machine, inside, others)
+        facts = node_facts(node, self._machine, inside, others)
         self._memory = {device.id: device.memory_bytes for device in facts.devices}
         return facts
 
     def _ledgers(self) -> Iterator[Ledger]:
         return (ledger for ledgers in self._open.values() for ledger in ledgers.values())
 
-    def _claim(self, lease: Lease, *, anyway: bool) -> None:
-        claims = self._claims[lease.id] = []
-        for spot in lease.spots():
+    def _claim(self, binding: Binding, *, anyway: bool) -> None:
+        claims = self._claims[binding.lease] = []
+        for spot in binding.spots():
             for device in spot.devices:
                 memory = self._memory.get(device, spot.shape.memory_bytes)
                 wanted = Claim(
@@ -174,34 +180,40 @@ class Slices:
                     memory_bytes=memory if spot.shape.whole else spot.shape.memory_bytes,
                     compute_milli=0 if spot.shape.whole else spot.shape.compute_milli,
                     whole=spot.shape.whole,
-                    name=lease.name,
+                    name=binding.name,
                     by=BY,
                 )
                 claims.append(self._book.claim(wanted, memory, anyway=anyway))
 
-    def _share(self, ledger: Ledger, lease: Lease, number: int) -> None:
+    def _share(self, ledger: Ledger, binding: Binding, number: int) -> None:
         """The shares of the devices' time that go with a slice, and who holds it to what."""
-        spots = [spot for spot in lease.parts[number].spots for _ in spot.devices]
-        for index, spot in enumerate(spots):
+        (part,) = (part for part in binding.parts if part.number == number)
+        each = [spot for spot in part.spots for _ in spot.devices]
+        for index, spot in enumerate(each):
             if 0 < spot.shape.compute_milli < WHOLE_MILLI:
                 ledger.set_compute(index, spot.shape.compute_milli / WHOLE_MILLI)
-        ledger.set_enforcement(self.enforcement(lease))
+        ledger.set_enforcement(self.enforcement(binding))
 
-    def _file(self, lease: Lease, number: int) -> Path:
-        return self._places.slice_file(lease.id if number == 0 else f"{lease.id}.{number}")
+    def _file(self, binding: Binding, number: int) -> Path:
+        return self._places.slice_file(binding.lease if number == 0 else f"{binding.lease}.{number}")
 
 
-def _devices(part: Part) -> list[str]:
+def _devices(part: BoundPart) -> list[str]:
     return [device for spot in part.spots for device in spot.devices]
 
 
-def _limits(lease: Lease) -> dict[int, list[tuple[str, int]]]:
+def _limits(binding: Binding) -> dict[int, list[tuple[str, int]]]:
     """Devices and bytes of each part that is a slice, in the order in which its programs see them."""
     return {
-        number: [(device, spot.shape.memory_bytes) for spot in part.spots for device in spot.devices]
-        for number, part in enumerate(lease.parts)
+        part.number: [(device, spot.shape.memory_bytes) for spot in part.spots for device in spot.devices]
+        for part in binding.parts
         if not part.spots[0].shape.whole
     }
+
+
+def _verify(ledger: Ledger, limits: list[tuple[str, int]]) -> None:
+    if [(use.device, use.limit_bytes) for use in ledger.devices()] != limits:
+        raise StateError(f"the slice {ledger.path} is not as it was asked for")
 
 
 def _uses(ledger: Ledger) -> list[DeviceUse]:

@@ -1,0 +1,1 @@
+"""The agent: what one node does with the scheduler's orders."""

@@ -1,0 +1,219 @@
+"""What a node holds for its scheduler, and whom it obeys.
+
+A binding is written down before its slices are made, so that the next agent of this node takes over what
+this one leaves. Orders carry the scheduler's *term*, which rises with each of its starts, and the lease's
+*epoch*, which rises with each grant: an order of an older scheduler, or for an older grant, is refused.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from hal.backend import StateError
+from hal.enforce.ledger import DeviceUse
+from hal.scheduler.agent.binding import Binding, BindOrder, Bound, Order, UnbindOrder, Unbound
+from hal.scheduler.agent.slices import Slices
+from hal.scheduler.core.facts import NodeFacts
+from hal.scheduler.places import Places
+
+__all__ = ["Agent", "StaleError"]
+
+_REAP = 0.05  # seconds between looks at who has died
+_GRACE = 2.0  # seconds from SIGTERM to SIGKILL for what is left in an ended slice
+
+
+class StaleError(StateError):
+    """An order that a newer one has overtaken: of an older scheduler, or for an older grant."""
+
+
+class Agent:
+    """One node's slices. For one thread; times are seconds on any one clock that the caller reads."""
+
+    def __init__(self, slices: Slices, places: Places, node: str) -> None:
+        self.node = node
+        self._slices = slices
+        self._places = places
+        self._bound: dict[str, Binding] = {}
+        self._ending: dict[str, float] = {}  # since when
+        self._ended: dict[str, int] = {}  # epochs of what has ended and was not asked for yet
+        self._reaped = float("-inf")
+        self.term = 0
+
+    def start(self) -> None:
+        """Take over what an earlier agent of this node left. Raises StateError."""
+        self._places.make()
+        try:
+            self.term = int(self._places.term.read_text())
+        except FileNotFoundError:
+            self.term = 0
+        except (OSError, ValueError) as error:
+            raise StateError(f"cannot read {self._places.term}: {error}") from None
+        for path in sorted(self._places.slices.glob("*.binding")):
+            try:
+                binding = msgspec.msgpack.decode(path.read_bytes(), type=Binding)
+            except (OSError, msgspec.DecodeError):
+                binding = None
+            if binding is not None and self._slices.adopt(binding):
+                self._bound[binding.lease] = binding
+            else:
+                path.unlink(missing_ok=True)
+
+    def take_over(self, binding: Binding) -> bool:
+        """Whether its slices are here; if an agent of before wrote nothing down, they are from now on."""
+        there = self._bound.get(binding.lease)
+        if there is not None and there.epoch == binding.epoch:
+            return True
+        if there is not None or not self._slices.adopt(binding):
+            return False
+        _write(self._places.binding_file(binding.lease), msgspec.msgpack.encode(binding))
+        self._bound[binding.lease] = binding
+        return True
+
+    def forget(self) -> None:
+        """The scheduler ends for good: the next one counts its starts anew."""
+        if not self._bound:
+            self._places.term.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        self._slices.close()
+
+    # ---- orders -----------------------------------------------------------------------------
+
+    def obey(self, term: int) -> None:
+        """From now on this scheduler's orders count. Raises StaleError when another has come after it."""
+        if term < self.term:
+            raise StaleError(f"node '{self.node}' obeys a newer scheduler (term {self.term}, not {term})")
+        if term > self.term:
+            _write(self._places.term, str(term).encode())
+            self.term = term
+
+    def perform(self, order: Order, now: float) -> Bound | Unbound:
+        """Carry out any order. Raises as the method that does it."""
+        match order:
+            case BindOrder():
+                return self.bind(order)
+            case UnbindOrder():
+                return Unbound(self.unbind(order, now))
+
+    def bind(self, order: BindOrder) -> Bound:
+        """Make the slices of a lease; again is no error. Raises StaleError, or StateError when it cannot."""
+        self.obey(order.term)
+        binding = order.binding
+        there = self._bound.get(binding.lease)
+        if there is not None and there.epoch > binding.epoch:
+            raise StaleError(f"the lease '{binding.lease}' was granted anew since (epoch {there.epoch})")
+        if there is not None and (there.epoch < binding.epoch or binding.lease in self._ending):
+            raise StateError(f"what ran in the lease '{binding.lease}' before has not ended yet")
+        if there is None:
+            path = self._places.binding_file(binding.lease)
+            try:
+                _write(path, msgspec.msgpack.encode(binding))
+                self._slices.create(binding)
+            except StateError:
+                path.unlink(missing_ok=True)
+                raise
+            self._bound[binding.lease] = binding
+            self._ended.pop(binding.lease, None)
+        else:
+            self._slices.renew_limits(binding)
+        environments = sorted(self._slices.environments(binding).items())
+        return Bound(environments, self._slices.enforcement(binding))
+
+    def unbind(self, order: UnbindOrder, now: float) -> bool:
+        """Stop what runs in it and take it away; True when nothing of it is left. Raises StaleError."""
+        self.obey(order.term)
+        there = self._bound.get(order.lease)
+        if there is None:
+            return True
+        if there.epoch > order.epoch:
+            raise StaleError(f"the lease '{order.lease}' was granted anew since (epoch {there.epoch})")
+        return self._end(there, now)
+
+    def keep(self, term: int, wanted: Mapping[str, int], now: float) -> None:
+        """End all that the scheduler does not know of. Raises StaleError."""
+        self.obey(term)
+        for binding in list(self._bound.values()):
+            if wanted.get(binding.lease) != binding.epoch:
+                self._end(binding, now)
+        self._slices.sweep()
+
+    def stop_all(self) -> None:
+        """This node is cut off, and the time in which others leave it its devices has passed."""
+        for lease in list(self._bound):
+            self._ending[lease] = float("-inf")
+            self._slices.stop(lease, signal.SIGKILL)
+
+    # ---- time -------------------------------------------------------------------------------
+
+    def turn(self, now: float) -> None:
+        """Go on with endings, give back what dead processes held, correct shares."""
+        for lease, since in list(self._ending.items()):
+            # Signal 0 only looks who is left.
+            if self._slices.stop(lease, signal.SIGKILL if now - since >= _GRACE else 0):
+                self._over(lease)
+        if now - self._reaped >= _REAP:
+            self._reaped = now
+            self._slices.reap()
+            self._slices.correct_shares(now)
+
+    @property
+    def busy(self) -> bool:
+        """Something is ending: ``turn`` is wanted soon."""
+        return bool(self._ending)
+
+    # ---- what is told -----------------------------------------------------------------------
+
+    def bound(self) -> dict[str, int]:
+        """The epoch of each lease that has something here."""
+        return {binding.lease: binding.epoch for binding in self._bound.values()}
+
+    def ended(self) -> list[tuple[str, int]]:
+        """What has ended since, with its epoch, until ``acknowledge``."""
+        return list(self._ended.items())
+
+    def acknowledge(self, ended: list[tuple[str, int]]) -> None:
+        for lease, epoch in ended:
+            if self._ended.get(lease) == epoch:
+                del self._ended[lease]
+
+    def facts(self) -> NodeFacts:
+        return self._slices.facts(self.node)
+
+    def use(self, lease: str) -> list[DeviceUse]:
+        return self._slices.use(lease)
+
+    def uses(self) -> dict[str, list[DeviceUse]]:
+        """Of all leases that have a ledger."""
+        found = {lease: self._slices.use(lease) for lease in self._bound}
+        return {lease: use for lease, use in found.items() if use}
+
+    # ---- endings ----------------------------------------------------------------------------
+
+    def _end(self, binding: Binding, now: float) -> bool:
+        if binding.lease not in self._ending:
+            self._ending[binding.lease] = now
+            if self._slices.stop(binding.lease, signal.SIGTERM):
+                self._over(binding.lease)
+        return binding.lease not in self._bound
+
+    def _over(self, lease: str) -> None:
+        self._ending.pop(lease, None)
+        binding = self._bound.pop(lease, None)
+        self._slices.remove(lease)
+        self._places.binding_file(lease).unlink(missing_ok=True)
+        if binding is not None:
+            self._ended[lease] = binding.epoch
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Whole or not at all. Raises StateError."""
+    fresh = path.with_name(path.name + ".new")
+    try:
+        fresh.write_bytes(data)
+        fresh.replace(path)
+    except OSError as error:
+        raise StateError(f"cannot write {path}: {error.strerror}") from None

@@ -1,0 +1,136 @@
+"""What a node holds for a lease, and what it answers: the bodies of orders and reports (docs/protocol.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+from msgspec import Struct
+
+from hal.enforce.ledger import DeviceUse
+from hal.model import Enforcement
+from hal.scheduler.core.facts import NodeFacts
+from hal.scheduler.core.fleet import Spot
+from hal.scheduler.core.lease import Lease
+
+__all__ = [
+    "ORDERS",
+    "Beat",
+    "BindOrder",
+    "Binding",
+    "Bound",
+    "BoundPart",
+    "Join",
+    "Joined",
+    "Order",
+    "UnbindOrder",
+    "Unbound",
+    "binding_of",
+    "nodes_of",
+]
+
+
+class BoundPart(Struct, frozen=True):
+    """What one member of the gang has on this node."""
+
+    number: int  # of the member in the gang
+    spots: tuple[Spot, ...]
+
+
+class Binding(Struct, frozen=True):
+    """All that a lease has on one node. The epoch tells it from the same lease granted anew."""
+
+    lease: str
+    epoch: int
+    name: str
+    uid: int
+    members: int  # of the whole gang
+    parts: tuple[BoundPart, ...]
+
+    def spots(self) -> Iterator[Spot]:
+        return (spot for part in self.parts for spot in part.spots)
+
+
+class Bound(Struct, frozen=True):
+    """The slices are made: what a program of each member needs, by the member's number, and who holds it."""
+
+    environments: list[tuple[int, dict[str, str]]]
+    enforcement: Enforcement
+
+
+class BindOrder(Struct, frozen=True):
+    term: int
+    binding: Binding
+
+
+class UnbindOrder(Struct, frozen=True):
+    term: int
+    lease: str
+    epoch: int
+
+
+class Unbound(Struct, frozen=True):
+    """``ended``: nothing of it is left; else the agent says so with a later beat."""
+
+    ended: bool
+
+
+Order = BindOrder | UnbindOrder
+
+# What goes over the wire for each: the operation's name, and the type of its answer.
+ORDERS: dict[type[Order], tuple[str, type[Struct]]] = {
+    BindOrder: ("bind", Bound),
+    UnbindOrder: ("unbind", Unbound),
+}
+
+
+class Join(Struct, frozen=True):
+    """An agent says who it is and what it holds: lease and epoch of each."""
+
+    node: str
+    boot: str  # of the node's kernel: another one, and nothing of before runs there
+    term: int  # the highest whose orders it has seen
+    version: str
+    facts: NodeFacts
+    bound: dict[str, int] = {}
+    labels: dict[str, str] = {}
+
+
+class Joined(Struct, frozen=True):
+    """What the scheduler makes of it. What is not in ``keep`` is to be ended."""
+
+    term: int
+    beat_seconds: float
+    cut_off_seconds: float  # without an answer for so long, a node stops all that it holds
+    keep: dict[str, int] = {}
+
+
+class Beat(Struct, frozen=True):
+    """An agent lives. What has not changed since its last answered beat is left out."""
+
+    node: str
+    term: int
+    facts: NodeFacts | None = None
+    ended: list[tuple[str, int]] = []  # lease and epoch
+    use: dict[str, list[DeviceUse]] = {}
+
+
+def nodes_of(lease: Lease) -> list[str]:
+    """In the order of the gang's members, each once."""
+    return list(dict.fromkeys(spot.node for spot in lease.spots()))
+
+
+def binding_of(lease: Lease, node: str, prefix: str = "") -> Binding:
+    """What a lease has on one node, with its devices named as that node does, which is without ``prefix``."""
+
+    def named_there(spot: Spot) -> Spot:
+        return msgspec.structs.replace(
+            spot, devices=tuple(device.removeprefix(prefix) for device in spot.devices)
+        )
+
+    parts = [
+        BoundPart(number, tuple(named_there(spot) for spot in part.spots if spot.node == node))
+        for number, part in enumerate(lease.parts)
+    ]
+    here = tuple(part for part in parts if part.spots)
+    return Binding(lease.id, lease.epoch, lease.name, lease.uid, len(lease.parts), here)

@@ -1,0 +1,271 @@
+"""The agent as a process of its own: it joins a scheduler, beats, and carries out its orders.
+
+Cut off from its scheduler, a node stops by itself what it holds, before the scheduler may lend it to
+others: it counts from the moment at which it sent the last message that was answered, on a clock that
+goes on while the machine sleeps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import zmq
+
+from hal.backend import HalError, StateError
+from hal.enforce.ledger import DeviceUse
+from hal.scheduler import wire
+from hal.scheduler.agent.agent import Agent, StaleError
+from hal.scheduler.agent.binding import ORDERS, Beat, Join, Joined, Order
+from hal.scheduler.core.facts import NodeFacts
+from hal.scheduler.places import Places
+from hal.scheduler.process import AlreadyRunning, signals_as_bytes
+
+__all__ = ["Service"]
+
+_ORDERS: dict[str, type[Order]] = {op: kind for kind, (op, _) in ORDERS.items()}
+_FACTS = 1.0  # seconds between looks at what others use of the devices
+_UNTOLD = 55.0  # seconds: cut off, before a scheduler has said after how long
+_SILENCE = 3.0  # seconds without an answer after which a fresh connection is tried
+_DRAIN = 256
+
+Connect = Callable[["zmq.Socket[bytes]"], None]
+
+
+class Service:
+    """One node's agent. ``connect`` is given each fresh DEALER: it sets keys and connects it.
+
+    ``say`` is told, in a sentence each, when the node joins, is refused, or is cut off.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        places: Places,
+        connect: Connect,
+        *,
+        version: str,
+        labels: dict[str, str] | None = None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._agent = agent
+        self._places = places
+        self._connect = connect
+        self._version = version
+        self._labels = labels or {}
+        self._say = say
+        self._said = ""
+        self._socket: zmq.Socket[bytes] | None = None
+        self._asked: dict[str, tuple[str, float, Beat | None]] = {}  # by id: operation, when, the beat
+        self._joined: Joined | None = None
+        self._answered = _clock()  # when the last message that was answered was sent
+        self._connected = self._beaten = self._looked = float("-inf")
+        self._cut_off = False
+        self._cut_off_seconds = _UNTOLD
+        self._facts: NodeFacts | None = None
+        self._told_facts: NodeFacts | None = None
+        self._told_use: dict[str, list[DeviceUse]] = {}
+
+    def run(self) -> None:
+        """Until SIGTERM or SIGINT; slices and what runs in them stay for the next agent of this node.
+
+        Raises AlreadyRunning, or StateError when the directory cannot be used.
+        """
+        self._places.make()
+        with _alone(self._places), contextlib.ExitStack() as stack:
+            stack.callback(self._agent.close)
+            self._agent.start()
+            wakeup = stack.enter_context(signals_as_bytes())
+            self._context = stack.enter_context(zmq.Context())
+            stack.callback(self._hang_up)
+            while self._turn(wakeup):
+                pass
+
+    # ---- the loop ---------------------------------------------------------------------------
+
+    def _turn(self, wakeup: socket.socket) -> bool:
+        now = _clock()
+        if self._socket is None or now - max(self._answered, self._connected) > _SILENCE:
+            self._dial(now)
+        poller = zmq.Poller()
+        poller.register(wakeup, zmq.POLLIN)
+        poller.register(self._socket, zmq.POLLIN)
+        due = 0.05 if self._agent.busy else max(self._beaten + self._pause() - now, 0)
+        events = dict(poller.poll(int(due * 1000) + 1))
+        if wakeup.fileno() in events:
+            return False
+        if self._socket in events:
+            self._drain()
+        now = _clock()
+        self._agent.turn(now)
+        self._notice_silence(now)
+        if now - self._beaten >= self._pause() or (self._joined is not None and self._agent.ended()):
+            self._beat(now)
+        return True
+
+    def _pause(self) -> float:
+        return 1.0 if self._joined is None else self._joined.beat_seconds
+
+    def _drain(self) -> None:
+        assert self._socket is not None
+        for _ in range(_DRAIN):
+            try:
+                frame = self._socket.recv(flags=zmq.DONTWAIT)
+            except zmq.Again:
+                return
+            try:
+                message = wire.unpack_message(frame)
+            except wire.Malformed as wrong:
+                self._tell(f"the scheduler sent what cannot be read: {wrong}")
+                continue
+            if isinstance(message, wire.Request):
+                self._send(self._carry_out(message))
+            else:
+                self._hear(message)
+
+    def _notice_silence(self, now: float) -> None:
+        if not self._cut_off and now - self._answered > self._cut_off_seconds:
+            self._cut_off = True
+            self._tell("cut off from the scheduler for too long: all that it lent here is stopped")
+            self._agent.stop_all()
+
+    # ---- orders -----------------------------------------------------------------------------
+
+    def _carry_out(self, request: wire.Request) -> wire.Reply:
+        kind = _ORDERS.get(request.op)
+        try:
+            if kind is None:
+                raise StateError(f"this agent (version {self._version}) knows no order '{request.op:.40}'")
+
+            answer = self._agent.perform(msgspec.convert(request.body, kind), _clock())
+        except (HalError, msgspec.ValidationError) as wrong:
+            code = "stale" if isinstance(wrong, StaleError) else "failed"
+            return wire.Reply(wire.VERSION, request.id, False, error=wire.ErrorBody(code, str(wrong)))
+        return wire.Reply(wire.VERSION, request.id, True, msgspec.to_builtins(answer))
+
+    # ---- reports ----------------------------------------------------------------------------
+
+    def _beat(self, now: float) -> None:
+        self._beaten = now
+        if self._facts is None or now - self._looked >= _FACTS:
+            self._looked = now
+            with contextlib.suppress(HalError):  # of a driver that does not answer, the last look counts
+                self._facts = self._agent.facts()
+        if self._facts is None:
+            return
+        if self._joined is None:
+            joining = Join(
+                node=self._agent.node,
+                boot=_boot(),
+                term=self._agent.term,
+                version=self._version,
+                facts=self._facts,
+                bound=self._agent.bound(),
+                labels=self._labels,
+            )
+            self._ask("join", joining, now, None)
+            return
+        use = {id: use for id, use in self._agent.uses().items() if self._told_use.get(id) != use}
+        beat = Beat(
+            self._agent.node,
+            self._joined.term,
+            self._facts if self._facts != self._told_facts else None,
+            self._agent.ended(),
+            use,
+        )
+        self._ask("beat", beat, now, beat)
+
+    def _ask(self, op: str, body: Join | Beat, now: float, beat: Beat | None) -> None:
+        id = secrets.token_hex(8)
+        self._asked[id] = (op, now, beat)
+        while len(self._asked) > 64:
+            del self._asked[next(iter(self._asked))]
+        self._send(wire.Request(wire.VERSION, id, op, msgspec.to_builtins(body)))
+
+    def _hear(self, reply: wire.Reply) -> None:
+        op, sent, beat = self._asked.pop(reply.id, ("", 0.0, None))
+        if not op:
+            return
+        if not reply.ok:
+            reason = "it gave no reason" if reply.error is None else reply.error.message
+            if reply.error is None or reply.error.code != "not_joined":
+                self._tell(f"the scheduler refuses this node: {reason}")
+            self._joined = None
+            self._beaten = float("-inf") if op == "beat" else self._beaten
+            return
+        if op == "join":
+            self._hear_joined(reply.body)
+        elif beat is not None:
+            self._agent.acknowledge(beat.ended)
+            self._told_facts = beat.facts or self._told_facts
+            self._told_use.update(beat.use)
+            living = self._agent.bound()
+            self._told_use = {id: use for id, use in self._told_use.items() if id in living}
+        self._answered = max(self._answered, sent)
+        self._cut_off = False
+
+    def _hear_joined(self, body: dict[str, Any]) -> None:
+        try:
+            joined = msgspec.convert(body, Joined)
+            self._agent.keep(joined.term, joined.keep, _clock())
+        except (StaleError, msgspec.ValidationError) as wrong:
+            self._tell(f"the scheduler's answer is of no use: {wrong}")
+            return
+        self._joined, self._cut_off_seconds = joined, joined.cut_off_seconds
+        self._told_facts, self._told_use = self._facts, {}
+        self._tell(f"node '{self._agent.node}' has joined the scheduler (term {joined.term})")
+
+    # ---- the connection ---------------------------------------------------------------------
+
+    def _dial(self, now: float) -> None:
+        self._hang_up()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.set(zmq.LINGER, 0)
+        self._socket.set(zmq.MAXMSGSIZE, wire.MAX_FRAME_BYTES)
+        self._connect(self._socket)
+        self._connected = now
+        self._joined = None
+        self._beaten = float("-inf")
+
+    def _hang_up(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _send(self, message: wire.Request | wire.Reply) -> None:
+        assert self._socket is not None
+        with contextlib.suppress(zmq.Again):  # nobody listens: it is said again
+            self._socket.send(wire.pack(message), flags=zmq.DONTWAIT)
+
+    def _tell(self, sentence: str) -> None:
+        if sentence != self._said:
+            self._said = sentence
+            self._say(sentence)
+
+
+def _clock() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+@contextlib.contextmanager
+def _alone(places: Places) -> Iterator[None]:
+    with places.agent_lock.open("ab") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AlreadyRunning(f"an agent already serves {places.directory}") from None
+        yield
+        with contextlib.suppress(OSError):
+            os.unlink(handle.name)  # noqa: PTH108

@@ -1,0 +1,339 @@
+"""The nodes that a scheduler knows, and what each was ordered to hold.
+
+The scheduler's own node is reached by a call, any other by a message to the agent that joined from it. A
+node that says nothing for ``lost_seconds`` is lost; after ``grace_seconds`` more it has stopped by itself
+all that it held (hal/scheduler/agent/service.py), so that its leases can be called ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from hal.backend import HalError, StateError
+from hal.enforce.ledger import DeviceUse
+from hal.model import Enforcement, Rung
+from hal.scheduler import wire
+from hal.scheduler.agent import binding as on
+from hal.scheduler.agent.agent import Agent
+from hal.scheduler.answers import Address, Refused
+from hal.scheduler.core.facts import NodeFacts
+from hal.scheduler.core.lease import Lease, LeaseState
+
+__all__ = ["Node", "Nodes"]
+
+BEAT_SECONDS = 1.0
+
+
+class Node:
+    """One node as the scheduler sees it; ``address`` None: its own, or one that has not joined."""
+
+    def __init__(self, id: str, since: float) -> None:
+        self.id = id
+        self.address: Address | None = None
+        self.facts: NodeFacts | None = None
+        self.heard = since  # seconds on the monotonic clock
+        self.lost_since: float | None = None
+        self.boot = ""
+        self.version = ""
+        self.labels: dict[str, str] = {}
+        self.use: dict[str, list[DeviceUse]] = {}
+        self.leases: set[str] = set()
+
+    @property
+    def prefix(self) -> str:
+        """What stands before the ids of its devices, which may be the same as those of other nodes."""
+        return f"{self.id}/"
+
+
+class _Held(Struct, eq=False):
+    """How far the nodes of a lease have come."""
+
+    epoch: int
+    nodes: list[str]
+    bound: dict[str, on.Bound] = {}
+    ended: set[str] = set()
+    ending: bool = False
+
+
+class Nodes:
+    """``outbox`` has the orders to be sent once what they follow from is durable."""
+
+    def __init__(self, agent: Agent | None, *, lost_seconds: float, grace_seconds: float) -> None:
+        self._agent = agent
+        self.lost_seconds = lost_seconds
+        self.grace_seconds = grace_seconds
+        self.term = 0
+        self.nodes: dict[str, Node] = {}
+        self.outbox: list[tuple[Address, bytes]] = []
+        self._held: dict[str, _Held] = {}
+        self._failed: list[tuple[str, str]] = []
+        self._orders: dict[str, tuple[str, type[Struct], Callable[[Any], None]]] = {}
+        self._numbered = 0
+
+    # ---- leases -----------------------------------------------------------------------------
+
+    def bind(self, lease: Lease, now: float) -> None:
+        """Have its slices made. Raises StateError when this node cannot; of others ``failures`` tells."""
+        held = self._hold(lease, now)
+        for id in held.nodes:
+            self._order_bind(lease, self.nodes[id], now)
+
+    def unbind(self, lease: Lease, now: float) -> None:
+        """Have it stopped and taken away; ``has_ended`` tells when that is done."""
+        held = self._held.get(lease.id) or self._hold(lease, now)
+        held.ending = True
+        for id in held.nodes:
+            if id not in held.ended:
+                self._order_unbind(lease.id, held, self.nodes[id], now)
+
+    def take_over(self, lease: Lease, now: float) -> bool:
+        """A lease from before a restart; False when this node has lost its slice."""
+        held = self._hold(lease, now)
+        here = [id for id in held.nodes if self._is_own(id)]
+        if all(self._own.take_over(on.binding_of(lease, id)) for id in here):
+            return True
+        self.forget(lease.id)
+        return False
+
+    def forget(self, lease: str) -> None:
+        held = self._held.pop(lease, None)
+        for id in () if held is None else held.nodes:
+            self.nodes[id].leases.discard(lease)
+
+    def is_bound(self, lease: Lease) -> bool:
+        held = self._held.get(lease.id)
+        return held is not None and len(held.bound) == len(held.nodes)
+
+    def has_ended(self, lease: str, now: float) -> bool:
+        """Nothing of it is left on any node, or its node has had the time after which it stops by itself."""
+        held = self._held.get(lease)
+        return held is None or all(id in held.ended or self._has_stopped(id, now) for id in held.nodes)
+
+    def environments(self, lease: Lease) -> list[dict[str, str]]:
+        """For each member, what a program needs to run in its slice."""
+        found: dict[int, dict[str, str]] = {}
+        for bound in self._held[lease.id].bound.values():
+            for number, environment in bound.environments:
+                found.setdefault(number, environment)
+        return [found.get(number, {}) for number in range(len(lease.parts))]
+
+    def enforcement(self, lease: Lease) -> Enforcement:
+        """Who holds it to its limits; on several nodes, what the first of its members has."""
+        held = self._held.get(lease.id)
+        bound = [] if held is None else [held.bound[id] for id in held.nodes if id in held.bound]
+        return bound[0].enforcement if bound else Enforcement(Rung.NONE, Rung.NONE)
+
+    def use(self, lease: Lease) -> list[DeviceUse]:
+        found: list[DeviceUse] = []
+        for id in on.nodes_of(lease):
+            if self._is_own(id):
+                found += self._own.use(lease.id)
+            elif id in self.nodes:
+                found += self.nodes[id].use.get(lease.id, [])
+        return found
+
+    def failures(self) -> list[tuple[str, str]]:
+        """Leases that a node could not give, or has lost, and why; each is told once."""
+        told, self._failed = self._failed, []
+        return told
+
+    def know(self, facts: NodeFacts, now: float) -> None:
+        """What a node had before a restart: it has a while in which to report."""
+        self._node(facts.id, now).facts = facts
+
+    def know_lost(self, id: str, now: float) -> None:
+        """A node that was lost before a restart, nobody remembers since when."""
+        self._node(id, now).lost_since = now
+
+    # ---- agents -----------------------------------------------------------------------------
+
+    def join(self, address: Address, joining: on.Join, leases: Mapping[str, Lease], now: float) -> on.Joined:
+        """A node reports for the first time, or again. Raises Refused."""
+        if self._is_own(joining.node):
+            raise Refused("denied", f"'{joining.node}' is the scheduler's own node: name this one otherwise")
+        if joining.term > self.term:
+            raise Refused(
+                "stale",
+                f"node '{joining.node}' obeys a newer scheduler (term {joining.term}, not {self.term})",
+            )
+        node = self._node(joining.node, now)
+        alive = node.address is not None and node.lost_since is None and node.address != address
+        if alive and node.boot and node.boot != joining.boot:
+            raise Refused("denied", f"there is a node '{joining.node}' already: name this one otherwise")
+        for id in [id for id, (at, *_) in self._orders.items() if at == node.id]:
+            del self._orders[id]
+        rebooted = bool(node.boot) and node.boot != joining.boot
+        node.address, node.boot, node.version = address, joining.boot, joining.version
+        node.heard, node.lost_since, node.use = now, None, {}
+        node.labels = joining.labels
+        node.facts = self._named_here(node, joining.facts)
+        keep: dict[str, int] = {}
+        for id in sorted(node.leases):
+            lease, held = leases[id], self._held[id]
+            if node.id in held.ended:
+                continue
+            has = joining.bound.get(lease.id) == lease.epoch
+            if lease.state is LeaseState.ENDING:
+                if has:
+                    keep[lease.id] = lease.epoch
+                    self._order_unbind(lease.id, held, node, now)
+                else:
+                    held.ended.add(node.id)
+            elif rebooted or (not has and node.id in held.bound):
+                held.ended.add(node.id)
+                self._failed.append((lease.id, f"node '{node.id}' has lost its slice"))
+            else:
+                keep[lease.id] = lease.epoch
+                self._order_bind(lease, node, now)
+        cut_off = self.lost_seconds + self.grace_seconds - min(10.0, self.grace_seconds / 4)
+        return on.Joined(self.term, BEAT_SECONDS, cut_off, keep)
+
+    def beat(self, address: Address, beat: on.Beat, now: float) -> bool:
+        """False: this agent has to join (again). True with ``facts``: what its node has is another now."""
+        node = self.nodes.get(beat.node)
+        if node is None or node.address != address or beat.term != self.term or node.lost_since is not None:
+            return False
+        node.heard = now
+        if beat.facts is not None:
+            node.facts = self._named_here(node, beat.facts)
+        if beat.use:
+            named = {
+                lease: [msgspec.structs.replace(use, device=node.prefix + use.device) for use in uses]
+                for lease, uses in beat.use.items()
+            }
+            node.use.update(named)
+        for lease, epoch in beat.ended:
+            held = self._held.get(lease)
+            if held is not None and held.epoch == epoch:
+                self._has_left(lease, held, node)
+        return True
+
+    def answered(self, address: Address, reply: wire.Reply) -> None:
+        """An agent's answer to an order; of one that was overtaken, nothing."""
+        at, kind, done = self._orders.get(reply.id, ("", Struct, _nothing))
+        node = self.nodes.get(at)
+        if node is None or node.address != address:
+            return
+        del self._orders[reply.id]
+        if not reply.ok:
+            done(StateError(f"node '{at}': {reply.error.message if reply.error else 'it gave no reason'}"))
+            return
+        try:
+            done(msgspec.convert(reply.body, kind))
+        except msgspec.ValidationError as wrong:
+            done(StateError(f"node '{at}' gave an answer that cannot be read: {wrong}"))
+
+    def order(self, node: Node, order: on.Order, done: Callable[[Any], None], now: float) -> None:
+        """``done`` gets the answer or a HalError: at once from this node, from another when it answers, and
+        never when that is lost before: its leases are settled when it joins again."""
+        if self._is_own(node.id):
+            answer: Any
+            try:
+                answer = self._own.perform(order, now)
+            except HalError as wrong:
+                answer = wrong
+            done(answer)
+        elif node.address is not None:
+            self._numbered += 1
+            id, (op, kind) = f"{self.term}-{self._numbered}", on.ORDERS[type(order)]
+            self._orders[id] = (node.id, kind, done)
+            body = msgspec.to_builtins(order)
+            self.outbox.append((node.address, wire.pack(wire.Request(wire.VERSION, id, op, body))))
+
+    # ---- time -------------------------------------------------------------------------------
+
+    def turn(self, now: float) -> None:
+        """Let this node go on with its endings."""
+        if self._agent is None:
+            return
+        self._agent.turn(now)
+        ended = self._agent.ended()
+        for lease, epoch in ended:
+            held = self._held.get(lease)
+            if held is not None and held.epoch == epoch:
+                self._has_left(lease, held, self.nodes[self._agent.node])
+        self._agent.acknowledge(ended)
+
+    def lost(self, now: float) -> list[str]:
+        """Nodes that have said nothing for too long, each told once."""
+        found = []
+        for node in self.nodes.values():
+            silent = now - node.heard >= self.lost_seconds
+            if node.lost_since is None and silent and not self._is_own(node.id):
+                node.lost_since, node.address = now, None
+                found.append(node.id)
+                for id in sorted(node.leases):  # nobody waits for a slice that may never be made
+                    if node.id not in self._held[id].bound and not self._held[id].ending:
+                        self._failed.append((id, f"node '{node.id}' has not answered in time"))
+        return found
+
+    @property
+    def has_others(self) -> bool:
+        """Nodes besides this one have joined: they remember this scheduler's term."""
+        return any(not self._is_own(id) for id in self.nodes)
+
+    @property
+    def busy(self) -> bool:
+        """This node has something ending: ``turn`` is wanted soon."""
+        return self._agent is not None and self._agent.busy
+
+    # ---- inside -----------------------------------------------------------------------------
+
+    @property
+    def _own(self) -> Agent:
+        assert self._agent is not None
+        return self._agent
+
+    def _is_own(self, id: str) -> bool:
+        return self._agent is not None and self._agent.node == id
+
+    def _node(self, id: str, now: float) -> Node:
+        return self.nodes.setdefault(id, Node(id, now))
+
+    def _hold(self, lease: Lease, now: float) -> _Held:
+        held = self._held[lease.id] = _Held(lease.epoch, on.nodes_of(lease))
+        for id in held.nodes:
+            self._node(id, now).leases.add(lease.id)
+        return held
+
+    def _has_stopped(self, id: str, now: float) -> bool:
+        since = self.nodes[id].lost_since
+        return since is not None and now - since >= self.grace_seconds
+
+    def _order_bind(self, lease: Lease, node: Node, now: float) -> None:
+        held = self._held[lease.id]
+
+        def done(answer: on.Bound | HalError) -> None:
+            if isinstance(answer, HalError):
+                held.ended.add(node.id)  # it has left nothing
+                self._failed.append((lease.id, str(answer)))
+            else:
+                held.bound[node.id] = answer
+
+        prefix = "" if self._is_own(node.id) else node.prefix
+        self.order(node, on.BindOrder(self.term, on.binding_of(lease, node.id, prefix)), done, now)
+
+    def _order_unbind(self, lease: str, held: _Held, node: Node, now: float) -> None:
+        def done(answer: on.Unbound | HalError) -> None:
+            if isinstance(answer, on.Unbound) and answer.ended:
+                self._has_left(lease, held, node)
+
+        self.order(node, on.UnbindOrder(self.term, lease, held.epoch), done, now)
+
+    def _has_left(self, lease: str, held: _Held, node: Node) -> None:
+        held.ended.add(node.id)
+        node.use.pop(lease, None)
+        if not held.ending:
+            self._failed.append((lease, f"node '{node.id}' has stopped it"))
+
+    def _named_here(self, node: Node, facts: NodeFacts) -> NodeFacts:
+        devices = tuple(msgspec.structs.replace(one, id=node.prefix + one.id) for one in facts.devices)
+        return msgspec.structs.replace(facts, id=node.id, devices=devices)
+
+
+def _nothing(_answer: Any) -> None:
+    pass

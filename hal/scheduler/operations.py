@@ -1,0 +1,176 @@
+"""What clients and agents can ask for: one function per operation of the protocol (docs/protocol.md)."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from hal.scheduler import bodies, core, wire
+from hal.scheduler.agent.binding import Beat, Join
+from hal.scheduler.answers import Peer, Refused, Waiter
+
+if TYPE_CHECKING:
+    from hal.scheduler.daemon import Daemon
+
+__all__ = ["OPERATIONS", "Operation", "granted"]
+
+Operation = Callable[["Daemon", wire.Body, Peer], wire.Body | Waiter]
+
+_PATIENCE = 8.0  # seconds for nodes to make slices, before the client is told to ask again
+
+
+def hello(daemon: Daemon, _body: wire.Body, _peer: Peer) -> wire.Body:
+    return {
+        "pid": daemon.pid,
+        "private": daemon.private,
+        "term": daemon.nodes.term,
+        "leases": len(daemon.state.leases),
+        "waiting": len(daemon.state.waiting),
+        "classes": sorted(daemon.presets),
+    }
+
+
+# ---- leases ---------------------------------------------------------------------------------
+
+
+def acquire(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body | Waiter:
+    asked = msgspec.convert(body, bodies.Acquire)
+    request = asked.wanted(daemon.presets)
+    daemon.look_at_devices()
+    id = _fresh_id(daemon)
+    daemon.decide(core.Submit(request, id, asked.key, peer.uid, peer.pid))
+    one = daemon.state.find(peer.uid, asked.key)
+    if isinstance(one, core.Waiting):
+        daemon.watch(one.id, one.holder_pid)
+        told = daemon.state.explain(one.id, daemon.now())
+        reason = "" if told is None else "; ".join((*told.reasons, f"nearest: {told.nearest}"))
+        return {"waiting": bodies.queued(one, daemon.now(), reason)}
+    if one is None or one.state is core.LeaseState.ENDING:
+        raise Refused(*daemon.over.pop(id, ("failed", "the lease has ended at once")))
+    if daemon.nodes.is_bound(one):
+        return granted(daemon, one)
+    return Waiter(one.id, time.monotonic() + _PATIENCE)
+
+
+def granted(daemon: Daemon, lease: core.Lease) -> wire.Body:
+    """What its holder is told of a lease whose slices are made."""
+    environments = daemon.nodes.environments(lease)
+    return {
+        "lease": _described(daemon, lease),
+        "environment": environments[0],
+        "environments": environments,
+    }
+
+
+def wait(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body | Waiter:
+    asked = msgspec.convert(body, bodies.Wait)
+    _owned(daemon, asked.lease, peer)
+    daemon.watch(asked.lease, peer.pid)  # after a restart of the scheduler
+    waiter = Waiter(asked.lease, time.monotonic() + asked.timeout_seconds)
+    return waiter if (answer := daemon.outcome(waiter)) is None else answer
+
+
+def renew(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
+    id = msgspec.convert(body, bodies.Named).lease
+    daemon.decide(core.Renew(id, peer.uid))
+    if id in daemon.state.waiting:
+        return {"waiting": bodies.queued(daemon.state.waiting[id], daemon.now())}
+    lease = daemon.state.leases[id]
+    if lease.holder_pid == peer.pid:
+        daemon.watch(id, peer.pid)  # a successor has not seen its holder yet
+    return {"lease": _described(daemon, lease)}
+
+
+def release(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
+    id = msgspec.convert(body, bodies.Named).lease
+    one = _owned(daemon, id, peer)
+    if isinstance(one, core.Waiting):
+        daemon.decide(core.Release(id, peer.uid))
+        return {"waiting": bodies.queued(one, daemon.now()), "ended": True}
+    if peer.pid == one.holder_pid:  # it has stopped its program before it says so
+        daemon.unwatch(id)
+    daemon.decide(core.Release(id, peer.uid))
+    return {"lease": _described(daemon, one), "ended": id not in daemon.state.leases}
+
+
+def list_leases(daemon: Daemon, _body: wire.Body, _peer: Peer) -> wire.Body:
+    now = daemon.now()
+    return {
+        "leases": [_described(daemon, lease) for lease in daemon.state.leases.values()],
+        "waiting": [bodies.queued(one, now) for one in daemon.state.waiting.values()],
+    }
+
+
+def explain(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
+    id = msgspec.convert(body, bodies.Named).lease
+    _owned(daemon, id, peer)
+    daemon.look_at_devices()
+    told = daemon.state.explain(id, daemon.now())
+    if told is None:  # it has been withdrawn this moment
+        raise Refused("not_found", f"there is no lease '{id}'")
+    return {"explanation": msgspec.to_builtins(told)}
+
+
+def _owned(daemon: Daemon, id: str, peer: Peer) -> core.Lease | core.Waiting:
+    one = daemon.state.leases.get(id) or daemon.state.waiting.get(id)
+    if one is None or peer.uid not in (one.uid, 0):
+        raise Refused(*daemon.over.get(id, ("not_found", f"there is no lease '{id}'")))
+    return one
+
+
+def _fresh_id(daemon: Daemon) -> str:
+    while True:
+        id = secrets.token_hex(4)
+        if id not in daemon.state.leases and id not in daemon.state.waiting:
+            return id
+
+
+def _described(daemon: Daemon, lease: core.Lease) -> dict[str, Any]:
+    nodes = daemon.nodes
+    return bodies.described(lease, nodes.use(lease), nodes.enforcement(lease), daemon.now())
+
+
+# ---- queues ---------------------------------------------------------------------------------
+
+
+def queues(daemon: Daemon, _body: wire.Body, _peer: Peer) -> wire.Body:
+    waiting = Counter(one.request.queue for one in daemon.state.waiting.values())
+    return {"queues": bodies.queues(daemon.state.world.tree, waiting)}
+
+
+def set_queue(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
+    asked = msgspec.convert(body, bodies.SetQueueBody)
+    daemon.decide(core.SetQueue(asked.queue(daemon.state.world.tree.queues.get(asked.name))))
+    return queues(daemon, body, peer)
+
+
+# ---- agents ---------------------------------------------------------------------------------
+
+
+def join(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
+    return daemon.join(msgspec.convert(body, Join), peer)
+
+
+def beat(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
+    daemon.beat(msgspec.convert(body, Beat), peer)
+    return {}
+
+
+OPERATIONS: dict[str, Operation] = {
+    "hello": hello,
+    "acquire": acquire,
+    "wait": wait,
+    "renew": renew,
+    "release": release,
+    "list": list_leases,
+    "explain": explain,
+    "queues": queues,
+    "set_queue": set_queue,
+    "join": join,
+    "beat": beat,
+}

@@ -1,0 +1,235 @@
+"""One scheduler and agents on several emulated nodes: leases, restarts, and nodes that are cut off."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from hal.backend import GoneError, StateError, UnsupportedError
+from hal.emulation.description import load
+from hal.emulation.run import emulated
+from hal.enforce.ledger import Ledger
+from hal.scheduler.client import Client
+from hal.scheduler.core.request import Alternative, Member, Request
+from hal.scheduler.places import Places
+from tests.conftest import ALLOCATE, HAL, wait_until
+from tests.integration.support import GIB, MIB, Env, ask, kill, line, start
+
+LOST, GRACE = 1.5, 4.0
+
+
+class Cluster:
+    """A scheduler on a machine without accelerators, and nodes by name, each an emulated machine."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+        self.head = stack.enter_context(emulated(load("none")))
+        self.envs: dict[str, Env] = {}
+        self.agents: dict[str, subprocess.Popen[str]] = {}
+        self.scheduler = self.serve()
+
+    def serve(self) -> subprocess.Popen[str]:
+        options = ["--lost-after", str(LOST), "--grace", str(GRACE)]
+        self.scheduler = start(self.head, *HAL, "serve", *options, stdin=subprocess.DEVNULL)
+        assert self.scheduler.stderr is not None
+        assert self.scheduler.stderr.readline().startswith("hal: serving")
+        return self.scheduler
+
+    def add(self, name: str, machine: str) -> None:
+        self.envs[name] = self._stack.enter_context(emulated(load(machine)))
+        self.agent(name)
+
+    def agent(self, name: str) -> None:
+        address = Places(Path(self.head["HAL_RUNTIME_DIR"])).address
+        command = [*HAL, "agent", "--scheduler", address, "--node", name]
+        self.agents[name] = start(self.envs[name], *command, stdin=subprocess.DEVNULL)
+        stderr = self.agents[name].stderr
+        assert stderr is not None
+        assert "has joined" in stderr.readline()
+
+    def client(self) -> Client:
+        return Client(Places(Path(self.head["HAL_RUNTIME_DIR"])), timeout=10.0)
+
+    def call(self, op: str, **body: Any) -> dict[str, Any]:
+        with self.client() as client:
+            return client.call(op, **body)
+
+    def acquire(self, key: str, *alternatives: Alternative, ttl: float = 60.0, **more: Any) -> dict[str, Any]:
+        members = tuple(Member((alternative,)) for alternative in alternatives)
+        request = Request(members=members, ttl_ms=round(ttl * 1000), **more)
+        return self.call("acquire", key=key, request=msgspec.to_builtins(request))
+
+    def ledgers(self, name: str) -> list[Path]:
+        return sorted(Path(self.envs[name]["HAL_RUNTIME_DIR"], "slices").glob("*.ledger"))
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    with ExitStack() as stack:
+        one = Cluster(stack)
+        stack.callback(lambda: [process.kill() for process in [one.scheduler, *one.agents.values()]])
+        yield one
+
+
+def allocating(env: Env, runtime: str) -> subprocess.Popen[str]:
+    program = start(env, ALLOCATE, runtime)
+    assert line(program).startswith("device")
+    return program
+
+
+def of(vendor: str, memory: int = 2 * GIB) -> Alternative:
+    return Alternative(f'vendor == "{vendor}"', memory)
+
+
+def node_of(body: dict[str, Any]) -> list[str]:
+    return [part["node"] for part in body["lease"]["parts"]]
+
+
+def test_a_gang_runs_on_two_nodes_and_each_holds_its_part(cluster: Cluster) -> None:
+    cluster.add("green", "l40s-4")
+    cluster.add("red", "mi210-4")
+    body = cluster.acquire("gang", of("nvidia"), of("amd", 3 * GIB))
+    assert node_of(body) == ["green", "red"]
+    assert [device.split("/")[0] for device in body["lease"]["devices"]] == ["green", "red"]
+    assert body["lease"]["enforcement"]["memory"] == "guard"
+    for (name, runtime, size), number in zip((("green", "cuda", 2), ("red", "hip", 3)), (0, 1), strict=True):
+        program = allocating({**cluster.envs[name], **body["environments"][number]}, runtime)
+        assert ask(program, f"alloc {size * 1024 - 64}").startswith("allocated")
+        assert ask(program, "alloc 128").startswith("refused")  # past its slice
+        held = (size * 1024 - 64) * MIB
+        wait_until(lambda held=held: (cluster.call("list")["leases"][0]["used_bytes"] or 0) >= held)
+        program.kill()
+    cluster.call("release", lease=body["lease"]["id"])
+    wait_until(lambda: not cluster.ledgers("green") and not cluster.ledgers("red"))
+    wait_until(lambda: cluster.call("list")["leases"] == [])
+
+
+def test_the_same_ids_on_two_nodes_are_two_devices(cluster: Cluster) -> None:
+    cluster.add("a", "l40s-4")
+    cluster.add("b", "l40s-4")
+    first = cluster.acquire("one", Alternative('vendor == "nvidia"', None))
+    second = cluster.acquire("two", Alternative('vendor == "nvidia"', None))
+    assert first["lease"]["device"] != second["lease"]["device"]
+
+
+def test_a_restarted_agent_takes_over_what_runs(cluster: Cluster) -> None:
+    cluster.add("green", "l40s-4")
+    body = cluster.acquire("k", of("nvidia"))
+    program = allocating({**cluster.envs["green"], **body["environment"]}, "cuda")
+    assert ask(program, "alloc 512").startswith("allocated")
+    kill(cluster.agents["green"].pid)
+    cluster.agent("green")
+    (ledger,) = cluster.ledgers("green")
+    assert Ledger.open(ledger).devices()[0].used_bytes == 512 * MIB
+    assert ask(program, "alloc 512").startswith("allocated")
+    (lease,) = cluster.call("list")["leases"]
+    assert (lease["id"], lease["state"], lease["suspended"]) == (body["lease"]["id"], "active", False)
+    cluster.call("release", lease=lease["id"])
+    assert program.wait(20) == -signal.SIGTERM
+
+
+def test_a_restarted_scheduler_takes_over_all_nodes(cluster: Cluster) -> None:
+    cluster.add("green", "l40s-4")
+    cluster.add("red", "mi210-4")
+    body = cluster.acquire("gang", of("nvidia"), of("amd"))
+    before = cluster.call("hello")["term"]
+    kill(cluster.scheduler.pid)
+    cluster.serve()
+    assert cluster.call("hello")["term"] > before
+    again = cluster.acquire("gang", of("nvidia"), of("amd"))  # the reply comes once both have joined again
+    assert again["lease"]["id"] == body["lease"]["id"]
+    assert again["environments"] == body["environments"]
+    assert len(cluster.ledgers("green")) == len(cluster.ledgers("red")) == 1
+
+
+def test_what_a_node_has_that_nobody_knows_of_is_ended(cluster: Cluster) -> None:
+    cluster.add("green", "l40s-4")
+    body = cluster.acquire("k", of("nvidia"))
+    kill(cluster.agents["green"].pid)
+    cluster.call("release", lease=body["lease"]["id"])
+    assert cluster.ledgers("green")
+    cluster.agent("green")
+    wait_until(lambda: not cluster.ledgers("green"))
+    wait_until(lambda: cluster.call("list")["leases"] == [])
+
+
+def test_a_node_that_is_cut_off_stops_what_it_holds_before_it_is_given_up(cluster: Cluster) -> None:
+    cluster.add("green", "l40s-4")
+    body = cluster.acquire("k", of("nvidia"), ttl=15)
+    program = allocating({**cluster.envs["green"], **body["environment"]}, "cuda")
+    assert ask(program, "alloc 512").startswith("allocated")
+    os.kill(cluster.scheduler.pid, signal.SIGSTOP)  # nobody answers the agent any more
+    assert program.wait(30) == -signal.SIGKILL
+    os.kill(cluster.scheduler.pid, signal.SIGCONT)
+    wait_until(lambda: cluster.call("list")["leases"] == [])
+
+
+def test_a_silent_node_is_lost_and_its_lease_given_up_after_the_grace(cluster: Cluster) -> None:
+    cluster.add("green", "l40s-4")
+    body = cluster.acquire("k", of("nvidia"), ttl=15)
+    os.kill(cluster.agents["green"].pid, signal.SIGSTOP)
+    wait_until(lambda: cluster.call("list")["leases"][0]["suspended"])
+    with pytest.raises(UnsupportedError):
+        cluster.acquire("another", of("nvidia"))
+    wait_until(lambda: cluster.call("list")["leases"] == [])
+    with pytest.raises(GoneError, match="has not come back in time"):
+        cluster.call("renew", lease=body["lease"]["id"])
+    os.kill(cluster.agents["green"].pid, signal.SIGCONT)
+    wait_until(lambda: not cluster.ledgers("green"))  # it is told so when it comes back
+    again: list[dict[str, Any]] = []
+
+    def granted() -> bool:
+        try:
+            again.append(cluster.acquire("another", of("nvidia")))
+        except (StateError, UnsupportedError):
+            return False
+        return True
+
+    wait_until(granted)
+    assert node_of(again[0]) == ["green"]
+
+
+def test_a_silent_node_that_comes_back_in_time_keeps_its_lease(cluster: Cluster) -> None:
+    cluster.add("green", "l40s-4")
+    body = cluster.acquire("k", of("nvidia"))
+    os.kill(cluster.agents["green"].pid, signal.SIGSTOP)
+    wait_until(lambda: cluster.call("list")["leases"][0]["suspended"])
+    os.kill(cluster.agents["green"].pid, signal.SIGCONT)
+    wait_until(lambda: not cluster.call("list")["leases"][0]["suspended"])
+    assert cluster.acquire("k", of("nvidia"))["lease"]["epoch"] == body["lease"]["epoch"]
+
+
+def refused(process: subprocess.Popen[str]) -> str:
+    assert process.stderr is not None
+    return process.stderr.readline()
+
+
+def test_two_nodes_cannot_have_one_name_nor_the_schedulers(cluster: Cluster) -> None:
+    address = Places(Path(cluster.head["HAL_RUNTIME_DIR"])).address
+    with emulated(load("l40s-4")) as env:
+        command = [*HAL, "agent", "--scheduler", address, "--node", "local"]
+        impostor = start(env, *command, stdin=subprocess.DEVNULL)
+        assert "the scheduler's own node" in refused(impostor)
+        impostor.kill()
+
+
+def test_a_node_obeys_no_older_scheduler(cluster: Cluster) -> None:
+    cluster.add("green", "l40s-4")
+    term = Path(cluster.envs["green"]["HAL_RUNTIME_DIR"], "agent.term")
+    cluster.acquire("k", of("nvidia"))
+    kill(cluster.agents["green"].pid)
+    term.write_text("1000")
+    address = Places(Path(cluster.head["HAL_RUNTIME_DIR"])).address
+    command = [*HAL, "agent", "--scheduler", address, "--node", "green"]
+    agent = start(cluster.envs["green"], *command, stdin=subprocess.DEVNULL)
+    assert "obeys a newer scheduler (term 1000" in refused(agent)
+    assert cluster.ledgers("green")
+    agent.kill()
