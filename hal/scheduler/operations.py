@@ -69,7 +69,7 @@ def granted(daemon: Daemon, lease: core.Lease) -> wire.Body:
 
 def wait(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body | Waiter:
     asked = msgspec.convert(body, bodies.Wait)
-    _owned(daemon, asked.lease, peer)
+    _commanded(daemon, asked.lease, peer)
     daemon.watch(asked.lease, peer.pid)  # after a restart of the scheduler
     waiter = Waiter(asked.lease, time.monotonic() + asked.timeout_seconds)
     return waiter if (answer := daemon.outcome(waiter)) is None else answer
@@ -88,27 +88,28 @@ def renew(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
 
 def release(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
     id = msgspec.convert(body, bodies.Named).lease
-    one = _owned(daemon, id, peer)
+    one = _commanded(daemon, id, peer)
     if isinstance(one, core.Waiting):
-        daemon.decide(core.Release(id, peer.uid))
+        daemon.decide(core.Release(id, one.uid))
         return {"waiting": bodies.queued(one, daemon.now()), "ended": True}
     if peer.pid == one.holder_pid:  # it has stopped its program before it says so
         daemon.unwatch(id)
-    daemon.decide(core.Release(id, peer.uid))
+    daemon.decide(core.Release(id, one.uid))
     return {"lease": _described(daemon, one), "ended": id not in daemon.state.leases}
 
 
-def list_leases(daemon: Daemon, _body: wire.Body, _peer: Peer) -> wire.Body:
+def list_leases(daemon: Daemon, _body: wire.Body, peer: Peer) -> wire.Body:
     now = daemon.now()
+    leases, waiting = daemon.state.leases.values(), daemon.state.waiting.values()
     return {
-        "leases": [_described(daemon, lease) for lease in daemon.state.leases.values()],
-        "waiting": [bodies.queued(one, now) for one in daemon.state.waiting.values()],
+        "leases": [_described(daemon, lease) for lease in leases if peer.sees(lease.uid)],
+        "waiting": [bodies.queued(one, now) for one in waiting if peer.sees(one.uid)],
     }
 
 
 def explain(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
     id = msgspec.convert(body, bodies.Named).lease
-    _owned(daemon, id, peer)
+    _seen(daemon, id, peer)
     daemon.look_at_devices()
     told = daemon.state.explain(id, daemon.now())
     if told is None:  # it has been withdrawn this moment
@@ -116,10 +117,18 @@ def explain(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
     return {"explanation": msgspec.to_builtins(told)}
 
 
-def _owned(daemon: Daemon, id: str, peer: Peer) -> core.Lease | core.Waiting:
+def _seen(daemon: Daemon, id: str, peer: Peer) -> core.Lease | core.Waiting:
+    """To whom it is not shown, it does not exist. Raises Refused."""
     one = daemon.state.leases.get(id) or daemon.state.waiting.get(id)
-    if one is None or peer.uid not in (one.uid, 0):
+    if one is None or not peer.sees(one.uid):
         raise Refused(*daemon.over.get(id, ("not_found", f"there is no lease '{id}'")))
+    return one
+
+
+def _commanded(daemon: Daemon, id: str, peer: Peer) -> core.Lease | core.Waiting:
+    one = _seen(daemon, id, peer)
+    if not peer.commands(one.uid):
+        raise Refused("denied", f"the lease '{id}' is another's")
     return one
 
 

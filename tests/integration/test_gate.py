@@ -8,7 +8,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgpack
 import pytest
@@ -16,14 +16,15 @@ import zmq
 
 from hal.backend import StateError
 from hal.scheduler import wire
-from hal.scheduler.answers import Refused
-from hal.scheduler.daemon import _OPERATIONS
+from hal.scheduler.answers import Address, Peer, Refused
+from hal.scheduler.operations import OPERATIONS
 from hal.scheduler.security.connections import bounded, send
-from hal.scheduler.security.gate import Gate, Peer
+from hal.scheduler.security.gate import Gate
 from hal.scheduler.security.keys import Keys, Pair, new_pair
 from hal.scheduler.security.roles import ACCESS, Role
 from tests.conftest import wait_until
 
+NOWHERE = Address(cast("zmq.Socket[bytes]", None), b"")
 PATIENCE = 10_000  # milliseconds
 
 
@@ -59,15 +60,21 @@ class Server:
                     sender, *frames = self._router.recv_multipart(flags=zmq.DONTWAIT, copy=False)
                 except zmq.Again:
                     break
-                send(self._router, [sender.bytes, msgpack.packb(self._answer(frames[0]))])
+                send(
+                    self._router,
+                    [
+                        sender.bytes,
+                        msgpack.packb(self._answer(Address(self._router, sender.bytes), frames[0])),
+                    ],
+                )
 
-    def _answer(self, frame: zmq.Frame) -> list[Any]:
+    def _answer(self, address: Address, frame: zmq.Frame) -> list[Any]:
         try:
-            peer = self.gate.peer(frame)
+            peer = self.gate.peer(address, frame)
             self.gate.check(peer, frame.bytes.decode())
         except (Refused, wire.Malformed) as refused:
             return [getattr(refused, "code", "malformed"), str(refused)]
-        return [peer.name, peer.uid, peer.role.value, peer.local]
+        return [peer.name, peer.uid, peer.role.value, peer.pid >= 0]
 
     def close(self) -> None:
         self._stop = True
@@ -208,7 +215,7 @@ def test_a_revoked_key_is_refused_on_its_living_connection_too(
 ) -> None:
     client = connect(alice)
     assert client.ask()[0] == "alice"
-    peer = Peer("alice", 1 << 32, 0, Role.USER, False)
+    peer = Peer(NOWHERE, "alice", 1 << 32, -1, Role.USER)
     assert server.gate.still(peer)
     keys.revoke("alice")
     wait_until(lambda: client.ask()[0] == "denied")
@@ -294,11 +301,13 @@ MAY = {
     "explain": "admin user reader",
     "queues": "admin user reader",
     "set_queue": "admin",
+    "join": "admin agent",
+    "beat": "admin agent",
 }
 
 
 def test_every_operation_has_its_roles() -> None:
-    assert set(ACCESS) == set(_OPERATIONS)
+    assert set(ACCESS) == set(OPERATIONS)
     assert {op: set(access.roles) for op, access in ACCESS.items()} == {
         op: {Role(name) for name in roles.split()} for op, roles in MAY.items()
     }
@@ -307,7 +316,7 @@ def test_every_operation_has_its_roles() -> None:
 @pytest.mark.parametrize("role", Role)
 @pytest.mark.parametrize("op", [*ACCESS, "frobnicate", "__init__", ""])
 def test_a_role_may_ask_what_is_its_own_and_nothing_else(op: str, role: Role) -> None:
-    peer = Peer("p", 7, 1, role, True)
+    peer = Peer(NOWHERE, "p", 7, 1, role)
     if op not in MAY:
         with pytest.raises(Refused) as refused:
             Gate().check(peer, op)
@@ -330,8 +339,8 @@ def test_whose_things_a_peer_sees_and_ends() -> None:
         Role.AGENT: (True, True, False, False),
     }
     for role, expectation in expected.items():
-        peer = Peer("p", mine, 1, role, True)
+        peer = Peer(NOWHERE, "p", mine, 1, role)
         assert (peer.sees(mine), peer.commands(mine), peer.sees(others), peer.commands(others)) == expectation
-    assert Peer("n1", 9, 0, Role.AGENT, False).speaks_for("n1")
-    assert not Peer("n1", 9, 0, Role.AGENT, False).speaks_for("n2")
-    assert not Peer("n1", 9, 0, Role.USER, True).speaks_for("n1")
+    assert Peer(NOWHERE, "n1", 9, -1, Role.AGENT).speaks_for("n1")
+    assert not Peer(NOWHERE, "n1", 9, -1, Role.AGENT).speaks_for("n2")
+    assert not Peer(NOWHERE, "n1", 9, 3, Role.USER).speaks_for("n1")

@@ -6,21 +6,23 @@ import json
 import os
 import stat
 from pathlib import Path
+from typing import cast
 
 import pytest
+import zmq
 
-from hal.scheduler.answers import Refused
+from hal.scheduler.answers import Address, Peer, Refused
 from hal.scheduler.security import limits as module
 from hal.scheduler.security.audit import Audit
 from hal.scheduler.security.environment import checked_environment, job_environment
-from hal.scheduler.security.gate import Peer
 from hal.scheduler.security.limits import Allowance, Limits
 from hal.scheduler.security.roles import Role
 
-ALICE = Peer("alice", 1 << 32, 0, Role.USER, False, "10.0.0.7")
-BOB = Peer("uid:1000", 1000, 77, Role.USER, True)
-ADMIN = Peer("uid:0", 0, 78, Role.ADMIN, True)
-NODE = Peer("node7", 1 << 33, 0, Role.AGENT, False)
+NOWHERE = Address(cast("zmq.Socket[bytes]", None), b"")
+ALICE = Peer(NOWHERE, "alice", 1 << 32, -1, Role.USER, "10.0.0.7")
+BOB = Peer(NOWHERE, "uid:1000", 1000, 77, Role.USER)
+ADMIN = Peer(NOWHERE, "uid:0", 0, 78, Role.ADMIN)
+NODE = Peer(NOWHERE, "node7", 1 << 33, -1, Role.AGENT)
 
 
 @pytest.fixture
@@ -96,7 +98,7 @@ def test_a_crowd_of_clients_is_forgotten_but_not_what_they_wait_for(
     monkeypatch.setattr(module, "_MOST_CLIENTS", 10)
     limits.begin(ALICE, 0.0)
     for number in range(1000):
-        limits.admit(Peer(f"uid:{number}", number, 1, Role.USER, True), 10, 0.0)
+        limits.admit(Peer(NOWHERE, f"uid:{number}", number, 1, Role.USER), 10, 0.0)
     assert len(limits._clients) <= 11
     limits.begin(ALICE, 0.0)
     with pytest.raises(Refused):

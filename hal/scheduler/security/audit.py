@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from hal.scheduler.security.gate import Peer
+from hal.scheduler.answers import Peer
 
 __all__ = ["Audit"]
 
@@ -111,7 +111,7 @@ class Audit:
 
 def _told(peer: Peer) -> dict[str, Any]:
     told: dict[str, Any] = {"who": peer.name, "uid": peer.uid, "role": peer.role.value}
-    return told | ({"pid": peer.pid} if peer.local else {"from": peer.address})
+    return told | ({"pid": peer.pid} if peer.pid >= 0 else {"from": peer.host})
 
 
 def _short(value: Any) -> Any:

@@ -22,6 +22,7 @@ from hal.scheduler import wire
 
 __all__ = ["Memory", "bounded", "cap_memory", "cut", "raise_files", "send", "uncap_memory"]
 
+_FILES = 65_536
 _QUEUED = 128  # messages in each direction of a connection: requests of 64 KiB, or replies
 _HANDSHAKE_MS = 5_000  # to say who one is
 _BEAT_MS, _SILENT_MS = 10_000, 30_000  # ZeroMQ's own heartbeats: a host that has gone is noticed
@@ -59,13 +60,13 @@ def send(router: zmq.Socket[bytes], frames: list[bytes]) -> bool:
 
 
 def raise_files() -> int:
-    """As many open files as this process may have, for each connection is one; how many that are."""
+    """Open files for each connection, as far as this process may have them; how many it can have now."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = min(hard, 1 << 20) if hard != resource.RLIM_INFINITY else 1 << 20
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return soft
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    return wanted
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        return wanted
+    return soft
 
 
 # ---- memory -----------------------------------------------------------------------------------
@@ -95,13 +96,13 @@ class Memory:
     """Looks at what this process has, once a turn. ``cap`` in bytes, as of ``cap_memory``."""
 
     def __init__(self, cap: int) -> None:
-        self.cap = cap  # may be changed while it runs
+        self.mark = round(cap * _MARK)  # bytes
         self.cuts = 0
         self._rest_until = float("-inf")
 
     def look(self, now: float, addresses: Collection[str]) -> int:
         """Cut the connections to these addresses if there is too much; how many were. ``now``: seconds."""
-        if now < self._rest_until or used() < self.cap * _MARK:
+        if now < self._rest_until or used() < self.mark:
             return 0
         self._rest_until = now + _REST
         self.cuts += 1

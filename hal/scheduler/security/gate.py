@@ -13,43 +13,20 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import zmq
-from msgspec import Struct
 from zmq.utils import z85
 
 from hal.backend import StateError
 from hal.scheduler import wire
-from hal.scheduler.answers import Refused
+from hal.scheduler.answers import Address, Peer, Refused
 from hal.scheduler.security.keys import Keys
 from hal.scheduler.security.roles import ACCESS, Role
 
-__all__ = ["Gate", "Peer"]
+__all__ = ["Gate"]
 
 _LOCAL, _REMOTE = "local", "remote"  # ZAP domains, one for each transport
 _ZAP = "inproc://zeromq.zap.01"
+_ELSEWHERE = -1
 _MOST_HANDSHAKES = 64  # answered in one turn
-
-
-class Peer(Struct, frozen=True):
-    """Somebody at the other end of a connection. ``uid`` is who owns what it makes."""
-
-    name: str  # "uid:1000" or the key's name
-    uid: int
-    pid: int  # 0: not on this machine
-    role: Role
-    local: bool
-    address: str = ""
-
-    def sees(self, owner: int) -> bool:
-        """May it be told of what this owner has?"""
-        return self.uid == owner or self.role in (Role.ADMIN, Role.READER)
-
-    def commands(self, owner: int) -> bool:
-        """May it change or end what this owner has?"""
-        return self.uid == owner or self.role is Role.ADMIN
-
-    def speaks_for(self, node: str) -> bool:
-        """An agent's key is named for its node."""
-        return self.role is Role.ADMIN or (self.role is Role.AGENT and self.name == node)
 
 
 class Gate:
@@ -178,31 +155,30 @@ class Gate:
 
     # ---- who has sent this --------------------------------------------------------------------
 
-    def peer(self, frame: zmq.Frame) -> Peer:
+    def peer(self, address: Address, frame: zmq.Frame) -> Peer:
         """Raises Refused: ``denied``, also when the key was revoked while its connection lives on."""
         if self._zap is None:
-            return self._of_this_machine(frame)
+            return self._of_this_machine(address, frame)
         user = _property(frame, "User-Id")
         if user == _LOCAL:
-            return self._of_this_machine(frame)
+            return self._of_this_machine(address, frame)
         domain, _, public = user.partition(" ")
         key = self._keys.of(public) if self._keys is not None and domain == _REMOTE else None
         if key is None or key.revoked is not None:
             raise Refused("denied", "this key is not, or no longer, known to the scheduler")
-        return Peer(key.name, key.uid, 0, key.role, False, _property(frame, "Peer-Address"))
+        return Peer(address, key.name, key.uid, _ELSEWHERE, key.role, _property(frame, "Peer-Address"))
 
     def still(self, peer: Peer) -> bool:
         """May somebody who asked earlier be answered now?"""
-        if peer.local:
+        if peer.pid != _ELSEWHERE:
             return True
         key = None if self._keys is None else self._keys.named(peer.name)
         return key is not None and key.uid == peer.uid
 
-    def _of_this_machine(self, frame: zmq.Frame) -> Peer:
+    def _of_this_machine(self, address: Address, frame: zmq.Frame) -> Peer:
         """libzmq tells "host:uid:gid:pid" of a peer on ipc, as the kernel told it at the connection."""
-        address = _property(frame, "Peer-Address")
         try:
-            _, uid_text, _, pid_text = address.rsplit(":", 3)
+            _, uid_text, _, pid_text = _property(frame, "Peer-Address").rsplit(":", 3)
             uid, pid = int(uid_text), int(pid_text)
         except ValueError:
             raise wire.Malformed("the sender's user cannot be told") from None
@@ -210,7 +186,7 @@ class Gate:
         if not own and not self.open_to_others:
             raise Refused("denied", "this scheduler serves another user")
         role = Role.ADMIN if own else self.roles.get(uid, Role.USER)
-        return Peer(f"uid:{uid}", uid, pid, role, True)
+        return Peer(address, f"uid:{uid}", uid, pid, role)
 
     # ---- what they may do ---------------------------------------------------------------------
 
@@ -222,12 +198,6 @@ class Gate:
         if peer.role not in access.roles:
             roles = ", ".join(sorted(access.roles))
             raise Refused("denied", f"'{op}' is for {roles}; {peer.name} is {peer.role.value}")
-
-    @staticmethod
-    def is_noted(op: str) -> bool:
-        """Does the audit log keep that this was done? What is refused it always keeps."""
-        access = ACCESS.get(op)
-        return access is not None and access.noted
 
 
 def _property(frame: zmq.Frame, name: str) -> str:

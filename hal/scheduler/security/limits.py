@@ -10,8 +10,7 @@ from collections import OrderedDict
 
 from msgspec import Struct
 
-from hal.scheduler.answers import Refused
-from hal.scheduler.security.gate import Peer
+from hal.scheduler.answers import Peer, Refused
 from hal.scheduler.security.roles import Role
 
 __all__ = ["Allowance", "Limits"]

@@ -50,4 +50,7 @@ ACCESS: dict[str, Access] = {
     # queues
     "queues": _read(_U, _R),
     "set_queue": _change(),
+    # nodes
+    "join": _change(_A),
+    "beat": _read(_A),
 }
