@@ -17,7 +17,7 @@ import msgspec
 import zmq
 
 from hal.backend import HalError, StateError
-from hal.scheduler import bodies, core, wire
+from hal.scheduler import bodies, core, frames, wire
 from hal.scheduler.agent.agent import Agent
 from hal.scheduler.agent.binding import Beat, Join
 from hal.scheduler.answers import Address, Peer, Refused, Waiter, code_of, error, leaving, peer
@@ -130,7 +130,7 @@ class Daemon:
         orders, self.nodes.outbox = self.nodes.outbox, []
         for address, message in [*replies, *orders]:
             with contextlib.suppress(zmq.ZMQError):
-                address.socket.send_multipart([address.identity, message], flags=zmq.DONTWAIT)
+                frames.send(address.socket, address.identity, message)
         if self.state.leases or self.state.waiting:
             self._needed = time.monotonic()
         elif self.private and time.monotonic() - self._needed > _LINGER:
@@ -146,29 +146,28 @@ class Daemon:
     def _drain(self, router: zmq.Socket[bytes]) -> list[tuple[Address, bytes]]:
         replies = []
         for _ in range(_DRAIN):
-            try:
-                frames = router.recv_multipart(flags=zmq.DONTWAIT, copy=False)
-            except zmq.Again:
+            message = frames.receive(router)
+            if message is None:
                 break
-            address = Address(router, frames[0].bytes)
-            reply = self._answer(address, frames[1:])
+            address = Address(router, message[0])
+            reply = self._answer(address, message[1])
             if reply is not None:
                 replies.append((address, wire.pack(reply)))
         return replies
 
-    def _answer(self, address: Address, frames: list[zmq.Frame]) -> wire.Reply | None:
+    def _answer(self, address: Address, parts: list[zmq.Frame]) -> wire.Reply | None:
         """None: it is answered later, or not at all."""
         id = ""
         try:
-            if len(frames) != 1:
-                raise wire.Malformed(f"a message has one frame, not {len(frames)}")
-            request = wire.unpack_message(frames[0].bytes)
+            if len(parts) != 1:
+                raise wire.Malformed("a message has one frame, not several")
+            request = wire.unpack_message(parts[0].bytes)
             id = request.id
             if isinstance(request, wire.Reply):
                 self.nodes.answered(address, request)
                 return None
             self._needed = time.monotonic()
-            who = peer(address, frames[0])
+            who = peer(address, parts[0])
             if who.uid not in (os.geteuid(), 0):
                 return error(id, "denied", "this scheduler serves another user")
             operation = OPERATIONS.get(request.op)
