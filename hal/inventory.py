@@ -156,8 +156,12 @@ class Machine:
         """What a program needs to see these devices, in this order, and none of any vendor besides."""
         self.inventory()
         wanted = list(ids)
-        keys = [(s, tuple(device for device in wanted if self._owner.get(device) is s)) for s in self._sources]
-        begun = {s.name: s.begin("expose", list(own)) for s, own in keys if (s.name, own) not in self._exposed}
+        keys = [
+            (s, tuple(device for device in wanted if self._owner.get(device) is s)) for s in self._sources
+        ]
+        begun = {
+            s.name: s.begin("expose", list(own)) for s, own in keys if (s.name, own) not in self._exposed
+        }
         answers = {name: finish() for name, finish in begun.items()}
         env: dict[str, str] = {}
         for source, own in keys:

@@ -33,7 +33,9 @@ def configure_bench(parser: argparse.ArgumentParser) -> Callable[[argparse.Names
     daemon.add_argument("--only", metavar="ROWS", help=f"of {', '.join(ROWS)}; several with commas")
     daemon.add_argument("--seconds", type=float, default=5.0, metavar="S", help="for each load (5)")
     daemon.add_argument("--directory", metavar="DIR", help="on whose disk the stores are (the temporary one)")
-    daemon.add_argument("--address", metavar="ADDRESS", help="measure a daemon that runs, such as ipc:///run/hal/…")
+    daemon.add_argument(
+        "--address", metavar="ADDRESS", help="measure a daemon that runs, such as ipc:///run/hal/…"
+    )
     daemon.add_argument("--json", action="store_true", help="print JSON (schema hal.bench-daemon/1)")
     return _daemon
 
@@ -70,7 +72,8 @@ def _daemon(options: argparse.Namespace) -> int:
     print(f"\n{machine['cores']} cores, load {machine['load']:.1f}, stores on {machine['file_system']}")
     print()
     print_table(
-        ("OTHERS, A SECOND", "WHAT", ">1 CLIENT", ">8 CLIENTS"), [(p.name, p.what, p.one, p.eight) for p in PEERS]
+        ("OTHERS, A SECOND", "WHAT", ">1 CLIENT", ">8 CLIENTS"),
+        [(p.name, p.what, p.one, p.eight) for p in PEERS],
     )
     print(f"\n{PEERS_SOURCE}")
     return 0

@@ -31,7 +31,7 @@ def hello(daemon: Daemon, _body: wire.Body, _peer: Peer) -> wire.Body:
         "term": daemon.nodes.term,
         "leases": len(daemon.state.leases),
         "waiting": len(daemon.state.waiting),
-        "classes": sorted(daemon.presets),
+        "classes": sorted(daemon.config.classes),
     }
 
 
@@ -40,7 +40,7 @@ def hello(daemon: Daemon, _body: wire.Body, _peer: Peer) -> wire.Body:
 
 def acquire(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body | Waiter:
     asked = msgspec.convert(body, bodies.Acquire)
-    request = asked.wanted(daemon.presets)
+    request = asked.wanted(daemon.config.classes)
     daemon.look_at_devices()
     id = _fresh_id(daemon)
     daemon.decide(core.Submit(request, id, asked.key, peer.uid, peer.pid))

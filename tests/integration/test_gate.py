@@ -285,7 +285,7 @@ def test_tcp_needs_keys(local: Path) -> None:
 
 
 def test_an_address_that_cannot_be_had(local: Path, keys: Keys) -> None:
-    with pytest.raises(StateError, match="cannot listen at tcp://203.0.113.1:7421: "):
+    with pytest.raises(StateError, match=r"cannot listen at tcp://203.0.113.1:7421: "):
         Server(Gate(keys), local, "tcp://203.0.113.1:7421")
 
 

@@ -50,5 +50,10 @@ PEERS = (
     Peer("Ray 2.60", "the same, 20 in flight", "250-383", "303-373"),
     Peer("HyperQueue 0.27", "submit 0.25 of a pool, until it has exited", "46", "225-328"),
     Peer("HyperQueue 0.27", "one job of 8,000 tasks", "418-442", "398-442"),
-    Peer("prototype", "40 lines: ROUTER, fdatasync for each drained batch, tcp with CURVE", "310-938", "2457-3937"),
+    Peer(
+        "prototype",
+        "40 lines: ROUTER, fdatasync for each drained batch, tcp with CURVE",
+        "310-938",
+        "2457-3937",
+    ),
 )

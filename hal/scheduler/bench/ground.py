@@ -1,6 +1,6 @@
 """What the bench's daemon stands on: devices that are not there, of which a grant makes nothing.
 
-    python -m hal.scheduler.bench.ground DIRECTORY DEVICES
+python -m hal.scheduler.bench.ground DIRECTORY DEVICES
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class Door:
     ) -> None:
         """Raises StateError for a group or user that this machine does not have."""
         self._places = places
-        self._say = say
+        self.say = say
         self._said = ""
         self._remote = config.scheduler.listen
         shared = config.security.group is not None or bool(self._remote)
@@ -178,7 +178,7 @@ class Door:
     def _tell(self, sentence: str) -> None:
         if sentence != self._said:
             self._said = sentence
-            self._say(sentence)
+            self.say(sentence)
 
 
 def _roles(config: Config) -> dict[int, Role]:
