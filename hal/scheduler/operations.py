@@ -33,7 +33,7 @@ def hello(daemon: Daemon, _body: wire.Body, _peer: Peer) -> wire.Body:
         "term": daemon.nodes.term,
         "leases": len(daemon.state.leases),
         "waiting": len(daemon.state.waiting),
-        "classes": sorted(daemon.presets),
+        "classes": sorted(daemon.config.classes),
         "now_ms": daemon.now(),
         "event": daemon.watch_ring.last,
     }
@@ -72,7 +72,7 @@ def release_many(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
 
 
 def _acquire(daemon: Daemon, asked: bodies.Acquire, peer: Peer) -> wire.Body | Waiter:
-    request = asked.wanted(daemon.presets)
+    request = asked.wanted(daemon.config.classes)
     daemon.look_at_devices()
     id = _fresh_id(daemon)
     daemon.decide(core.Submit(request, id, asked.key, peer.uid, peer.pid))
@@ -101,7 +101,7 @@ def granted(daemon: Daemon, lease: core.Lease) -> wire.Body:
 
 def wait(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body | Waiter:
     asked = msgspec.convert(body, bodies.Wait)
-    _owned(daemon, asked.lease, peer)
+    _commanded(daemon, asked.lease, peer)
     daemon.watch(asked.lease, peer.pid)  # after a restart of the scheduler
     waiter = Waiter(asked.lease, time.monotonic() + asked.timeout_seconds)
     return waiter if (answer := daemon.outcome(waiter)) is None else answer
@@ -123,22 +123,23 @@ def release(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
 
 
 def _release(daemon: Daemon, id: str, peer: Peer) -> wire.Body:
-    one = _owned(daemon, id, peer)
+    one = _commanded(daemon, id, peer)
     if isinstance(one, core.Waiting):
-        daemon.decide(core.Release(id, peer.uid))
+        daemon.decide(core.Release(id, one.uid))
         return {"waiting": bodies.queued(one, daemon.now()), "ended": True}
     if peer.pid == one.holder_pid:  # it has stopped its program before it says so
         daemon.unwatch(id)
-    daemon.decide(core.Release(id, peer.uid))
+    daemon.decide(core.Release(id, one.uid))
     return {"lease": _described(daemon, one), "ended": id not in daemon.state.leases}
 
 
-def list_leases(daemon: Daemon, body: wire.Body, _peer: Peer) -> wire.Body:
+def list_leases(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
     """A page of leases and of those that wait, together by the order of their arrival."""
     page = msgspec.convert(body, bodies.Page)
     state = daemon.state
-    there = (one for all in (state.leases, state.waiting) for one in all.values() if one.order > page.after)
-    shown = heapq.nsmallest(page.limit + 1, there, key=lambda one: one.order)
+    there: list[core.Lease | core.Waiting] = [*state.leases.values(), *state.waiting.values()]
+    seen = (one for one in there if one.order > page.after and peer.sees(one.uid))
+    shown = heapq.nsmallest(page.limit + 1, seen, key=lambda one: one.order)
     more, shown = len(shown) > page.limit, shown[: page.limit]
     now = daemon.now()
     return {
@@ -150,18 +151,14 @@ def list_leases(daemon: Daemon, body: wire.Body, _peer: Peer) -> wire.Body:
 
 def watch(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body | Waiter:
     asked = msgspec.convert(body, WatchBody)
-
-    def sees(owner: int) -> bool:
-        return peer.uid in (owner, 0)
-
-    watcher = Watcher(daemon.watch_ring, asked, sees, time.monotonic() + asked.timeout_seconds)
+    watcher = Watcher(daemon.watch_ring, asked, peer.sees, time.monotonic() + asked.timeout_seconds)
     answer = watcher.answer(at_once=not asked.timeout_seconds)
     return watcher if answer is None else answer
 
 
 def explain(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
     id = msgspec.convert(body, bodies.Named).lease
-    _owned(daemon, id, peer)
+    _seen(daemon, id, peer)
     daemon.look_at_devices()
     told = daemon.state.explain(id, daemon.now())
     if told is None:  # it has been withdrawn this moment
@@ -169,10 +166,18 @@ def explain(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
     return {"explanation": msgspec.to_builtins(told)}
 
 
-def _owned(daemon: Daemon, id: str, peer: Peer) -> core.Lease | core.Waiting:
+def _seen(daemon: Daemon, id: str, peer: Peer) -> core.Lease | core.Waiting:
+    """To whom it is not shown, it does not exist. Raises Refused."""
     one = daemon.state.leases.get(id) or daemon.state.waiting.get(id)
-    if one is None or peer.uid not in (one.uid, 0):
+    if one is None or not peer.sees(one.uid):
         raise Refused(*daemon.over.get(id, ("not_found", f"there is no lease '{id}'")))
+    return one
+
+
+def _commanded(daemon: Daemon, id: str, peer: Peer) -> core.Lease | core.Waiting:
+    one = _seen(daemon, id, peer)
+    if not peer.commands(one.uid):
+        raise Refused("denied", f"the lease '{id}' is another's")
     return one
 
 

@@ -58,12 +58,13 @@ def locked(places: Places) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def signals_as_bytes() -> Iterator[socket.socket]:
-    """SIGTERM and SIGINT arrive as bytes on a socket that the poll sees."""
+def signals_as_bytes(*more: signal.Signals) -> Iterator[socket.socket]:
+    """SIGTERM, SIGINT and ``more`` arrive on a socket that the poll sees, each as a byte of its number."""
     ours, pythons = socket.socketpair()
     pythons.setblocking(False)
     before = signal.set_wakeup_fd(pythons.fileno(), warn_on_full_buffer=False)
-    handlers = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = (signal.SIGTERM, signal.SIGINT, *more)
+    handlers = {number: signal.signal(number, lambda *_: None) for number in numbers}
     signal.pthread_sigmask(signal.SIG_UNBLOCK, handlers)  # whoever started this may have blocked them
     try:
         yield ours

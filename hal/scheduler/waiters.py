@@ -38,6 +38,9 @@ class Waiters:
         if name in self._by_name:
             self._touched[name] = None
 
+    def touch_all(self) -> None:
+        self._touched = dict.fromkeys(self._by_name)
+
     def next_due(self) -> float | None:
         """When the first has waited long enough; it may be too early."""
         return self._due[0][0] if self._due else None
