@@ -7,14 +7,13 @@ import os
 import socket
 from collections.abc import Callable
 
-import zmq
-
 from hal.cli.exits import UsageError
 from hal.cli.output import note
 from hal.inventory import Machine
 from hal.scheduler.agent.agent import Agent
 from hal.scheduler.agent.service import Service
 from hal.scheduler.agent.slices import Slices
+from hal.scheduler.endpoint import endpoint
 from hal.scheduler.places import Places
 
 
@@ -53,20 +52,13 @@ def _agent(options: argparse.Namespace) -> int:
     address: str | None = options.scheduler
     if address is None:
         raise UsageError("which scheduler? write --scheduler tcp://HOST:PORT, or set HAL_SCHEDULER")
-    if not address.startswith(("tcp://", "ipc://")):
-        raise UsageError(f"'{address}' is no address; write tcp://HOST:PORT or ipc://PATH")
+    scheduler = endpoint(address)
     labels = dict(_label(text) for text in options.label)
     places = Places()
 
-    def connect(to: zmq.Socket[bytes]) -> None:
-        try:
-            to.connect(address)
-        except zmq.ZMQError as error:
-            raise UsageError(f"cannot connect to '{address}': {error.strerror}") from None
-
     with Machine() as machine:
         agent = Agent(Slices(machine, places), places, options.node)
-        Service(agent, places, connect, version=__version__, labels=labels, say=note).run()
+        Service(agent, places, scheduler.connect, version=__version__, labels=labels, say=note).run()
     return 0
 
 
