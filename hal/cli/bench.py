@@ -26,8 +26,8 @@ def configure_bench(parser: argparse.ArgumentParser) -> Callable[[argparse.Names
     daemon = verbs.add_parser(
         "daemon",
         help="durable acquire and release, from outside",
-        description="How many leases a second a daemon grants and takes back, durably, and how soon it answers;\n"
-        "beside what the figures are to be, and what other schedulers were measured at.",
+        description="How many leases a second a daemon grants and takes back, durably, and how soon it\n"
+        "answers; beside what the figures are to be, and what other schedulers were measured at.",
         epilog="examples:\n  hal bench daemon\n  hal bench daemon --directory /var/tmp --json",
     )
     daemon.add_argument("--only", metavar="ROWS", help=f"of {', '.join(ROWS)}; several with commas")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import msgspec
 import zmq
 from msgspec import Struct
 
+from hal.backend import HalError
 from hal.scheduler import core, wire
 from hal.scheduler.security.roles import Role
 
-__all__ = ["Address", "Peer", "Refused", "Waiter", "code_of", "error", "leaving"]
+__all__ = ["FAULTS", "Address", "Peer", "Refused", "Waiter", "code_of", "error", "fault", "leaving"]
 
 
 class Refused(Exception):
@@ -57,6 +59,23 @@ class Waiter:
         self.until = until  # on the monotonic clock
         self.peer: Peer | None = None
         self.request = ""
+
+
+FAULTS = (wire.Malformed, msgspec.ValidationError, core.InvalidError, Refused, HalError)
+
+
+def fault(wrong: Exception) -> wire.ErrorBody:
+    """What is said of one of FAULTS."""
+    match wrong:
+        case Refused():
+            return wire.ErrorBody(wrong.code, str(wrong))
+        case wire.Malformed():
+            return wire.ErrorBody("malformed", str(wrong))
+        case msgspec.ValidationError():
+            return wire.ErrorBody("malformed", f"the request's body does not fit: {wrong}")
+        case core.InvalidError():
+            return wire.ErrorBody("not_found" if wrong.field == "class" else "malformed", str(wrong))
+    return wire.ErrorBody("failed", str(wrong))
 
 
 def error(id: str, code: str, message: str) -> wire.Reply:

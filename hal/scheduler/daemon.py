@@ -17,11 +17,11 @@ from collections.abc import Callable
 import msgspec
 import zmq
 
-from hal.backend import HalError, StateError
-from hal.scheduler import bodies, core, frames, wire
+from hal.backend import StateError
+from hal.scheduler import bodies, core, frames, watch, wire
 from hal.scheduler.agent.agent import Agent
 from hal.scheduler.agent.binding import Beat, Join
-from hal.scheduler.answers import Address, Peer, Refused, Waiter, code_of, error, leaving
+from hal.scheduler.answers import FAULTS, Address, Peer, Refused, Waiter, code_of, error, fault, leaving
 from hal.scheduler.config import Config, changed
 from hal.scheduler.core import records
 from hal.scheduler.holders import Holders
@@ -29,9 +29,11 @@ from hal.scheduler.nodes import Nodes
 from hal.scheduler.operations import OPERATIONS, granted
 from hal.scheduler.places import Places
 from hal.scheduler.prices import Prices
-from hal.scheduler.process import AlreadyRunning, locked, signals_as_bytes
+from hal.scheduler.process import AlreadyRunning, collect_rarely, locked, signals_as_bytes
 from hal.scheduler.security.door import Door
 from hal.scheduler.store import Store
+from hal.scheduler.waiters import Waiters
+from hal.scheduler.watch import Watch
 
 __all__ = ["AlreadyRunning", "Daemon"]
 
@@ -74,7 +76,9 @@ class Daemon:
         self._reread = reread
         self._joined: dict[str, Peer] = {}  # who speaks for each other node
         self._ending: dict[str, float] = {}  # lease id -> since when
-        self._waiters: list[Waiter] = []
+        self.watch_ring = Watch()
+        self._published = 0
+        self._waiters = Waiters()
         self._stopping = False
         self._zero = (time.time_ns() - time.monotonic_ns()) // 1_000_000
         self._seen = float("-inf")
@@ -103,6 +107,13 @@ class Daemon:
             for router in self._routers:
                 stack.callback(router.close, linger=200)
             stack.callback(self._door.close)
+            self._numbers = context.socket(zmq.PUB)
+            stack.callback(self._numbers.close, linger=0)
+            self._numbers.bind(self._places.events_address)
+            door = self._places.socket.stat()
+            os.chown(self._places.events, -1, door.st_gid)
+            self._places.events.chmod(door.st_mode & 0o777)
+            collect_rarely()
             ready()
             while not self._stopping:
                 self._turn(wakeup)
@@ -129,6 +140,7 @@ class Daemon:
         self._finish_endings(time.monotonic())
         self._commit()
         replies += self._waited()
+        self._publish()
         self._door.flush()
         # A client that has gone in the meantime is no error: its lease ends with its process.
         orders, self.nodes.outbox = self.nodes.outbox, []
@@ -139,6 +151,13 @@ class Daemon:
             self._needed = time.monotonic()
         elif self.private and time.monotonic() - self._needed > _LINGER:
             self._stopping = True
+
+    def _publish(self) -> None:
+        """Tell everybody how far it has gone. What has happened is served to those who may see it."""
+        if self.watch_ring.last != self._published:
+            self._published = self.watch_ring.last
+            with contextlib.suppress(zmq.ZMQError):
+                self._numbers.send(msgspec.msgpack.encode(self._published), flags=zmq.DONTWAIT)
 
     def _hear(self, signals: bytes) -> None:
         if signal.SIGHUP in signals:
@@ -172,8 +191,8 @@ class Daemon:
     def _patience(self) -> float:
         deadline = self.state.next_deadline()
         due = _TICK if deadline is None else max(deadline - self.now(), 0) / 1000
-        for waiter in self._waiters:
-            due = min(due, max(waiter.until - time.monotonic(), 0))
+        if (waited := self._waiters.next_due()) is not None:
+            due = min(due, max(waited - time.monotonic(), 0))
         due = min(due, self._door.patience(time.monotonic()))
         return min(due, 0.05 if self.nodes.busy or self._ending else _TICK)
 
@@ -205,24 +224,18 @@ class Daemon:
                 return None
             self._needed = now
             self._door.gate.check(who, message.op)
+            if message.deadline_ms is not None and message.deadline_ms <= self.now():
+                raise Refused("late", "its deadline had passed before it was read: nothing was done")
             body = OPERATIONS[message.op](self, message.body, who)
             if isinstance(body, Waiter):
                 self._door.limits.begin(who, now)
                 body.peer, body.request = who, message.id
-                self._waiters.append(body)
+                self._waiters.add(body)
             else:
                 reply = wire.Reply(wire.VERSION, message.id, True, body)
-        except wire.Malformed as wrong:
-            reply = error(wrong.id or _id(message), "malformed", str(wrong))
-        except msgspec.ValidationError as wrong:
-            reply = error(_id(message), "malformed", f"the request's body does not fit: {wrong}")
-        except core.InvalidError as wrong:
-            code = "not_found" if wrong.field == "class" else "malformed"
-            reply = error(_id(message), code, str(wrong))
-        except Refused as refused:
-            reply = error(_id(message), refused.code, str(refused))
-        except HalError as wrong:
-            reply = error(_id(message), "failed", str(wrong))
+        except FAULTS as wrong:
+            id = wrong.id if isinstance(wrong, wire.Malformed) else ""
+            reply = wire.Reply(wire.VERSION, id or _id(message), False, error=fault(wrong))
         if isinstance(message, wire.Request):
             self._door.answered(who, message, reply)
         return reply
@@ -244,15 +257,22 @@ class Daemon:
 
     def happens(self, event: core.Event) -> list[core.Decision]:
         """Apply an event and carry out what follows."""
-        decisions = self.state.apply(event, self.now())
+        now = self.now()
+        decisions = self.state.apply(event, now)
+        self.watch_ring.note(event, decisions, now)
         for decision in decisions:
             match decision:
                 case core.Grant(lease=lease, again=False):
+                    self._waiters.touch(lease.id)
                     self._begin(lease)
+                case core.Queued(id=id, again=False):
+                    self.watch_ring.queued(self.state.waiting[id], now, decision.reason)
                 case core.Revoke(lease=lease) | core.Preempt(lease=lease):
                     self.over[lease.id] = ("ended", f"the lease '{lease.id}' has ended: {decision.reason}")
+                    self._waiters.touch(lease.id)
                     self._end(lease)
                 case core.Withdrawn(id=id):
+                    self._waiters.touch(id)
                     self.over[id] = ("ended", f"'{id}' waits no longer: {decision.reason}")
                     self._holders.unwatch(id)
         while len(self.over) > 1024:
@@ -307,6 +327,7 @@ class Daemon:
             if not self._door.gate.still(who):
                 del self._joined[id]
                 self.nodes.nodes[id].address = None
+        self._waiters.touch_all()
 
     def _look_at_nodes(self) -> None:
         now = time.monotonic()
@@ -319,6 +340,8 @@ class Daemon:
 
     def outcome(self, waiter: Waiter) -> wire.Body | None:
         """What to say now; None: nothing yet. Raises Refused when there is nothing to wait for."""
+        if isinstance(waiter, watch.Watcher):
+            return waiter.answer(at_once=time.monotonic() >= waiter.until)
         lease = self.state.leases.get(waiter.lease)
         lives = lease is not None and lease.state is not core.LeaseState.ENDING
         if lease is not None and lives and self.nodes.is_bound(lease):
@@ -334,8 +357,14 @@ class Daemon:
         return {"waiting": {} if lease is None else bodies.being_made(lease, self.now())}
 
     def _waited(self) -> list[tuple[Address, bytes]]:
-        replies, left = [], []
-        for waiter in self._waiters:
+        """The answers for which somebody has waited: only those who may have one now are looked at."""
+        replies = []
+        for id in self.nodes.settled:
+            self._waiters.touch(id)
+        self.nodes.settled.clear()
+        if self.watch_ring.last != self._published:
+            self._waiters.touch(watch.NAME)
+        for waiter in self._waiters.take(time.monotonic()):
             assert waiter.peer is not None
             try:
                 if not self._door.gate.still(waiter.peer):
@@ -345,11 +374,10 @@ class Daemon:
             except Refused as refused:
                 reply = error(waiter.request, refused.code, str(refused))
             if reply is None:
-                left.append(waiter)
+                self._waiters.add(waiter)
             else:
                 self._door.limits.end(waiter.peer)
                 replies.append((waiter.peer.address, wire.pack(reply)))
-        self._waiters = left
         return replies
 
     # ---- holders and endings ----------------------------------------------------------------
@@ -418,6 +446,8 @@ class Daemon:
         # A node that has obeyed a scheduler of more starts than these would refuse this one.
         counters.term = self.nodes.term = max(counters.term, self._agent.term if self._agent else 0) + 1
         self.state.world.note("meta", "counters")
+        self.watch_ring.begin(self.nodes.term, [*self.state.leases.values(), *self.state.waiting.values()])
+        self._published = self.watch_ring.last
         self._store.put(records.changes(self.state))
         self._store.commit()
         self._resume(now)
@@ -440,6 +470,7 @@ class Daemon:
 
     def _leave(self) -> None:
         """Orderly end: a private daemon ends every lease first, then all removes what is empty."""
+        self._places.events.unlink(missing_ok=True)
         self._places.socket.unlink(missing_ok=True)  # nobody is answered from here on: nobody is to wait
         left = [(one.peer.address, one.request) for one in self._waiters if one.peer is not None]
         for router in self._routers:

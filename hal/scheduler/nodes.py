@@ -69,6 +69,7 @@ class Nodes:
         self.term = 0
         self.nodes: dict[str, Node] = {}
         self.outbox: list[tuple[Address, bytes]] = []
+        self.settled: set[str] = set()  # leases of which a node has answered since it was last looked at
         self._held: dict[str, _Held] = {}
         self._failed: list[tuple[str, str]] = []
         self._orders: dict[str, tuple[str, type[Struct], Callable[[Any], None]]] = {}
@@ -308,6 +309,7 @@ class Nodes:
         held = self._held[lease.id]
 
         def done(answer: on.Bound | HalError) -> None:
+            self.settled.add(lease.id)
             if isinstance(answer, HalError):
                 held.ended.add(node.id)  # it has left nothing
                 self._failed.append((lease.id, str(answer)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import secrets
 import time
 from collections import Counter
@@ -12,7 +13,8 @@ import msgspec
 
 from hal.scheduler import bodies, core, wire
 from hal.scheduler.agent.binding import Beat, Join
-from hal.scheduler.answers import Peer, Refused, Waiter
+from hal.scheduler.answers import FAULTS, Peer, Refused, Waiter, fault
+from hal.scheduler.watch import WatchBody, Watcher
 
 if TYPE_CHECKING:
     from hal.scheduler.daemon import Daemon
@@ -32,6 +34,8 @@ def hello(daemon: Daemon, _body: wire.Body, _peer: Peer) -> wire.Body:
         "leases": len(daemon.state.leases),
         "waiting": len(daemon.state.waiting),
         "classes": sorted(daemon.config.classes),
+        "now_ms": daemon.now(),
+        "event": daemon.watch_ring.last,
     }
 
 
@@ -39,7 +43,35 @@ def hello(daemon: Daemon, _body: wire.Body, _peer: Peer) -> wire.Body:
 
 
 def acquire(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body | Waiter:
-    asked = msgspec.convert(body, bodies.Acquire)
+    return _acquire(daemon, msgspec.convert(body, bodies.Acquire), peer)
+
+
+def acquire_many(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
+    """One whose slices take a while is answered with ``waiting``: nobody is kept from the others' answers."""
+    replies = []
+    for asked in msgspec.convert(body, bodies.AcquireMany).requests:
+        try:
+            answer = _acquire(daemon, asked, peer)
+        except FAULTS as wrong:
+            replies.append({"ok": False, "error": msgspec.to_builtins(fault(wrong))})
+            continue
+        if isinstance(answer, Waiter):
+            answer = {"waiting": bodies.being_made(daemon.state.leases[answer.lease], daemon.now())}
+        replies.append({"ok": True, "body": answer})
+    return {"replies": replies}
+
+
+def release_many(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
+    replies: list[wire.Body] = []
+    for id in msgspec.convert(body, bodies.ReleaseMany).leases:
+        try:
+            replies.append({"ok": True, "body": _release(daemon, id, peer)})
+        except FAULTS as wrong:
+            replies.append({"ok": False, "error": msgspec.to_builtins(fault(wrong))})
+    return {"replies": replies}
+
+
+def _acquire(daemon: Daemon, asked: bodies.Acquire, peer: Peer) -> wire.Body | Waiter:
     request = asked.wanted(daemon.config.classes)
     daemon.look_at_devices()
     id = _fresh_id(daemon)
@@ -87,7 +119,10 @@ def renew(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
 
 
 def release(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
-    id = msgspec.convert(body, bodies.Named).lease
+    return _release(daemon, msgspec.convert(body, bodies.Named).lease, peer)
+
+
+def _release(daemon: Daemon, id: str, peer: Peer) -> wire.Body:
     one = _commanded(daemon, id, peer)
     if isinstance(one, core.Waiting):
         daemon.decide(core.Release(id, one.uid))
@@ -98,13 +133,27 @@ def release(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
     return {"lease": _described(daemon, one), "ended": id not in daemon.state.leases}
 
 
-def list_leases(daemon: Daemon, _body: wire.Body, peer: Peer) -> wire.Body:
+def list_leases(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
+    """A page of leases and of those that wait, together by the order of their arrival."""
+    page = msgspec.convert(body, bodies.Page)
+    state = daemon.state
+    there: list[core.Lease | core.Waiting] = [*state.leases.values(), *state.waiting.values()]
+    seen = (one for one in there if one.order > page.after and peer.sees(one.uid))
+    shown = heapq.nsmallest(page.limit + 1, seen, key=lambda one: one.order)
+    more, shown = len(shown) > page.limit, shown[: page.limit]
     now = daemon.now()
-    leases, waiting = daemon.state.leases.values(), daemon.state.waiting.values()
     return {
-        "leases": [_described(daemon, lease) for lease in leases if peer.sees(lease.uid)],
-        "waiting": [bodies.queued(one, now) for one in waiting if peer.sees(one.uid)],
+        "leases": [_described(daemon, one) for one in shown if isinstance(one, core.Lease)],
+        "waiting": [bodies.queued(one, now) for one in shown if isinstance(one, core.Waiting)],
+        "next": shown[-1].order if more else None,
     }
+
+
+def watch(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body | Waiter:
+    asked = msgspec.convert(body, WatchBody)
+    watcher = Watcher(daemon.watch_ring, asked, peer.sees, time.monotonic() + asked.timeout_seconds)
+    answer = watcher.answer(at_once=not asked.timeout_seconds)
+    return watcher if answer is None else answer
 
 
 def explain(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
@@ -173,6 +222,9 @@ def beat(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
 OPERATIONS: dict[str, Operation] = {
     "hello": hello,
     "acquire": acquire,
+    "acquire_many": acquire_many,
+    "release_many": release_many,
+    "watch": watch,
     "wait": wait,
     "renew": renew,
     "release": release,

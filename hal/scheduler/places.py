@@ -25,6 +25,7 @@ class Places:
         self.directory = _chosen() if directory is None else directory
         self.group: int | None = None  # of this machine, whose members may enter (see ``make``)
         self.socket = self.directory / "scheduler.sock"
+        self.events = self.directory / "events.sock"
         self.lock = self.directory / "scheduler.lock"
         self.store = self.directory / "leases.db"
         self.slices = self.directory / "slices"
@@ -35,6 +36,11 @@ class Places:
     @property
     def address(self) -> str:
         return f"ipc://{self.socket}"
+
+    @property
+    def events_address(self) -> str:
+        """Where the numbers of what happens are published."""
+        return f"ipc://{self.events}"
 
     def environment(self) -> dict[str, str]:
         """The caller's environment, naming this directory to a process of hal's own."""

@@ -47,11 +47,12 @@ class Malformed(ValueError):
         self.id = id
 
 
-class Request(Struct, frozen=True):
+class Request(Struct, frozen=True, omit_defaults=True):
     v: int
     id: str
     op: str
     body: Body = {}
+    deadline_ms: int | None = None  # since 1970, as the scheduler counts: not begun after it
 
 
 class ErrorBody(Struct, frozen=True):

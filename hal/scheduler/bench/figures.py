@@ -31,7 +31,7 @@ def missing(name: str, target: str, why: str) -> Figure:
 
 
 class Peer(Struct, frozen=True):
-    """What another scheduler does in a second, one client and eight; the lowest and the highest of two runs."""
+    """What another scheduler does in a second, by one client and by eight: least and most of two runs."""
 
     name: str
     what: str

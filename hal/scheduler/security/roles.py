@@ -42,11 +42,14 @@ ACCESS: dict[str, Access] = {
     "hello": _read(_U, _R, _A),
     # leases
     "acquire": _change(_U),
+    "acquire_many": _change(_U),
     "wait": _read(_U),
     "renew": _read(_U),
     "release": _change(_U),
+    "release_many": _change(_U),
     "list": _read(_U, _R),
     "explain": _read(_U, _R),
+    "watch": _read(_U, _R),
     # queues
     "queues": _read(_U, _R),
     "set_queue": _change(),
