@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -82,10 +82,11 @@ class Slices:
             for index, (_, limit) in enumerate(limits):
                 self._open[binding.lease][number].set_limit(index, limit)
 
-    def sweep(self) -> None:
-        """Remove slice files that belong to no lease: an agent was killed between file and promise."""
+    def sweep(self, bindings: Iterable[str]) -> None:
+        """Remove files that belong to no lease: an agent was killed between file and promise."""
         known = {ledger.path for ledger in self._ledgers()}
-        for path in self._places.slices.glob("*.ledger"):
+        known |= {self._places.binding_file(lease) for lease in bindings}
+        for path in self._places.slices.iterdir():
             if path not in known:
                 path.unlink(missing_ok=True)
 
