@@ -17,6 +17,7 @@ import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -27,7 +28,9 @@ from hal.backend import GoneError, HalError, StateError
 from hal.scheduler import wire
 from hal.scheduler.client import Unreachable, refusal
 from hal.scheduler.core.request import Request
-from hal.scheduler.endpoint import Endpoint, endpoint
+from hal.scheduler.endpoint import Endpoint
+from hal.scheduler.places import Places
+from hal.scheduler.security.keys import read_client_key
 from hal.scheduler.told import Event, Explanation, LeaseTold, QueueTold, SchedulerTold, WaitingTold
 
 __all__ = ["AsyncClient", "AsyncLease", "Client", "Lease"]
@@ -130,7 +133,7 @@ class AsyncClient:
         *,
         timeout: float = 10.0,
     ) -> None:
-        self._endpoint: Endpoint = endpoint(address, key)
+        self._endpoint = _endpoint(address, key)
         self._timeout = timeout
         self._context = zmq.asyncio.Context()
         self._socket: zmq.asyncio.Socket | None = None
@@ -173,27 +176,35 @@ class AsyncClient:
                 break
             await asyncio.sleep(_REST)
         if reply is None:
-            raise Unreachable(self._endpoint.nobody)
+            raise self._endpoint.nobody()
         if reply.ok:
             return reply.body
         if reply.error is not None and reply.error.code == "leaving":
-            raise Unreachable(self._endpoint.nobody)
+            raise self._endpoint.nobody()
         raise refusal(reply.error)
 
     async def _meet(self, deadline: float) -> None:
         """See whether it is there, and what its clock says."""
         if not self._endpoint.somebody_listens():
-            raise Unreachable(self._endpoint.nobody)
+            raise self._endpoint.nobody()
+        if self._endpoint.key is not None:
+            await asyncio.to_thread(self._knock, deadline - time.monotonic())
         asked = time.time()
         reply = await self._exchange(wire.Request(wire.VERSION, secrets.token_hex(8), "hello"), deadline)
         if reply is None:
-            raise Unreachable(self._endpoint.nobody)
+            raise self._endpoint.nobody()
         if reply.error is not None:
             raise refusal(reply.error)
         told = msgspec.convert(reply.body, SchedulerTold)
         # Halfway between question and answer; a scheduler that does not tell is believed to be right.
         self._ahead = round(told.now_ms - 500 * (asked + time.time())) if told.now_ms else 0
         self._heard = True
+
+    def _knock(self, timeout: float) -> None:
+        """See whether the key opens: ZeroMQ itself would try for ever. Raises Unreachable, or StateError."""
+        with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
+            dealer.set(zmq.LINGER, 0)
+            self._endpoint.connect(dealer, timeout)
 
     def _deadline_ms(self, deadline: float) -> int:
         return round(1000 * (time.time() + deadline - time.monotonic())) + self._ahead
@@ -222,7 +233,9 @@ class AsyncClient:
     def _dial(self) -> zmq.asyncio.Socket:
         if self._socket is None:
             self._socket = self._context.socket(zmq.DEALER)
-            self._endpoint.connect(self._socket)
+            self._socket.set(zmq.LINGER, 0)
+            self._socket.set(zmq.MAXMSGSIZE, wire.MAX_REPLY_BYTES)
+            self._endpoint.dial(self._socket)
             self._hearing = asyncio.create_task(self._hear(self._socket))
         return self._socket
 
@@ -385,6 +398,14 @@ class AsyncClient:
         while pages[-1].get("next") is not None:
             pages.append(await self.call("list", after=pages[-1]["next"]))
         return pages
+
+
+def _endpoint(address: str | None, key: str | os.PathLike[str] | None) -> Endpoint:
+    if address is None and key is None:
+        return Endpoint.chosen()
+    where = address or os.environ.get("HAL_SCHEDULER") or Places().address
+    file = key or os.environ.get("HAL_KEY")
+    return Endpoint(where, read_client_key(Path(file)) if file and where.startswith("tcp://") else None)
 
 
 def _asked(

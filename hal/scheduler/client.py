@@ -10,7 +10,7 @@ import zmq
 
 from hal.backend import GoneError, HalError, StateError, TemporaryError, UnsupportedError
 from hal.scheduler import wire
-from hal.scheduler.endpoint import Endpoint, endpoint
+from hal.scheduler.endpoint import Endpoint, Unreachable
 from hal.scheduler.places import Places
 
 __all__ = ["Client", "Unreachable", "refusal"]
@@ -29,10 +29,6 @@ _BY_CODE: dict[str, type[HalError]] = {
 }
 
 
-class Unreachable(StateError):
-    """No daemon answers."""
-
-
 def refusal(error: wire.ErrorBody | None) -> HalError:
     """What to raise for an error that was answered."""
     found = error or wire.ErrorBody("failed", "the scheduler gave no reason")
@@ -40,14 +36,13 @@ def refusal(error: wire.ErrorBody | None) -> HalError:
 
 
 class Client:
-    """A connection to the daemon of one runtime directory, or to the one that the environment names.
+    """A connection to the daemon of one runtime directory, or to the one that is chosen. For one thread."""
 
-    For one thread.
-    """
-
-    def __init__(self, places: Places | None = None, *, timeout: float = 5.0) -> None:
-        """Raises StateError when the environment names a scheduler that cannot be meant."""
-        self._endpoint = endpoint() if places is None else Endpoint(places.address)
+    def __init__(self, to: Places | Endpoint | None = None, *, timeout: float = 5.0) -> None:
+        """Raises StateError when HAL_SCHEDULER or HAL_KEY is of no use."""
+        if to is None:
+            to = Endpoint.chosen()
+        self._endpoint = Endpoint.here(to) if isinstance(to, Places) else to
         self._timeout = timeout
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] | None = None
@@ -66,14 +61,14 @@ class Client:
         """One operation. Raises Unreachable when nobody answers in time, else the HalError of the refusal."""
         if not self._endpoint.somebody_listens():
             self._hang_up()
-            raise Unreachable(self._endpoint.nobody)
+            raise self._endpoint.nobody()
         request = wire.Request(wire.VERSION, secrets.token_hex(8), op, body)
         reply = self._exchange(request, self._timeout if timeout is None else timeout)
         if reply.ok:
             return reply.body
         if reply.error is not None and reply.error.code == "leaving":
             self._hang_up()
-            raise Unreachable(self._endpoint.nobody)
+            raise self._endpoint.nobody()
         raise refusal(reply.error)
 
     def listed(self, op: str, *names: str) -> dict[str, list[dict[str, Any]]]:
@@ -91,7 +86,13 @@ class Client:
     def _exchange(self, request: wire.Request, timeout: float) -> wire.Reply:
         if self._socket is None:
             self._socket = self._context.socket(zmq.DEALER)
-            self._endpoint.connect(self._socket)
+            self._socket.set(zmq.LINGER, 0)
+            self._socket.set(zmq.MAXMSGSIZE, wire.MAX_REPLY_BYTES)
+            try:
+                self._endpoint.connect(self._socket, timeout)
+            except StateError:
+                self._hang_up()
+                raise
         deadline = time.monotonic() + timeout
         self._socket.send(wire.pack(request))
         while (left := deadline - time.monotonic()) > 0 and self._socket.poll(int(left * 1000) + 1):
@@ -102,7 +103,7 @@ class Client:
             if reply.id == request.id:  # an earlier call's late answer is dropped
                 return reply
         self._hang_up()
-        raise Unreachable(self._endpoint.nobody)
+        raise self._endpoint.nobody()
 
     def _hang_up(self) -> None:
         if self._socket is not None:

@@ -28,7 +28,16 @@ from hal.scheduler.security.roles import Role
 from hal.selector import SelectorError, selector
 from hal.units import parse_bytes
 
-__all__ = ["Config", "Price", "changed", "configuration_file", "keys_directory", "load_config", "markdown"]
+__all__ = [
+    "AgentSection",
+    "Config",
+    "Price",
+    "changed",
+    "configuration_file",
+    "keys_directory",
+    "load_config",
+    "markdown",
+]
 
 _SYSTEM = Path("/etc/hal/hal.toml")
 
@@ -132,7 +141,8 @@ class JobsSection(Struct, frozen=True, kw_only=True):
 
 class AgentSection(Struct, frozen=True, kw_only=True):
     scheduler: Annotated[
-        Address | None, _key("the scheduler's address; none: this machine's own", live=False)
+        Address | None,
+        _key("the scheduler's address, where neither option nor variable names one", live=False),
     ] = None
     key: Annotated[
         str | None, _key("the agent's key file, made by `hal keys new NODE --role agent`", live=False)
@@ -142,7 +152,8 @@ class AgentSection(Struct, frozen=True, kw_only=True):
         _key("this node's name, the same as its key's; none: the key's, or the host's", live=False),
     ] = None
     labels: Annotated[
-        dict[str, str], _key('what selectors can ask of this node\'s devices, such as `zone = "a"`')
+        dict[str, str],
+        _key('what the scheduler is told of this node, such as `zone = "a"`', live=False),
     ] = {}
 
 

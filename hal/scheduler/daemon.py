@@ -109,10 +109,7 @@ class Daemon:
             stack.callback(self._door.close)
             self._numbers = context.socket(zmq.PUB)
             stack.callback(self._numbers.close, linger=0)
-            self._numbers.bind(self._places.events_address)
-            door = self._places.socket.stat()
-            os.chown(self._places.events, -1, door.st_gid)
-            self._places.events.chmod(door.st_mode & 0o777)
+            self._door.add(self._numbers, self._places.events)
             collect_rarely()
             ready()
             while not self._stopping:
@@ -218,7 +215,7 @@ class Daemon:
             if len(parts) != 1:
                 raise wire.Malformed("a message has one frame, not several")
             message = wire.unpack_message(parts[0].bytes)
-            who = self._door.admit(address, parts[0], now)
+            who = self._door.admit(address, parts[0], message, now)
             if isinstance(message, wire.Reply):
                 self.nodes.answered(address, message)
                 return None
@@ -307,10 +304,10 @@ class Daemon:
             raise Refused("denied", f"the key '{who.name}' is not that of node '{joining.node:.64}'")
         answer = self.nodes.join(who.address, joining, self.state.leases, time.monotonic())
         facts = self.nodes.nodes[joining.node].facts
-        assert facts is not None
         self._joined[joining.node] = who
-        self.decide(core.NodeJoined(self.prices.laid_over(facts)))
-        self._store.put([("node", facts.id, msgspec.msgpack.encode(facts))])
+        if facts is not None and not answer.again:
+            self.decide(core.NodeJoined(self.prices.laid_over(facts)))
+            self._store.put([("node", facts.id, msgspec.msgpack.encode(facts))])
         return msgspec.to_builtins(answer)  # type: ignore[no-any-return]
 
     def beat(self, beat: Beat, who: Peer) -> None:

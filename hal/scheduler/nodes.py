@@ -26,6 +26,7 @@ from hal.scheduler.core.lease import Lease, LeaseState
 __all__ = ["Node", "Nodes"]
 
 BEAT_SECONDS = 1.0
+_AGAIN = 3.0  # seconds after which an order that was not answered is given again
 
 
 class Node:
@@ -37,6 +38,7 @@ class Node:
         self.facts: NodeFacts | None = None
         self.heard = since  # seconds on the monotonic clock
         self.lost_since: float | None = None
+        self.joined = float("-inf")  # when its last join was sent, on its own clock
         self.boot = ""
         self.version = ""
         self.labels: dict[str, str] = {}
@@ -59,6 +61,17 @@ class _Held(Struct, eq=False):
     ending: bool = False
 
 
+class _Order(Struct, eq=False):
+    """One that is not answered yet."""
+
+    node: Node
+    lease: str
+    kind: type[Struct]
+    done: Callable[[Any], None]
+    message: bytes
+    sent: float
+
+
 class Nodes:
     """``outbox`` has the orders to be sent once what they follow from is durable."""
 
@@ -72,7 +85,7 @@ class Nodes:
         self.settled: set[str] = set()  # leases of which a node has answered since it was last looked at
         self._held: dict[str, _Held] = {}
         self._failed: list[tuple[str, str]] = []
-        self._orders: dict[str, tuple[str, type[Struct], Callable[[Any], None]]] = {}
+        self._orders: dict[str, _Order] = {}
         self._numbered = 0
 
     # ---- leases -----------------------------------------------------------------------------
@@ -87,6 +100,7 @@ class Nodes:
         """Have it stopped and taken away; ``has_ended`` tells when that is done."""
         held = self._held.get(lease.id) or self._hold(lease, now)
         held.ending = True
+        self._drop_orders(lambda order: order.lease == lease.id)
         for id in held.nodes:
             if id not in held.ended:
                 self._order_unbind(lease.id, held, self.nodes[id], now)
@@ -165,22 +179,25 @@ class Nodes:
         alive = node.address is not None and node.lost_since is None and node.address != address
         if alive and node.boot and node.boot != joining.boot:
             raise Refused("denied", f"there is a node '{joining.node}' already: name this one otherwise")
-        for id in [id for id, (at, *_) in self._orders.items() if at == node.id]:
-            del self._orders[id]
+        if joining.boot == node.boot and joining.sent <= node.joined:
+            raise Refused("stale", f"node '{node.id}' has joined again since")
+        here = [(leases[id], self._held[id]) for id in sorted(node.leases)]
+        keep = {lease.id: lease.epoch for lease, held in here if node.id not in held.ended}
+        cut_off = self.lost_seconds + self.grace_seconds - min(10.0, self.grace_seconds / 4)
+        if any(keep.get(id) != epoch for id, epoch in joining.bound.items()):
+            return on.Joined(self.term, BEAT_SECONDS, cut_off, keep, again=True)
+        self._drop_orders(lambda order: order.node is node)
         rebooted = bool(node.boot) and node.boot != joining.boot
         node.address, node.boot, node.version = address, joining.boot, joining.version
-        node.heard, node.lost_since, node.use = now, None, {}
+        node.heard, node.lost_since, node.joined, node.use = now, None, joining.sent, {}
         node.labels = joining.labels
         node.facts = self._named_here(node, joining.facts)
-        keep: dict[str, int] = {}
-        for id in sorted(node.leases):
-            lease, held = leases[id], self._held[id]
+        for lease, held in here:
             if node.id in held.ended:
                 continue
-            has = joining.bound.get(lease.id) == lease.epoch
+            has = lease.id in joining.bound
             if lease.state is LeaseState.ENDING:
                 if has:
-                    keep[lease.id] = lease.epoch
                     self._order_unbind(lease.id, held, node, now)
                 else:
                     held.ended.add(node.id)
@@ -188,9 +205,7 @@ class Nodes:
                 held.ended.add(node.id)
                 self._failed.append((lease.id, f"node '{node.id}' has lost its slice"))
             else:
-                keep[lease.id] = lease.epoch
                 self._order_bind(lease, node, now)
-        cut_off = self.lost_seconds + self.grace_seconds - min(10.0, self.grace_seconds / 4)
         return on.Joined(self.term, BEAT_SECONDS, cut_off, keep)
 
     def beat(self, address: Address, beat: on.Beat, now: float) -> bool:
@@ -215,20 +230,23 @@ class Nodes:
 
     def answered(self, address: Address, reply: wire.Reply) -> None:
         """An agent's answer to an order; of one that was overtaken, nothing."""
-        at, kind, done = self._orders.get(reply.id, ("", Struct, _nothing))
-        node = self.nodes.get(at)
-        if node is None or node.address != address:
+        order = self._orders.get(reply.id)
+        if order is None or order.node.address != address:
             return
         del self._orders[reply.id]
+        at = order.node.id
         if not reply.ok:
-            done(StateError(f"node '{at}': {reply.error.message if reply.error else 'it gave no reason'}"))
+            reason = "it gave no reason" if reply.error is None else reply.error.message
+            order.done(StateError(f"node '{at}': {reason}"))
             return
         try:
-            done(msgspec.convert(reply.body, kind))
+            order.done(msgspec.convert(reply.body, order.kind))
         except msgspec.ValidationError as wrong:
-            done(StateError(f"node '{at}' gave an answer that cannot be read: {wrong}"))
+            order.done(StateError(f"node '{at}' gave an answer that cannot be read: {wrong}"))
 
-    def order(self, node: Node, order: on.Order, done: Callable[[Any], None], now: float) -> None:
+    def order(
+        self, node: Node, order: on.Order, done: Callable[[Any], None], now: float, lease: str = ""
+    ) -> None:
         """``done`` gets the answer or a HalError: at once from this node, from another when it answers, and
         never when that is lost before: its leases are settled when it joins again."""
         if self._is_own(node.id):
@@ -241,14 +259,18 @@ class Nodes:
         elif node.address is not None:
             self._numbered += 1
             id, (op, kind) = f"{self.term}-{self._numbered}", on.ORDERS[type(order)]
-            self._orders[id] = (node.id, kind, done)
-            body = msgspec.to_builtins(order)
-            self.outbox.append((node.address, wire.pack(wire.Request(wire.VERSION, id, op, body))))
+            message = wire.pack(wire.Request(wire.VERSION, id, op, msgspec.to_builtins(order)))
+            self._orders[id] = _Order(node, lease, kind, done, message, now)
+            self.outbox.append((node.address, message))
 
     # ---- time -------------------------------------------------------------------------------
 
     def turn(self, now: float) -> None:
-        """Let this node go on with its endings."""
+        """Let this node go on with its endings, and ask others again what they have not answered."""
+        for order in self._orders.values():
+            if now - order.sent >= _AGAIN and order.node.address is not None:
+                order.sent = now
+                self.outbox.append((order.node.address, order.message))
         if self._agent is None:
             return
         self._agent.turn(now)
@@ -311,20 +333,20 @@ class Nodes:
         def done(answer: on.Bound | HalError) -> None:
             self.settled.add(lease.id)
             if isinstance(answer, HalError):
-                held.ended.add(node.id)  # it has left nothing
                 self._failed.append((lease.id, str(answer)))
             else:
                 held.bound[node.id] = answer
 
         prefix = "" if self._is_own(node.id) else node.prefix
-        self.order(node, on.BindOrder(self.term, on.binding_of(lease, node.id, prefix)), done, now)
+        order = on.BindOrder(self.term, on.binding_of(lease, node.id, prefix))
+        self.order(node, order, done, now, lease.id)
 
     def _order_unbind(self, lease: str, held: _Held, node: Node, now: float) -> None:
         def done(answer: on.Unbound | HalError) -> None:
             if isinstance(answer, on.Unbound) and answer.ended:
                 self._has_left(lease, held, node)
 
-        self.order(node, on.UnbindOrder(self.term, lease, held.epoch), done, now)
+        self.order(node, on.UnbindOrder(self.term, lease, held.epoch), done, now, lease)
 
     def _has_left(self, lease: str, held: _Held, node: Node) -> None:
         held.ended.add(node.id)
@@ -332,10 +354,9 @@ class Nodes:
         if not held.ending:
             self._failed.append((lease, f"node '{node.id}' has stopped it"))
 
+    def _drop_orders(self, overtaken: Callable[[_Order], bool]) -> None:
+        self._orders = {id: order for id, order in self._orders.items() if not overtaken(order)}
+
     def _named_here(self, node: Node, facts: NodeFacts) -> NodeFacts:
         devices = tuple(msgspec.structs.replace(one, id=node.prefix + one.id) for one in facts.devices)
         return msgspec.structs.replace(facts, id=node.id, devices=devices)
-
-
-def _nothing(_answer: Any) -> None:
-    pass

@@ -18,7 +18,7 @@ from hal.backend import StateError
 from hal.scheduler import wire
 from hal.scheduler.answers import Address, Peer, Refused
 from hal.scheduler.operations import OPERATIONS
-from hal.scheduler.security.connections import bounded, send
+from hal.scheduler.security.connections import bounded
 from hal.scheduler.security.gate import Gate
 from hal.scheduler.security.keys import Keys, Pair, new_pair
 from hal.scheduler.security.roles import ACCESS, Role
@@ -60,13 +60,8 @@ class Server:
                     sender, *frames = self._router.recv_multipart(flags=zmq.DONTWAIT, copy=False)
                 except zmq.Again:
                     break
-                send(
-                    self._router,
-                    [
-                        sender.bytes,
-                        msgpack.packb(self._answer(Address(self._router, sender.bytes), frames[0])),
-                    ],
-                )
+                answer = self._answer(Address(self._router, sender.bytes), frames[0])
+                self._router.send_multipart([sender.bytes, msgpack.packb(answer)])
 
     def _answer(self, address: Address, frame: zmq.Frame) -> list[Any]:
         try:

@@ -86,6 +86,12 @@ def test_answers_outstanding(limits: Limits) -> None:
         limits.begin(ALICE, 0.0)
 
 
+def test_a_batch_is_paid_for_with_time(limits: Limits) -> None:
+    limits.admit(ALICE, 10, 0.0, count=23)
+    assert admitted(limits, ALICE, 2.0) == 0
+    assert admitted(limits, ALICE, 2.1) == 1
+
+
 def test_new_limits_count_at_once(limits: Limits) -> None:
     admitted(limits, ALICE, 0.0)
     limits.allowance = Allowance(1000, 50, 1, 1000)

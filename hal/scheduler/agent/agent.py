@@ -22,6 +22,7 @@ from hal.scheduler.places import Places
 
 __all__ = ["Agent", "StaleError"]
 
+_BURIED = 4096  # leases that have ended are remembered
 _REAP = 0.05  # seconds between looks at who has died
 _GRACE = 2.0  # seconds from SIGTERM to SIGKILL for what is left in an ended slice
 
@@ -40,6 +41,7 @@ class Agent:
         self._bound: dict[str, Binding] = {}
         self._ending: dict[str, float] = {}  # since when
         self._ended: dict[str, int] = {}  # epochs of what has ended and was not asked for yet
+        self._over_with: dict[str, int] = {}  # epochs that are not to be bound again
         self._reaped = float("-inf")
         self.term = 0
 
@@ -106,6 +108,8 @@ class Agent:
         there = self._bound.get(binding.lease)
         if there is not None and there.epoch > binding.epoch:
             raise StaleError(f"the lease '{binding.lease}' was granted anew since (epoch {there.epoch})")
+        if self._over_with.get(binding.lease, -1) >= binding.epoch:
+            raise StaleError(f"the lease '{binding.lease}' of epoch {binding.epoch} has ended here")
         if there is not None and (there.epoch < binding.epoch or binding.lease in self._ending):
             raise StateError(f"what ran in the lease '{binding.lease}' before has not ended yet")
         if there is None:
@@ -126,6 +130,7 @@ class Agent:
     def unbind(self, order: UnbindOrder, now: float) -> bool:
         """Stop what runs in it and take it away; True when nothing of it is left. Raises StaleError."""
         self.obey(order.term)
+        self._bury(order.lease, order.epoch)
         there = self._bound.get(order.lease)
         if there is None:
             return True
@@ -139,7 +144,7 @@ class Agent:
         for binding in list(self._bound.values()):
             if wanted.get(binding.lease) != binding.epoch:
                 self._end(binding, now)
-        self._slices.sweep()
+        self._slices.sweep(self._bound)
 
     def stop_all(self) -> None:
         """This node is cut off, and the time in which others leave it its devices has passed."""
@@ -207,6 +212,12 @@ class Agent:
         self._places.binding_file(lease).unlink(missing_ok=True)
         if binding is not None:
             self._ended[lease] = binding.epoch
+            self._bury(lease, binding.epoch)
+
+    def _bury(self, lease: str, epoch: int) -> None:
+        self._over_with[lease] = max(epoch, self._over_with.pop(lease, epoch))
+        while len(self._over_with) > _BURIED:
+            del self._over_with[next(iter(self._over_with))]
 
 
 def _write(path: Path, data: bytes) -> None:

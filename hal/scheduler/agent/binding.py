@@ -90,6 +90,7 @@ class Join(Struct, frozen=True):
     node: str
     boot: str  # of the node's kernel: another one, and nothing of before runs there
     term: int  # the highest whose orders it has seen
+    sent: float  # seconds since the boot: an earlier join that comes late counts for nothing
     version: str
     facts: NodeFacts
     bound: dict[str, int] = {}
@@ -97,12 +98,16 @@ class Join(Struct, frozen=True):
 
 
 class Joined(Struct, frozen=True):
-    """What the scheduler makes of it. What is not in ``keep`` is to be ended."""
+    """What the scheduler makes of it. What is not in ``keep`` is to be ended.
+
+    ``again``: the node has joined once it has done so and says it again; until then nothing is lent there.
+    """
 
     term: int
     beat_seconds: float
     cut_off_seconds: float  # without an answer for so long, a node stops all that it holds
     keep: dict[str, int] = {}
+    again: bool = False
 
 
 class Beat(Struct, frozen=True):

@@ -92,24 +92,24 @@ class Service:
     # ---- the loop ---------------------------------------------------------------------------
 
     def _turn(self, wakeup: socket.socket) -> bool:
-        now = _clock()
-        if self._socket is None or now - max(self._answered, self._connected) > _SILENCE:
-            self._dial(now)
+        self._keep_dialling(_clock())
         poller = zmq.Poller()
         poller.register(wakeup, zmq.POLLIN)
         poller.register(self._socket, zmq.POLLIN)
-        due = 0.05 if self._agent.busy else max(self._beaten + self._pause() - now, 0)
+        due = 0.05 if self._agent.busy else max(self._beaten + self._pause() - _clock(), 0)
         events = dict(poller.poll(int(due * 1000) + 1))
         if wakeup.fileno() in events:
             return False
         if self._socket in events:
             self._drain()
-        now = _clock()
+        self._advance(_clock())
+        return True
+
+    def _advance(self, now: float) -> None:
         self._agent.turn(now)
         self._notice_silence(now)
         if now - self._beaten >= self._pause() or (self._joined is not None and self._agent.ended()):
             self._beat(now)
-        return True
 
     def _pause(self) -> float:
         return 1.0 if self._joined is None else self._joined.beat_seconds
@@ -166,6 +166,7 @@ class Service:
                 node=self._agent.node,
                 boot=_boot(),
                 term=self._agent.term,
+                sent=now,
                 version=self._version,
                 facts=self._facts,
                 bound=self._agent.bound(),
@@ -219,13 +220,18 @@ class Service:
         except (StaleError, msgspec.ValidationError) as wrong:
             self._tell(f"the scheduler's answer is of no use: {wrong}")
             return
-        self._joined, self._cut_off_seconds = joined, joined.cut_off_seconds
+        self._cut_off_seconds = joined.cut_off_seconds
+        if joined.again:  # with the next beat, when what is not to be kept has had a while to end
+            return
+        self._joined = joined
         self._told_facts, self._told_use = self._facts, {}
         self._tell(f"node '{self._agent.node}' has joined the scheduler (term {joined.term})")
 
     # ---- the connection ---------------------------------------------------------------------
 
-    def _dial(self, now: float) -> None:
+    def _keep_dialling(self, now: float) -> None:
+        if self._socket is not None and now - max(self._answered, self._connected) <= _SILENCE:
+            return
         self._hang_up()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.set(zmq.LINGER, 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -49,6 +49,7 @@ class Slices:
             self._claim(binding, anyway=False)
             for number, limits in _limits(binding).items():
                 made[number] = Ledger.create(self._file(binding, number), binding.name, limits)
+                _give(self._file(binding, number), binding.uid)
                 self._share(made[number], binding, number)
                 _verify(made[number], limits)
         except HalError as error:
@@ -81,10 +82,11 @@ class Slices:
             for index, (_, limit) in enumerate(limits):
                 self._open[binding.lease][number].set_limit(index, limit)
 
-    def sweep(self) -> None:
-        """Remove slice files that belong to no lease: an agent was killed between file and promise."""
+    def sweep(self, bindings: Iterable[str]) -> None:
+        """Remove files that belong to no lease: an agent was killed between file and promise."""
         known = {ledger.path for ledger in self._ledgers()}
-        for path in self._places.slices.glob("*.ledger"):
+        known |= {self._places.binding_file(lease) for lease in bindings}
+        for path in self._places.slices.iterdir():
             if path not in known:
                 path.unlink(missing_ok=True)
 
@@ -222,3 +224,9 @@ def _uses(ledger: Ledger) -> list[DeviceUse]:
         return ledger.devices()
     except StateError:
         return []
+
+
+def _give(ledger: Path, uid: int) -> None:
+    """To the user whose programs charge it, who may be another when the agent is root's."""
+    if os.geteuid() == 0 and 0 < uid < 1 << 32:
+        os.chown(ledger, uid, -1)

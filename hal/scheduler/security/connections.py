@@ -20,7 +20,7 @@ import zmq
 
 from hal.scheduler import wire
 
-__all__ = ["Memory", "bounded", "cap_memory", "cut", "raise_files", "send", "uncap_memory"]
+__all__ = ["Memory", "bounded", "cap_memory", "cut", "raise_files", "uncap_memory"]
 
 _FILES = 65_536
 _QUEUED = 128  # messages in each direction of a connection: requests of 64 KiB, or replies
@@ -32,7 +32,7 @@ _REST = 5.0  # seconds after a cut in which its effect is waited for
 
 
 def bounded(router: zmq.Socket[bytes], *, queued: int = _QUEUED) -> None:
-    """Set before the first bind. A message to who has gone, or reads too slowly, fails instead of waiting."""
+    """Set before the first bind: so many messages for each connection, and none for who says nothing."""
     router.set(zmq.MAXMSGSIZE, wire.MAX_FRAME_BYTES)
     router.set(zmq.SNDHWM, queued)
     router.set(zmq.RCVHWM, queued)
@@ -45,18 +45,6 @@ def bounded(router: zmq.Socket[bytes], *, queued: int = _QUEUED) -> None:
     router.set(zmq.TCP_KEEPALIVE_INTVL, 10)
     router.set(zmq.TCP_KEEPALIVE_CNT, 3)
     router.set(zmq.BACKLOG, 1024)
-    router.set(zmq.ROUTER_MANDATORY, 1)
-
-
-def send(router: zmq.Socket[bytes], frames: list[bytes]) -> bool:
-    """To one client, without waiting. False: it has gone, or has left so much unread that it gets no more."""
-    try:
-        router.send_multipart(frames, flags=zmq.DONTWAIT)
-    except zmq.ZMQError as error:
-        if error.errno in (zmq.EAGAIN, zmq.EHOSTUNREACH):
-            return False
-        raise
-    return True
 
 
 def raise_files() -> int:

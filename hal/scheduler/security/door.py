@@ -6,6 +6,7 @@ import grp
 import os
 import pwd
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import zmq
@@ -27,6 +28,7 @@ from hal.units import format_bytes, parse_bytes
 __all__ = ["Door", "group_id"]
 
 _SUBJECTS = ("lease", "job", "node", "queue", "name")  # what an operation's body says that it is about
+_BATCHES = ("requests", "leases")  # in these a message for many has them
 _MOST_STRANGERS = 10  # connections that were refused, noted each second; the rest is counted
 
 
@@ -85,12 +87,9 @@ class Door:
         router = context.socket(zmq.ROUTER)
         try:
             connections.bounded(router, queued=self._queued)
+            router.set(zmq.ROUTER_MANDATORY, 1)  # what cannot be sent is known
             self.gate.listen(router, poller, self._places.address, self._remote)
-            if self._group is None:
-                self._places.socket.chmod(0o600)
-            else:
-                os.chown(self._places.socket, -1, self._group)
-                self._places.socket.chmod(0o660)
+            self._let_in(self._places.socket)
         except BaseException:
             router.close(linger=0)
             self.gate.close()
@@ -99,6 +98,21 @@ class Door:
         endpoints = [address.rpartition(":")[2] for address in self.gate.addresses]
         self._endpoints = frozenset([self._places.address, *(f"tcp:{port}" for port in endpoints)])
         return router
+
+    def add(self, socket: zmq.Socket[bytes], path: Path) -> None:
+        """Another socket for those of this machine who may reach the first. Raises StateError."""
+        connections.bounded(socket, queued=self._queued)
+        try:
+            socket.bind(f"ipc://{path}")
+        except zmq.ZMQError as error:
+            raise StateError(f"cannot listen at {path}: {error.strerror}") from None
+        self._let_in(path)
+        self._endpoints |= {f"ipc://{path}"}
+
+    def _let_in(self, path: Path) -> None:
+        if self._group is not None:
+            os.chown(path, -1, self._group)
+        path.chmod(0o600 if self._group is None else 0o660)
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -142,10 +156,13 @@ class Door:
 
     # ---- each request -------------------------------------------------------------------------
 
-    def admit(self, address: Address, frame: zmq.Frame, now: float) -> Peer:
+    def admit(
+        self, address: Address, frame: zmq.Frame, message: wire.Request | wire.Reply, now: float
+    ) -> Peer:
         """Who has sent this. Raises Refused when it is nobody who is served, or asks too much."""
         peer = self.gate.peer(address, frame)
-        self.limits.admit(peer, len(frame), now)
+        many = [message.body[name] for name in _BATCHES if isinstance(message.body.get(name), list)]
+        self.limits.admit(peer, len(frame), now, count=max(1, *map(len, many)) if many else 1)
         return peer
 
     def note(self, peer: Peer | None, op: str, outcome: str, **what: Any) -> None:
@@ -163,9 +180,7 @@ class Door:
             about = {
                 name: request.body[name] for name in _SUBJECTS if isinstance(request.body.get(name), str)
             }
-            lease = None if reply is None else (reply.body.get("lease") or reply.body.get("waiting"))
-            if isinstance(lease, dict):
-                about["lease"] = lease.get("id")
+            about |= {} if reply is None else _granted(reply.body)
             self.audit.note(peer, request.op, outcome, request=request.id, **about)
 
     # ---- inside -------------------------------------------------------------------------------
@@ -179,6 +194,16 @@ class Door:
         if sentence != self._said:
             self._said = sentence
             self.say(sentence)
+
+
+def _granted(body: wire.Body) -> dict[str, Any]:
+    """Which leases, or places in the queue, a reply is about."""
+    one = body.get("lease") or body.get("waiting")
+    if isinstance(one, dict):
+        return {"lease": one.get("id")}
+    if "replies" in body:
+        return {"leases": [_granted(each.get("body", {})).get("lease") for each in body["replies"]]}
+    return {}
 
 
 def _roles(config: Config) -> dict[int, Role]:

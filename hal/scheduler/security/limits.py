@@ -41,8 +41,9 @@ class Limits:
         self._clients: OrderedDict[str, _Client] = OrderedDict()
         self.refused = 0  # requests turned away since the start
 
-    def admit(self, peer: Peer, size: int, now: float) -> None:
-        """Take one request of so many bytes. Raises Refused: ``busy``, or ``malformed``: it is too large."""
+    def admit(self, peer: Peer, size: int, now: float, *, count: int = 1) -> None:
+        """Take a message of so many bytes with ``count`` requests in it: more than are left are paid for with
+        time. Raises Refused: ``busy``, or ``malformed``: it is too large."""
         allowed = self.allowance
         if size > allowed.request_bytes:
             self.refused += 1
@@ -63,7 +64,7 @@ class Limits:
                 f"{peer.name} asks more than {allowed.requests_per_second:g} times a second; "
                 f"try again in {max(later, 0.001):.3f} s",
             )
-        client.tokens -= 1
+        client.tokens -= count
 
     def begin(self, peer: Peer, now: float) -> None:
         """One more answer is outstanding. Raises Refused (``busy``) when there are enough."""
