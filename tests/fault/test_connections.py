@@ -10,6 +10,7 @@ import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zmq
@@ -28,12 +29,16 @@ SILENT = 2000
 
 
 class Daemon:
-    def __init__(self, env: Env, folder: Path) -> None:
+    def __init__(self, env: Env, folder: Path, limits: str = "", first: str = "", **options: Any) -> None:
         self.env, self.folder = env, folder
         config = folder / "hal.toml"
-        config.write_text('[scheduler]\nlisten = ["tcp://127.0.0.1:*"]\n[limits]\nmemory = "512MiB"\n')
-        self.process = start(env, *HAL, "serve", "--config", str(config), stdin=subprocess.DEVNULL)
+        config.write_text(
+            f'[scheduler]\nlisten = ["tcp://127.0.0.1:*"]\n[limits]\nmemory = "512MiB"\n{limits}\n'
+        )
+        self.process = start(env, *HAL, "serve", "--config", str(config), stdin=subprocess.DEVNULL, **options)
         assert self.process.stderr is not None
+        if first:
+            assert self.process.stderr.readline().startswith(first)
         said = self.process.stderr.readline()
         assert said.startswith("hal: serving"), said
         self.tcp = said.strip().split(", ")[-1]
@@ -63,6 +68,31 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
         assert daemon_pid(env) == daemon.process.pid  # the same, to the end
         daemon.process.terminate()
         assert daemon.process.wait(60) == 0
+
+
+def test_more_connections_than_there_may_be_are_cut(tmp_path: Path) -> None:
+    """Long before there is no file left for one more."""
+    with emulated(load("none")) as env:
+        daemon = Daemon(env, tmp_path, "connections = 300")
+        silent = [connected(places(env).socket) for _ in range(400)]
+        wait_until(lambda: bool(daemon.notes()))
+        wait_until(lambda: daemon.files() < 300)
+        daemon.answers()
+        (note,) = daemon.notes()
+        assert (note["op"], note["outcome"]) == ("connections", "cut")
+        for one in silent:
+            one.close()
+        daemon.process.terminate()
+        assert daemon.process.wait(60) == 0
+
+
+def test_few_files_are_few_connections(tmp_path: Path) -> None:
+    def few() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+
+    with emulated(load("none")) as env:
+        daemon = Daemon(env, tmp_path, preexec_fn=few, first="hal: there can be 64 connections, not 4096: ")
+        daemon.answers()
 
 
 def connected(path: Path) -> socket.socket:
@@ -141,7 +171,7 @@ def test_a_message_that_never_ends_costs_its_sender_the_connection(daemon: Daemo
         daemon.answers()
         innocent.call("hello")  # was cut off, too, and has come back by itself
     wait_until(lambda: daemon.memory() < 256 * MIB)
-    assert [(note["op"], note["outcome"]) for note in daemon.notes()] == [("memory", "cut")]
+    assert [(note["op"], note["outcome"]) for note in daemon.notes()] == [("connections", "cut")]
 
 
 def endless_message(path: Path) -> socket.socket:

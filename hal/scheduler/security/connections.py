@@ -4,7 +4,9 @@ ZeroMQ bounds a frame, and by the high-water marks the messages in each queue. I
 message of many frames that never ends: that is kept, outside every queue, until the last frame comes. So
 the daemon looks at its own memory, and cuts the connections when there is too much of it; ZeroMQ then drops
 what was unfinished, and who has done nothing wrong connects again. What comes faster than the daemon looks
-meets the hard limit (RLIMIT_DATA): the process ends, and its successor takes over what is on disk.
+meets the hard limit (RLIMIT_DATA): the connection ends, or the process, and its successor takes over what is
+on disk. The same is done for too many connections: libzmq ends the process when a local one finds no file
+left (ipc_listener.cpp, EMFILE).
 """
 
 from __future__ import annotations
@@ -19,10 +21,12 @@ from pathlib import Path
 import zmq
 
 from hal.scheduler import wire
+from hal.units import format_bytes
 
-__all__ = ["Memory", "bounded", "cap_memory", "cut", "raise_files", "uncap_memory"]
+__all__ = ["Pressure", "bounded", "cap_memory", "cut", "raise_files", "uncap_memory"]
 
 _FILES = 65_536
+_ROOM = 4  # files for each connection that is meant to be
 _QUEUED = 128  # messages in each direction of a connection: requests of 64 KiB, or replies
 _HANDSHAKE_MS = 5_000  # to say who one is
 _BEAT_MS, _SILENT_MS = 10_000, 30_000  # ZeroMQ's own heartbeats: a host that has gone is noticed
@@ -47,14 +51,15 @@ def bounded(router: zmq.Socket[bytes], *, queued: int = _QUEUED) -> None:
     router.set(zmq.BACKLOG, 1024)
 
 
-def raise_files() -> int:
-    """Open files for each connection, as far as this process may have them; how many it can have now."""
+def raise_files(connections: int) -> int:
+    """Have files for many times so many connections, if that is allowed: those that come before the next
+    look must not use them up. How many connections there may be with what is allowed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
+    wanted = max(_FILES, _ROOM * connections)
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        return wanted
-    return soft
+        soft = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return connections if soft == resource.RLIM_INFINITY else min(connections, soft // _ROOM)
 
 
 # ---- memory -----------------------------------------------------------------------------------
@@ -80,33 +85,58 @@ def uncap_memory() -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
 
 
-class Memory:
-    """Looks at what this process has, once a turn. ``cap`` in bytes, as of ``cap_memory``."""
+class Pressure:
+    """Looks at how much memory and how many files this process has. ``memory``: bytes, as of ``cap_memory``,
+    or None; ``connections``: how many there may be."""
 
-    def __init__(self, cap: int) -> None:
-        self.mark = round(cap * _MARK)  # bytes
-        self.cuts = 0
-        self._rest_until = float("-inf")
+    def __init__(self, memory: int | None, connections: int) -> None:
+        self._mark = None if memory is None else round(memory * _MARK)
+        self._files = connections + len(_open_files())
+        self._looked = self._rest_until = float("-inf")
+        # Held open: when connections have used up all files, this is still to be known.
+        self._statm = Path("/proc/self/statm").open("rb", buffering=0)  # noqa: SIM115
 
-    def look(self, now: float, addresses: Collection[str]) -> int:
-        """Cut the connections to these addresses if there is too much; how many were. ``now``: seconds."""
-        if now < self._rest_until or used() < self.mark:
-            return 0
+    def close(self) -> None:
+        self._statm.close()
+
+    def look(self, now: float, addresses: Collection[str]) -> str | None:
+        """Cut all connections to these addresses if there is too much of something; None, or of what, and
+        what was done. ``now``: seconds on a clock that never goes back."""
+        if now < max(self._looked + _LOOK, self._rest_until):
+            return None
+        self._looked = now
+        if self._mark is not None and (used := self.used()) > self._mark:
+            reason = f"{format_bytes(used)} of memory in use"
+        elif (files := _count_files()) > self._files:
+            reason = f"{files} files open"
+        else:
+            return None
         self._rest_until = now + _REST
-        self.cuts += 1
         number = cut(addresses)
         trim()
-        return number
+        return f"{reason}: {number} connections were cut"
 
     def patience(self, now: float) -> float:
         """Seconds until it should look again, when nothing else happens."""
         return max(self._rest_until - now, _LOOK)
 
+    def used(self) -> int:
+        """Bytes that are this process's own, without files and what it shares (proc(5), statm)."""
+        self._statm.seek(0)
+        _, resident, shared, *_ = self._statm.read(256).split()
+        return (int(resident) - int(shared)) * _PAGE
 
-def used() -> int:
-    """Bytes of memory that are this process's own, without files and what it shares (proc(5), statm)."""
-    _, resident, shared, *_ = Path("/proc/self/statm").read_text().split()
-    return (int(resident) - int(shared)) * _PAGE
+
+def _count_files() -> int:
+    """Of this process. Since Linux 6.2 the kernel says it as the directory's size (proc(5))."""
+    return os.stat("/proc/self/fd").st_size or len(_open_files())  # noqa: PTH116 - each quarter of a second
+
+
+def _open_files() -> list[str]:
+    try:
+        return os.listdir("/proc/self/fd")  # noqa: PTH208 - names only, and quickly
+    except OSError:  # no file is left to look with: the next look will have one
+        return []
 
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -126,7 +156,7 @@ def cut(addresses: Collection[str]) -> int:
     Found among this process's files: ZeroMQ names no connection. Its own thread sees the end, and cleans up.
     """
     number = 0
-    for entry in os.listdir("/proc/self/fd"):  # noqa: PTH208 - names only, and quickly
+    for entry in _open_files():
         try:
             own = socket.socket(fileno=os.dup(int(entry)))
         except OSError:
