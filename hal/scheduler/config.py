@@ -99,8 +99,8 @@ class LimitsSection(Struct, frozen=True, kw_only=True):
     connections: Annotated[
         int,
         _key(
-            "to the scheduler; with more, all are cut, and who means well comes again. The limit of open "
-            "files (`LimitNOFILE`) has to be four times as much",
+            "to the scheduler; with more, those of the user or host that has the most are cut. The limit of "
+            "open files (`LimitNOFILE`) has to be four times as much",
             live=False,
             ge=64,
             le=100_000,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import resource
 import select
 import socket
@@ -19,6 +21,7 @@ from hal.emulation.description import load
 from hal.emulation.run import emulated
 from hal.scheduler.client import Client
 from hal.scheduler.endpoint import Endpoint
+from hal.scheduler.security.connections import Pressure
 from hal.scheduler.security.keys import read_client_key
 from hal.scheduler.wire import Request, pack
 from tests.conftest import HAL, wait_until
@@ -84,6 +87,28 @@ def test_more_connections_than_there_may_be_are_cut(tmp_path: Path) -> None:
             one.close()
         daemon.process.terminate()
         assert daemon.process.wait(60) == 0
+
+
+def test_files_that_are_no_connections_are_no_pressure(tmp_path: Path) -> None:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "s"))
+    listener.listen(100)
+    address = {f"ipc://{tmp_path / 's'}"}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(listener)
+        pressure = Pressure(None, 40)
+        stack.callback(pressure.close)
+        for number in range(100):
+            stack.enter_context((tmp_path / str(number)).open("w"))
+        assert pressure.look(1.0, address) is None
+        accepted = []
+        for _ in range(41):
+            stack.enter_context(connected(tmp_path / "s"))
+            accepted.append(stack.enter_context(listener.accept()[0]))
+        assert pressure.look(1.1, address) is None  # it has looked a moment ago
+        assert pressure.look(2.0, address) == f"41 connections: some were cut, 41 of uid:{os.geteuid()}"
+        assert all(one.recv(1) == b"" for one in accepted)
+        assert pressure.look(3.0, {"ipc:///another"}) is None
 
 
 def test_few_files_are_few_connections(tmp_path: Path) -> None:

@@ -5,17 +5,22 @@ message of many frames that never ends: that is kept, outside every queue, until
 the daemon looks at its own memory, and cuts the connections when there is too much of it; ZeroMQ then drops
 what was unfinished, and who has done nothing wrong connects again. What comes faster than the daemon looks
 meets the hard limit (RLIMIT_DATA): the connection ends, or the process, and its successor takes over what is
-on disk. The same is done for too many connections: libzmq ends the process when a local one finds no file
-left (ipc_listener.cpp, EMFILE).
+on disk.
+
+Nor may connections use up the files: libzmq ends the process when a local one finds none left
+(ipc_listener.cpp, EMFILE). Of too many connections, those of the peer that has the most are cut.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import resource
 import socket
-from collections.abc import Collection
+import struct
+from collections import Counter
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import zmq
@@ -23,7 +28,7 @@ import zmq
 from hal.scheduler import wire
 from hal.units import format_bytes
 
-__all__ = ["Pressure", "bounded", "cap_memory", "cut", "raise_files", "uncap_memory"]
+__all__ = ["Pressure", "bounded", "cap_memory", "count", "cut", "raise_files", "uncap_memory"]
 
 _FILES = 65_536
 _ROOM = 4  # files for each connection that is meant to be
@@ -91,7 +96,8 @@ class Pressure:
 
     def __init__(self, memory: int | None, connections: int) -> None:
         self._mark = None if memory is None else round(memory * _MARK)
-        self._files = connections + len(_open_files())
+        self._connections = connections
+        self._files = connections  # with more files open, connections are counted
         self._looked = self._rest_until = float("-inf")
         # Held open: when connections have used up all files, this is still to be known.
         self._statm = Path("/proc/self/statm").open("rb", buffering=0)  # noqa: SIM115
@@ -100,21 +106,25 @@ class Pressure:
         self._statm.close()
 
     def look(self, now: float, addresses: Collection[str]) -> str | None:
-        """Cut all connections to these addresses if there is too much of something; None, or of what, and
-        what was done. ``now``: seconds on a clock that never goes back."""
+        """With too much memory in use, cut all connections to these addresses; with too many connections,
+        those of the peer that has the most. A sentence about it, or None. ``now``: seconds on a clock that
+        never goes back."""
         if now < max(self._looked + _LOOK, self._rest_until):
             return None
         self._looked = now
         if self._mark is not None and (used := self.used()) > self._mark:
-            reason = f"{format_bytes(used)} of memory in use"
-        elif (files := _count_files()) > self._files:
-            reason = f"{files} files open"
-        else:
-            return None
-        self._rest_until = now + _REST
-        number = cut(addresses)
-        trim()
-        return f"{reason}: {number} connections were cut"
+            self._rest_until = now + _REST
+            found = cut(addresses)
+            trim()
+            return f"{format_bytes(used)} of memory in use: all connections were cut, {_told(found)}"
+        if (files := _count_files()) > self._files:
+            found = count(addresses)
+            there = found.total()
+            self._files = files - there + self._connections  # slices have files, too
+            if there > self._connections:
+                whose, _ = found.most_common(1)[0]
+                return f"{there} connections: some were cut, {_told(cut(addresses, whose))}"
+        return None
 
     def patience(self, now: float) -> float:
         """Seconds until it should look again, when nothing else happens."""
@@ -125,6 +135,11 @@ class Pressure:
         self._statm.seek(0)
         _, resident, shared, *_ = self._statm.read(256).split()
         return (int(resident) - int(shared)) * _PAGE
+
+
+def _told(found: Counter[str]) -> str:
+    shown = [f"{number} of {who}" for who, number in found.most_common(3)]
+    return ", ".join(shown) + (" and others" if len(found) > 3 else "")
 
 
 def _count_files() -> int:
@@ -150,12 +165,27 @@ def trim() -> None:
         return
 
 
-def cut(addresses: Collection[str]) -> int:
-    """Shut down every connection that was accepted at one of these endpoints; how many were.
+def cut(addresses: Collection[str], whose: str | None = None) -> Counter[str]:
+    """Shut down the connections that were accepted at these endpoints, all or one peer's; how many of whom.
 
     Found among this process's files: ZeroMQ names no connection. Its own thread sees the end, and cleans up.
     """
-    number = 0
+    found = Counter[str]()
+    for own, who in _accepted(addresses):
+        if whose is None or who == whose:
+            with contextlib.suppress(OSError):  # it has ended by itself
+                own.shutdown(socket.SHUT_RDWR)
+                found[who] += 1
+    return found
+
+
+def count(addresses: Collection[str]) -> Counter[str]:
+    """How many connections each peer has: a local user, or a host."""
+    return Counter(who for _, who in _accepted(addresses))
+
+
+def _accepted(addresses: Collection[str]) -> Iterator[tuple[socket.socket, str]]:
+    """One after the other: each is open for as long as it is looked at."""
     for entry in _open_files():
         try:
             own = socket.socket(fileno=os.dup(int(entry)))
@@ -163,17 +193,16 @@ def cut(addresses: Collection[str]) -> int:
             continue
         with own:
             try:
-                own.getpeername()
-                if _endpoint(own) in addresses:
-                    own.shutdown(socket.SHUT_RDWR)
-                    number += 1
+                name, other = own.getsockname(), own.getpeername()
+                if own.family == socket.AF_UNIX:
+                    at = f"ipc://{name}"
+                    _, uid, _ = struct.unpack(
+                        "iII", own.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+                    )
+                    who = f"uid:{uid}"
+                else:
+                    at, who = f"tcp:{name[1]}", str(other[0])
             except OSError:  # not connected, or not any more
                 continue
-    return number
-
-
-def _endpoint(own: socket.socket) -> str:
-    name = own.getsockname()
-    if own.family == socket.AF_UNIX:
-        return f"ipc://{name}"
-    return f"tcp:{name[1]}"
+            if at in addresses:
+                yield own, who
