@@ -84,14 +84,26 @@ class Peer:
         self.send([pack({"v": 1, "id": id, "op": op, "body": body})])
         while self.socket.poll(PATIENCE):
             (frame,) = self.socket.recv_multipart()
-            reply = wire.unpack_reply(frame)
+            try:
+                reply = wire.unpack_reply(frame)
+            except wire.Malformed:
+                self.obey(wire.unpack_request(frame))
+                continue
             assert reply.ok is (reply.error is None)
             if reply.id == id:
                 assert reply.ok, reply.error
                 return reply.body
-            if reply.error is not None:
-                assert reply.error.code != "failed", reply.error
+            if reply.error is not None and reply.error.code == "failed":
+                assert "node 'n" in reply.error.message, reply.error  # which does not do as it is told
         raise AssertionError("the daemon does not answer any more")
+
+    def obey(self, order: wire.Request) -> None:
+        """It has said that it is an agent, and so it is given orders. Of ten it forgets one."""
+        self.count += 1
+        made = {"environments": [], "enforcement": {"memory": "none", "compute": "none"}}
+        body = {"bind": made, "unbind": {"ended": True}}[order.op]
+        if self.count % 10:
+            self.send([pack({"v": 1, "id": order.id, "ok": True, "body": body})])
 
 
 class Fuzzer:
@@ -199,7 +211,11 @@ class Fuzzer:
         name = self.chance.choice(("local", "n1", "n2"))
         if self.chance.random() < 0.5:
             facts = node_facts(name, self.chance.randrange(3), ("elsewhere",))
-            return "join", msgspec.to_builtins(Join(name, "boot", self.chance.randrange(3), "1", facts))
+            sent = self.chance.random() * 100
+            joining = Join(
+                node=name, boot="b", term=self.chance.randrange(3), sent=sent, version="1", facts=facts
+            )
+            return "join", msgspec.to_builtins(joining)
         return "beat", msgspec.to_builtins(Beat(name, self.chance.randrange(3), ended=[("x", 1)]))
 
     def lease(self) -> str:
@@ -317,7 +333,9 @@ def test_no_frames_break_it_or_make_it_grow(daemon: Daemon) -> None:
         last = peers[0]
         for one in everything(last):
             last.ask("release_many", leases=[one["id"]])
-        assert everything(last) == []
+        left = [one for one in everything(last) if "parts" in one]
+        nodes = {part["node"] for one in left for part in one["parts"]}
+        assert nodes <= {"n1", "n2"}, "only of nodes that were never there something is to end yet"
         for peer in peers:
             peer.socket.close()
     code, said = daemon.end()

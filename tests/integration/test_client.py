@@ -214,7 +214,10 @@ def test_what_is_read_too_late_is_not_begun(client: hal.Client, address: str) ->
 
 
 def test_nobody_there_is_said_at_once(tmp_path: Path) -> None:
-    with hal.Client(f"ipc://{tmp_path}/nobody.sock") as client, pytest.raises(Unreachable, match="no scheduler answers"):
+    with (
+        hal.Client(f"ipc://{tmp_path}/nobody.sock") as client,
+        pytest.raises(Unreachable, match="no scheduler answers"),
+    ):
         client.leases()
 
 
