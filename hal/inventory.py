@@ -27,6 +27,7 @@ from hal.registry import FAILED, Source, discover
 
 __all__ = ["Machine"]
 
+_EXPOSED = 1024  # sets of devices whose exposure is remembered
 _ASKED = 16  # ways of asking that are remembered side by side
 UNENFORCED = Enforcement(memory=Rung.NONE, compute=Rung.NONE)
 
@@ -45,6 +46,7 @@ class Machine:
         self._parts: dict[str, Inventory] = {}  # by source: what it last showed
         self._last: dict[str, dict[object, list[Reading]]] = {}  # by source and what was asked: what it said
         self._limits: dict[str, Enforcement] = {}
+        self._exposed: dict[tuple[str, tuple[str, ...]], Exposure] = {}  # by source, while it shows the same
 
     def __enter__(self) -> Machine:
         return self
@@ -81,6 +83,8 @@ class Machine:
                 merged = Inventory(
                     merged.devices + part.devices, merged.slices + part.slices, merged.links + part.links
                 )
+            if merged != self._inventory or len(self._exposed) >= _EXPOSED:
+                self._exposed.clear()
             self._inventory = merged
         return self._inventory
 
@@ -152,10 +156,20 @@ class Machine:
         """What a program needs to see these devices, in this order, and none of any vendor besides."""
         self.inventory()
         wanted = list(ids)
-        own = {s.name: [device for device in wanted if self._owner.get(device) is s] for s in self._sources}
-        begun = [source.begin("expose", own[source.name]) for source in self._sources]
-        answers = [finish() for finish in begun]
-        return Exposure({k: v for found in answers if found is not FAILED for k, v in found.env.items()})
+        keys = [
+            (s, tuple(device for device in wanted if self._owner.get(device) is s)) for s in self._sources
+        ]
+        begun = {
+            s.name: s.begin("expose", list(own)) for s, own in keys if (s.name, own) not in self._exposed
+        }
+        answers = {name: finish() for name, finish in begun.items()}
+        env: dict[str, str] = {}
+        for source, own in keys:
+            found = answers.get(source.name) or self._exposed[source.name, own]
+            if found is not FAILED:
+                self._exposed[source.name, own] = found
+                env |= found.env
+        return Exposure(env)
 
     def limits(self, device: str) -> Enforcement:
         """Who can hold a soft slice of this device to its limit."""

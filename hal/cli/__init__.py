@@ -35,6 +35,8 @@ _COMMANDS = {
     "queue": ("hal.cli.queue", "list and set the queues in which requests wait"),
     "serve": ("hal.cli.serve", "serve leases to this user's programs"),
     "agent": ("hal.cli.agent", "lend this machine's devices through a scheduler elsewhere"),
+    "keys": ("hal.cli.keys", "who may reach the scheduler from other machines"),
+    "bench": ("hal.cli.bench", "how many leases a second a scheduler grants here"),
     "simulate": ("hal.cli.simulate", "try the scheduler's placement on a cluster that is not there"),
     "emulate": ("hal.cli.emulate", "run a command on an emulated machine"),
     "capture": ("hal.cli.capture", "write this machine down, to emulate it elsewhere"),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 import zmq
 
@@ -15,7 +17,10 @@ from hal.inventory import Machine
 from hal.scheduler.agent.agent import Agent
 from hal.scheduler.agent.service import Service
 from hal.scheduler.agent.slices import Slices
+from hal.scheduler.config import AgentSection, configuration_file, load_config
+from hal.scheduler.endpoint import Endpoint, Unreachable
 from hal.scheduler.places import Places
+from hal.scheduler.security.keys import read_client_key
 
 
 def configure_agent(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
@@ -28,14 +33,18 @@ def configure_agent(parser: argparse.ArgumentParser) -> Callable[[argparse.Names
     parser.add_argument(
         "--scheduler",
         metavar="ADDRESS",
-        default=os.environ.get("HAL_SCHEDULER"),
-        help="tcp://HOST:PORT, or ipc://PATH on this machine (default: $HAL_SCHEDULER)",
+        help="tcp://HOST:PORT, or ipc://PATH on this machine (default: $HAL_SCHEDULER, the configuration's)",
+    )
+    parser.add_argument(
+        "--key",
+        metavar="FILE",
+        help="for tcp: this node's key, as 'hal keys new NODE --role agent' made it at the scheduler "
+        "(default: $HAL_KEY, the configuration's)",
     )
     parser.add_argument(
         "--node",
         metavar="NAME",
-        default=socket.gethostname(),
-        help="this node's name (default: its host name)",
+        help="this node's name (default: the configuration's, its key's, its host name)",
     )
     parser.add_argument(
         "--label",
@@ -44,30 +53,47 @@ def configure_agent(parser: argparse.ArgumentParser) -> Callable[[argparse.Names
         default=[],
         help="tell the scheduler of it; repeatable",
     )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="the configuration (default: $HAL_CONFIG, then hal.toml in the runtime directory, then for "
+        "root /etc/hal/hal.toml)",
+    )
     return _agent
 
 
 def _agent(options: argparse.Namespace) -> int:
     from hal import __version__
 
-    address: str | None = options.scheduler
+    places = Places()
+    config = load_config(configuration_file(options.config, places.directory)).agent
+    endpoint = _endpoint(options, config)
+    node = options.node or config.node or (endpoint.key.name if endpoint.key else socket.gethostname())
+    if endpoint.key is not None and node != endpoint.key.name:
+        raise UsageError(f"the key is that of node '{endpoint.key.name}', and this one is '{node}'")
+    labels = config.labels | dict(_label(text) for text in options.label)
+    _try(endpoint)
+    with Machine() as machine:
+        agent = Agent(Slices(machine, places), places, node)
+        Service(agent, places, endpoint.dial, version=__version__, labels=labels, say=note).run()
+    return 0
+
+
+def _endpoint(options: argparse.Namespace, config: AgentSection) -> Endpoint:
+    address = options.scheduler or os.environ.get("HAL_SCHEDULER") or config.scheduler
     if address is None:
         raise UsageError("which scheduler? write --scheduler tcp://HOST:PORT, or set HAL_SCHEDULER")
     if not address.startswith(("tcp://", "ipc://")):
         raise UsageError(f"'{address}' is no address; write tcp://HOST:PORT or ipc://PATH")
-    labels = dict(_label(text) for text in options.label)
-    places = Places()
+    file = options.key or os.environ.get("HAL_KEY") or config.key
+    return Endpoint(address, read_client_key(Path(file)) if file and address.startswith("tcp://") else None)
 
-    def connect(to: zmq.Socket[bytes]) -> None:
-        try:
-            to.connect(address)
-        except zmq.ZMQError as error:
-            raise UsageError(f"cannot connect to '{address}': {error.strerror}") from None
 
-    with Machine() as machine:
-        agent = Agent(Slices(machine, places), places, options.node)
-        Service(agent, places, connect, version=__version__, labels=labels, say=note).run()
-    return 0
+def _try(endpoint: Endpoint) -> None:
+    """A key that is refused is said at once; a scheduler that is not there yet is waited for."""
+    with zmq.Context() as context, context.socket(zmq.DEALER) as probe, contextlib.suppress(Unreachable):
+        probe.set(zmq.LINGER, 0)
+        endpoint.connect(probe, 3.0)
 
 
 def _label(text: str) -> tuple[str, str]:

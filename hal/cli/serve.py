@@ -7,13 +7,18 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from hal.cli.output import note
 from hal.inventory import Machine
 from hal.scheduler.agent.agent import Agent
 from hal.scheduler.agent.slices import Slices
+from hal.scheduler.config import Config, configuration_file, keys_directory, load_config
 from hal.scheduler.daemon import AlreadyRunning, Daemon
 from hal.scheduler.places import Places
 from hal.scheduler.presets import load
+from hal.scheduler.security.door import Door, group_id
+from hal.scheduler.security.keys import Keys
 
 
 def configure_serve(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
@@ -29,40 +34,65 @@ def configure_serve(parser: argparse.ArgumentParser) -> Callable[[argparse.Names
         "--lost-after",
         metavar="SECONDS",
         type=_seconds,
-        default=5.0,
-        help="a node that says nothing for so long is lost (default: 5)",
+        help="a node that says nothing for so long is lost (default: the configuration's, 5)",
     )
     parser.add_argument(
         "--grace",
         metavar="SECONDS",
         type=_seconds,
-        default=60.0,
-        help="a lost node has so long to come back; then its leases end (default: 60)",
+        help="a lost node has so long to come back; then its leases end (default: the configuration's, 60)",
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="the configuration (default: $HAL_CONFIG, then hal.toml in the runtime directory, then for "
+        "root /etc/hal/hal.toml); read again at SIGHUP",
     )
     return _serve
 
 
 def _serve(options: argparse.Namespace) -> int:
     places = Places()
-    named = os.environ.get("HAL_PRESETS")
-    presets = load(Path(named) if named else None)
+    config = _configuration(options, places)
+    group = config.security.group
+    if group is not None:
+        places.group = group_id(group)
+        os.umask(0o077)  # others can enter the directory: what is made in it is the daemon's alone
+    keys = Keys(keys_directory(config, places.directory)) if config.scheduler.listen else None
+    door = Door(config, places, keys, say=note)
     with Machine() as machine:
-        agent = Agent(Slices(machine, places), places, "local")
         daemon = Daemon(
-            agent,
+            Agent(Slices(machine, places), places, "local"),
             places,
+            config=config,
+            door=door,
             private=options.private,
-            presets=presets,
-            lost_seconds=options.lost_after,
-            grace_seconds=options.grace,
+            reread=lambda: _configuration(options, places),
         )
         try:
-            daemon.run(ready=lambda: note(f"serving leases at {places.socket}"))
+            daemon.run(
+                ready=lambda: note("serving leases at " + ", ".join((str(places.socket), *door.addresses)))
+            )
         except AlreadyRunning:
             if options.private:
                 return 0  # another command was a moment earlier; its daemon serves this one too
             raise
     return 0
+
+
+def _configuration(options: argparse.Namespace, places: Places) -> Config:
+    """What the file says, with what the command line says over it."""
+    config = load_config(configuration_file(options.config, places.directory, private=options.private))
+    named = os.environ.get("HAL_PRESETS")
+    presets = load(Path(named) if named else None)
+    scheduler = config.scheduler
+    if options.lost_after is not None:
+        scheduler = msgspec.structs.replace(scheduler, lost_seconds=options.lost_after)
+    if options.grace is not None:
+        scheduler = msgspec.structs.replace(scheduler, grace_seconds=options.grace)
+    if options.private:
+        scheduler = msgspec.structs.replace(scheduler, listen=())
+    return msgspec.structs.replace(config, scheduler=scheduler, classes=presets | config.classes)
 
 
 def _seconds(text: str) -> float:

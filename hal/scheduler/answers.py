@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import msgspec
 import zmq
 from msgspec import Struct
 
+from hal.backend import HalError
 from hal.scheduler import core, wire
+from hal.scheduler.security.roles import Role
 
-__all__ = ["Address", "Peer", "Refused", "Waiter", "code_of", "error", "leaving", "peer"]
+__all__ = ["FAULTS", "Address", "Peer", "Refused", "Waiter", "code_of", "error", "fault", "leaving"]
 
 
 class Refused(Exception):
@@ -26,11 +29,26 @@ class Address(Struct, frozen=True):
 
 
 class Peer(Struct, frozen=True):
-    """Who asks. The kernel knows user and process of those on this machine; ``pid`` -1: it is elsewhere."""
+    """Who asks, as the gate found (hal/scheduler/security/gate.py). ``uid`` owns what it makes."""
 
     address: Address
+    name: str  # "uid:1000", or the key's
     uid: int
-    pid: int
+    pid: int  # as the kernel says; -1: it is on another machine
+    role: Role
+    host: str = ""  # of another machine, where that is known
+
+    def sees(self, owner: int) -> bool:
+        """May it be told of what this owner has?"""
+        return self.uid == owner or self.role in (Role.ADMIN, Role.READER)
+
+    def commands(self, owner: int) -> bool:
+        """May it change or end what this owner has?"""
+        return self.uid == owner or self.role is Role.ADMIN
+
+    def speaks_for(self, node: str) -> bool:
+        """An agent's key is named for its node."""
+        return self.role is Role.ADMIN or (self.role is Role.AGENT and self.name == node)
 
 
 class Waiter:
@@ -39,8 +57,25 @@ class Waiter:
     def __init__(self, lease: str, until: float) -> None:
         self.lease = lease
         self.until = until  # on the monotonic clock
-        self.address: Address | None = None
+        self.peer: Peer | None = None
         self.request = ""
+
+
+FAULTS = (wire.Malformed, msgspec.ValidationError, core.InvalidError, Refused, HalError)
+
+
+def fault(wrong: Exception) -> wire.ErrorBody:
+    """What is said of one of FAULTS."""
+    match wrong:
+        case Refused():
+            return wire.ErrorBody(wrong.code, str(wrong))
+        case wire.Malformed():
+            return wire.ErrorBody("malformed", str(wrong))
+        case msgspec.ValidationError():
+            return wire.ErrorBody("malformed", f"the request's body does not fit: {wrong}")
+        case core.InvalidError():
+            return wire.ErrorBody("not_found" if wrong.field == "class" else "malformed", str(wrong))
+    return wire.ErrorBody("failed", str(wrong))
 
 
 def error(id: str, code: str, message: str) -> wire.Reply:
@@ -56,12 +91,3 @@ def code_of(refused: core.Refuse) -> str:
     if refused.code is core.Refusal.INVALID:
         return "not_found" if refused.field == "queue" else "malformed"
     return refused.code.value
-
-
-def peer(address: Address, frame: zmq.Frame) -> Peer:
-    """uid and pid of the sender, as the kernel gave them to libzmq: "host:uid:gid:pid" on ipc."""
-    try:
-        _, uid, _, pid = str(frame.get("Peer-Address")).rsplit(":", 3)
-        return Peer(address, int(uid), int(pid))
-    except (ValueError, zmq.ZMQError):
-        raise wire.Malformed("the sender's user cannot be told; only local clients are served") from None

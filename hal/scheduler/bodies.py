@@ -15,9 +15,23 @@ from hal.scheduler.core.queues import Limits, Queue, Tree
 from hal.scheduler.core.request import Alternative, InvalidError, Member, Request
 from hal.scheduler.presets import Preset, with_preset
 
-__all__ = ["Acquire", "Named", "SetQueueBody", "Wait", "being_made", "described", "queued", "queues"]
+__all__ = [
+    "Acquire",
+    "AcquireMany",
+    "Named",
+    "Page",
+    "ReleaseMany",
+    "SetQueueBody",
+    "Wait",
+    "being_made",
+    "described",
+    "queued",
+    "queues",
+]
 
 _LONGEST_WAIT = 60.0
+_MOST_AT_ONCE = 256
+_MOST_ON_A_PAGE = 1000
 
 
 class Acquire(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -69,6 +83,38 @@ class Named(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A lease, or a request that waits to be one."""
 
     lease: str
+
+
+class AcquireMany(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Each is answered as if it had come alone: some may be granted and others not."""
+
+    requests: list[Acquire]
+
+    def __post_init__(self) -> None:
+        _check_number(len(self.requests))
+
+
+class ReleaseMany(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    leases: list[str]
+
+    def __post_init__(self) -> None:
+        _check_number(len(self.leases))
+
+
+def _check_number(number: int) -> None:
+    if not 1 <= number <= _MOST_AT_ONCE:
+        raise ValueError(f"a message is for 1 to {_MOST_AT_ONCE} of them")
+
+
+class Page(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A part of a list, by the order of arrival: behind ``after``, which the part before it ended with."""
+
+    limit: int = _MOST_ON_A_PAGE
+    after: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.limit <= _MOST_ON_A_PAGE:
+            raise ValueError(f"limit is between 1 and {_MOST_ON_A_PAGE}")
 
 
 class Wait(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

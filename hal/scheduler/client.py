@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import secrets
-import socket
 import time
 from typing import Any
 
@@ -12,6 +10,7 @@ import zmq
 
 from hal.backend import GoneError, HalError, StateError, TemporaryError, UnsupportedError
 from hal.scheduler import wire
+from hal.scheduler.endpoint import Endpoint, Unreachable
 from hal.scheduler.places import Places
 
 __all__ = ["Client", "Unreachable"]
@@ -19,6 +18,7 @@ __all__ = ["Client", "Unreachable"]
 _BY_CODE: dict[str, type[HalError]] = {
     "no_room": TemporaryError,
     "limit": TemporaryError,
+    "busy": TemporaryError,
     "no_device": UnsupportedError,
     "too_large": UnsupportedError,
     "not_found": GoneError,
@@ -28,15 +28,14 @@ _BY_CODE: dict[str, type[HalError]] = {
 }
 
 
-class Unreachable(StateError):
-    """No daemon answers."""
-
-
 class Client:
-    """A connection to the daemon of one runtime directory. For one thread."""
+    """A connection to the daemon of one runtime directory, or to the one that is chosen. For one thread."""
 
-    def __init__(self, places: Places | None = None, *, timeout: float = 5.0) -> None:
-        self._places = Places() if places is None else places
+    def __init__(self, to: Places | Endpoint | None = None, *, timeout: float = 5.0) -> None:
+        """Raises StateError when HAL_SCHEDULER or HAL_KEY is of no use."""
+        if to is None:
+            to = Endpoint.chosen()
+        self._endpoint = Endpoint.here(to) if isinstance(to, Places) else to
         self._timeout = timeout
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] | None = None
@@ -53,16 +52,16 @@ class Client:
 
     def call(self, op: str, *, timeout: float | None = None, **body: Any) -> dict[str, Any]:
         """One operation. Raises Unreachable when nobody answers in time, else the HalError of the refusal."""
-        if not self._somebody_listens():
+        if not self._endpoint.somebody_listens():
             self._hang_up()
-            raise self._nobody()
+            raise self._endpoint.nobody()
         request = wire.Request(wire.VERSION, secrets.token_hex(8), op, body)
         reply = self._exchange(request, self._timeout if timeout is None else timeout)
         if reply.ok:
             return reply.body
         if reply.error is not None and reply.error.code == "leaving":
             self._hang_up()
-            raise self._nobody()
+            raise self._endpoint.nobody()
         error = reply.error or wire.ErrorBody("failed", "the scheduler gave no reason")
         raise _BY_CODE.get(error.code, HalError)(error.message)
 
@@ -71,7 +70,11 @@ class Client:
             self._socket = self._context.socket(zmq.DEALER)
             self._socket.set(zmq.LINGER, 0)
             self._socket.set(zmq.MAXMSGSIZE, wire.MAX_REPLY_BYTES)
-            self._socket.connect(self._places.address)
+            try:
+                self._endpoint.connect(self._socket, timeout)
+            except StateError:
+                self._hang_up()
+                raise
         deadline = time.monotonic() + timeout
         self._socket.send(wire.pack(request))
         while (left := deadline - time.monotonic()) > 0 and self._socket.poll(int(left * 1000) + 1):
@@ -82,27 +85,9 @@ class Client:
             if reply.id == request.id:  # an earlier call's late answer is dropped
                 return reply
         self._hang_up()
-        raise self._nobody()
-
-    def _somebody_listens(self) -> bool:
-        """Asked of the kernel, which knows at once: ZeroMQ would wait for a daemon that was killed."""
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.setblocking(False)
-            try:
-                probe.connect(os.fspath(self._places.socket))
-            except BlockingIOError:  # one that has much to do
-                return True
-            except OSError:
-                return False
-            return True
+        raise self._endpoint.nobody()
 
     def _hang_up(self) -> None:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
-
-    def _nobody(self) -> Unreachable:
-        return Unreachable(
-            f"no scheduler answers at {self._places.socket}; start one with 'hal serve', "
-            "or use 'hal run', which starts its own"
-        )

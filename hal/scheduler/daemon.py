@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable
@@ -16,19 +17,23 @@ from collections.abc import Callable
 import msgspec
 import zmq
 
-from hal.backend import HalError, StateError
-from hal.scheduler import bodies, core, wire
+from hal.backend import StateError
+from hal.scheduler import bodies, core, frames, watch, wire
 from hal.scheduler.agent.agent import Agent
 from hal.scheduler.agent.binding import Beat, Join
-from hal.scheduler.answers import Address, Peer, Refused, Waiter, code_of, error, leaving, peer
+from hal.scheduler.answers import FAULTS, Address, Peer, Refused, Waiter, code_of, error, fault, leaving
+from hal.scheduler.config import Config, changed
 from hal.scheduler.core import records
 from hal.scheduler.holders import Holders
 from hal.scheduler.nodes import Nodes
 from hal.scheduler.operations import OPERATIONS, granted
 from hal.scheduler.places import Places
-from hal.scheduler.presets import Preset
-from hal.scheduler.process import AlreadyRunning, locked, signals_as_bytes
+from hal.scheduler.prices import Prices
+from hal.scheduler.process import AlreadyRunning, collect_rarely, locked, signals_as_bytes
+from hal.scheduler.security.door import Door
 from hal.scheduler.store import Store
+from hal.scheduler.waiters import Waiters
+from hal.scheduler.watch import Watch
 
 __all__ = ["AlreadyRunning", "Daemon"]
 
@@ -51,21 +56,29 @@ class Daemon:
         agent: Agent | None,
         places: Places,
         *,
+        config: Config | None = None,
+        door: Door | None = None,
         private: bool = False,
-        presets: dict[str, Preset] | None = None,
-        lost_seconds: float = 5.0,
-        grace_seconds: float = 60.0,
+        reread: Callable[[], Config] | None = None,
     ) -> None:
+        """``reread`` gives the configuration again, at SIGHUP."""
         self.pid = os.getpid()
         self.private = private
-        self.presets = presets or {}
-        self.state = core.State(grace_ms=round(grace_seconds * 1000))
-        self.nodes = Nodes(agent, lost_seconds=lost_seconds, grace_seconds=grace_seconds)
+        self.config = Config() if config is None else config
+        self.prices = Prices(self.config.prices)
+        lost, grace = self.config.scheduler.lost_seconds, self.config.scheduler.grace_seconds
+        self.state = core.State(grace_ms=round(grace * 1000))
+        self.nodes = Nodes(agent, lost_seconds=lost, grace_seconds=grace)
         self.over: dict[str, tuple[str, str]] = {}  # what has become of leases: code and message
         self._agent = agent
         self._places = places
+        self._door = Door(self.config, places, None) if door is None else door
+        self._reread = reread
+        self._joined: dict[str, Peer] = {}  # who speaks for each other node
         self._ending: dict[str, float] = {}  # lease id -> since when
-        self._waiters: list[Waiter] = []
+        self.watch_ring = Watch()
+        self._published = 0
+        self._waiters = Waiters()
         self._stopping = False
         self._zero = (time.time_ns() - time.monotonic_ns()) // 1_000_000
         self._seen = float("-inf")
@@ -87,13 +100,17 @@ class Daemon:
             self._holders = Holders(self._poller)
             stack.callback(self._holders.close)
             self._recover()
-            wakeup = stack.enter_context(signals_as_bytes())
+            wakeup = stack.enter_context(signals_as_bytes(signal.SIGHUP))
             self._poller.register(wakeup, zmq.POLLIN)
             context = stack.enter_context(zmq.Context())
-            self._routers = [self._local_socket(context)]
+            self._routers = [self._door.open(context, self._poller)]
             for router in self._routers:
                 stack.callback(router.close, linger=200)
-                self._poller.register(router, zmq.POLLIN)
+            stack.callback(self._door.close)
+            self._numbers = context.socket(zmq.PUB)
+            stack.callback(self._numbers.close, linger=0)
+            self._door.add(self._numbers, self._places.events)
+            collect_rarely()
             ready()
             while not self._stopping:
                 self._turn(wakeup)
@@ -102,20 +119,14 @@ class Daemon:
     def stop(self) -> None:
         self._stopping = True
 
-    def _local_socket(self, context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
-        router = context.socket(zmq.ROUTER)
-        router.set(zmq.MAXMSGSIZE, wire.MAX_FRAME_BYTES)
-        router.bind(self._places.address)
-        self._places.socket.chmod(0o600)
-        return router
-
     # ---- the loop ---------------------------------------------------------------------------
 
     def _turn(self, wakeup: socket.socket) -> None:
         events = dict(self._poller.poll(int(self._patience() * 1000) + 1))
         if wakeup.fileno() in events:
-            wakeup.recv(64)
-            self._stopping = True
+            self._hear(wakeup.recv(64))
+        if self._door.turn(events, time.monotonic()):
+            self._drop_revoked()
         for id in self._holders.gone(events):
             self.happens(core.HolderGone(id))
         replies = [reply for router in self._routers if router in events for reply in self._drain(router)]
@@ -126,70 +137,105 @@ class Daemon:
         self._finish_endings(time.monotonic())
         self._commit()
         replies += self._waited()
+        self._publish()
+        self._door.flush()
         # A client that has gone in the meantime is no error: its lease ends with its process.
         orders, self.nodes.outbox = self.nodes.outbox, []
         for address, message in [*replies, *orders]:
             with contextlib.suppress(zmq.ZMQError):
-                address.socket.send_multipart([address.identity, message], flags=zmq.DONTWAIT)
+                frames.send(address.socket, address.identity, message)
         if self.state.leases or self.state.waiting:
             self._needed = time.monotonic()
         elif self.private and time.monotonic() - self._needed > _LINGER:
             self._stopping = True
 
+    def _publish(self) -> None:
+        """Tell everybody how far it has gone. What has happened is served to those who may see it."""
+        if self.watch_ring.last != self._published:
+            self._published = self.watch_ring.last
+            with contextlib.suppress(zmq.ZMQError):
+                self._numbers.send(msgspec.msgpack.encode(self._published), flags=zmq.DONTWAIT)
+
+    def _hear(self, signals: bytes) -> None:
+        if signal.SIGHUP in signals:
+            self._reload()
+        self._stopping = self._stopping or any(number != signal.SIGHUP for number in signals)
+
+    def _reload(self) -> None:
+        """What of the configuration can take effect now, does; one with an error changes nothing."""
+        if self._reread is None:
+            return
+        try:
+            after = self._reread()
+            self._door.reload(after)
+        except StateError as wrong:
+            self._door.say(f"the configuration stays as it is: {wrong}")
+            return
+        now, later = changed(self.config, after)
+        self.config, self.prices = after, Prices(after.prices)
+        self.nodes.lost_seconds = after.scheduler.lost_seconds
+        self.nodes.grace_seconds = after.scheduler.grace_seconds
+        self.state.grace_ms = round(after.scheduler.grace_seconds * 1000)
+        self._seen = float("-inf")
+        self.look_at_devices()
+        for node in self.nodes.nodes.values():
+            if node.facts is not None and node.address is not None:
+                self.happens(core.InventoryChanged(self.prices.laid_over(node.facts)))
+        waits = f"; with the next start: {', '.join(later)}" if later else ""
+        self._door.say(f"read the configuration again: {', '.join(now) or 'nothing'} changed{waits}")
+        self._door.note(None, "reload", "ok", changed=now, later=later)
+
     def _patience(self) -> float:
         deadline = self.state.next_deadline()
         due = _TICK if deadline is None else max(deadline - self.now(), 0) / 1000
-        for waiter in self._waiters:
-            due = min(due, max(waiter.until - time.monotonic(), 0))
+        if (waited := self._waiters.next_due()) is not None:
+            due = min(due, max(waited - time.monotonic(), 0))
+        due = min(due, self._door.patience(time.monotonic()))
         return min(due, 0.05 if self.nodes.busy or self._ending else _TICK)
 
     def _drain(self, router: zmq.Socket[bytes]) -> list[tuple[Address, bytes]]:
         replies = []
         for _ in range(_DRAIN):
-            try:
-                frames = router.recv_multipart(flags=zmq.DONTWAIT, copy=False)
-            except zmq.Again:
+            message = frames.receive(router)
+            if message is None:
                 break
-            address = Address(router, frames[0].bytes)
-            reply = self._answer(address, frames[1:])
+            address = Address(router, message[0])
+            reply = self._answer(address, message[1])
             if reply is not None:
                 replies.append((address, wire.pack(reply)))
         return replies
 
-    def _answer(self, address: Address, frames: list[zmq.Frame]) -> wire.Reply | None:
+    def _answer(self, address: Address, parts: list[zmq.Frame]) -> wire.Reply | None:
         """None: it is answered later, or not at all."""
-        id = ""
+        now = time.monotonic()
+        who: Peer | None = None
+        message: wire.Request | wire.Reply | None = None
+        reply: wire.Reply | None = None
         try:
-            if len(frames) != 1:
-                raise wire.Malformed(f"a message has one frame, not {len(frames)}")
-            request = wire.unpack_message(frames[0].bytes)
-            id = request.id
-            if isinstance(request, wire.Reply):
-                self.nodes.answered(address, request)
+            if len(parts) != 1:
+                raise wire.Malformed("a message has one frame, not several")
+            message = wire.unpack_message(parts[0].bytes)
+            who = self._door.admit(address, parts[0], message, now)
+            if isinstance(message, wire.Reply):
+                self.nodes.answered(address, message)
                 return None
-            self._needed = time.monotonic()
-            who = peer(address, frames[0])
-            if who.uid not in (os.geteuid(), 0):
-                return error(id, "denied", "this scheduler serves another user")
-            operation = OPERATIONS.get(request.op)
-            if operation is None:
-                return error(id, "unknown_op", f"there is no operation '{request.op:.40}'")
-            body = operation(self, request.body, who)
+            self._needed = now
+            self._door.gate.check(who, message.op)
+            if message.deadline_ms is not None and message.deadline_ms <= self.now():
+                raise Refused("late", "its deadline had passed before it was read: nothing was done")
+            body = OPERATIONS[message.op](self, message.body, who)
             if isinstance(body, Waiter):
-                body.address, body.request = address, id
-                self._waiters.append(body)
-                return None
-        except wire.Malformed as wrong:
-            return error(wrong.id or id, "malformed", str(wrong))
-        except msgspec.ValidationError as wrong:
-            return error(id, "malformed", f"the request's body does not fit: {wrong}")
-        except core.InvalidError as wrong:
-            return error(id, "not_found" if wrong.field == "class" else "malformed", str(wrong))
-        except Refused as refused:
-            return error(id, refused.code, str(refused))
-        except HalError as wrong:
-            return error(id, "failed", str(wrong))
-        return wire.Reply(wire.VERSION, id, True, body)
+                self._door.limits.begin(who, now)
+                body.peer, body.request = who, message.id
+                self._waiters.add(body)
+            else:
+                reply = wire.Reply(wire.VERSION, message.id, True, body)
+        except FAULTS as wrong:
+            id = wrong.id if isinstance(wrong, wire.Malformed) else ""
+            reply = wire.Reply(wire.VERSION, id or _id(message), False, error=fault(wrong))
+        if isinstance(message, wire.Request):
+            self._door.answered(who, message, reply)
+        return reply
 
     # ---- what is decided --------------------------------------------------------------------
 
@@ -208,15 +254,22 @@ class Daemon:
 
     def happens(self, event: core.Event) -> list[core.Decision]:
         """Apply an event and carry out what follows."""
-        decisions = self.state.apply(event, self.now())
+        now = self.now()
+        decisions = self.state.apply(event, now)
+        self.watch_ring.note(event, decisions, now)
         for decision in decisions:
             match decision:
                 case core.Grant(lease=lease, again=False):
+                    self._waiters.touch(lease.id)
                     self._begin(lease)
+                case core.Queued(id=id, again=False):
+                    self.watch_ring.queued(self.state.waiting[id], now, decision.reason)
                 case core.Revoke(lease=lease) | core.Preempt(lease=lease):
                     self.over[lease.id] = ("ended", f"the lease '{lease.id}' has ended: {decision.reason}")
+                    self._waiters.touch(lease.id)
                     self._end(lease)
                 case core.Withdrawn(id=id):
+                    self._waiters.touch(id)
                     self.over[id] = ("ended", f"'{id}' waits no longer: {decision.reason}")
                     self._holders.unwatch(id)
         while len(self.over) > 1024:
@@ -240,17 +293,20 @@ class Daemon:
     def look_at_devices(self) -> None:
         """Ask this node again what others use of its devices, unless it was asked a moment ago."""
         if self._agent is not None and time.monotonic() - self._seen >= _FRESH:
-            self.happens(core.InventoryChanged(self._agent.facts()))
+            self.happens(core.InventoryChanged(self.prices.laid_over(self._agent.facts())))
             self._seen = time.monotonic()
 
     # ---- nodes ------------------------------------------------------------------------------
 
     def join(self, joining: Join, who: Peer) -> wire.Body:
         """An agent reports for its node. Raises Refused."""
+        if not who.speaks_for(joining.node):
+            raise Refused("denied", f"the key '{who.name}' is not that of node '{joining.node:.64}'")
         answer = self.nodes.join(who.address, joining, self.state.leases, time.monotonic())
         facts = self.nodes.nodes[joining.node].facts
+        self._joined[joining.node] = who
         if facts is not None and not answer.again:
-            self.decide(core.NodeJoined(facts))
+            self.decide(core.NodeJoined(self.prices.laid_over(facts)))
             self._store.put([("node", facts.id, msgspec.msgpack.encode(facts))])
         return msgspec.to_builtins(answer)  # type: ignore[no-any-return]
 
@@ -260,7 +316,15 @@ class Daemon:
             raise Refused("not_joined", f"node '{beat.node:.64}' has to join first")
         facts = self.nodes.nodes[beat.node].facts
         if beat.facts is not None and facts is not None:
-            self.happens(core.InventoryChanged(facts))
+            self.happens(core.InventoryChanged(self.prices.laid_over(facts)))
+
+    def _drop_revoked(self) -> None:
+        """Send no more orders to agents whose keys are no longer in force: their nodes will be lost."""
+        for id, who in list(self._joined.items()):
+            if not self._door.gate.still(who):
+                del self._joined[id]
+                self.nodes.nodes[id].address = None
+        self._waiters.touch_all()
 
     def _look_at_nodes(self) -> None:
         now = time.monotonic()
@@ -273,6 +337,8 @@ class Daemon:
 
     def outcome(self, waiter: Waiter) -> wire.Body | None:
         """What to say now; None: nothing yet. Raises Refused when there is nothing to wait for."""
+        if isinstance(waiter, watch.Watcher):
+            return waiter.answer(at_once=time.monotonic() >= waiter.until)
         lease = self.state.leases.get(waiter.lease)
         lives = lease is not None and lease.state is not core.LeaseState.ENDING
         if lease is not None and lives and self.nodes.is_bound(lease):
@@ -288,18 +354,27 @@ class Daemon:
         return {"waiting": {} if lease is None else bodies.being_made(lease, self.now())}
 
     def _waited(self) -> list[tuple[Address, bytes]]:
-        replies, left = [], []
-        for waiter in self._waiters:
+        """The answers for which somebody has waited: only those who may have one now are looked at."""
+        replies = []
+        for id in self.nodes.settled:
+            self._waiters.touch(id)
+        self.nodes.settled.clear()
+        if self.watch_ring.last != self._published:
+            self._waiters.touch(watch.NAME)
+        for waiter in self._waiters.take(time.monotonic()):
+            assert waiter.peer is not None
             try:
+                if not self._door.gate.still(waiter.peer):
+                    raise Refused("denied", "this key is no longer known to the scheduler")
                 body = self.outcome(waiter)
                 reply = None if body is None else wire.Reply(wire.VERSION, waiter.request, True, body)
             except Refused as refused:
                 reply = error(waiter.request, refused.code, str(refused))
-            if reply is None or waiter.address is None:
-                left.append(waiter)
+            if reply is None:
+                self._waiters.add(waiter)
             else:
-                replies.append((waiter.address, wire.pack(reply)))
-        self._waiters = left
+                self._door.limits.end(waiter.peer)
+                replies.append((waiter.peer.address, wire.pack(reply)))
         return replies
 
     # ---- holders and endings ----------------------------------------------------------------
@@ -349,9 +424,10 @@ class Daemon:
             gone = [lease for lease in saved.leases if not self.nodes.take_over(lease, now)]
             saved.leases = [lease for lease in saved.leases if lease not in gone]
             lost = set() if saved.counters is None else set(saved.counters.lost)
-            own = [] if self._agent is None else [self._agent.facts()]
+            own = [] if self._agent is None else [self.prices.laid_over(self._agent.facts())]
             known = lost | {facts.id for facts in own}
-            nodes = own + [node for node in saved.nodes if node.id not in known]
+            others = [self.prices.laid_over(node) for node in saved.nodes if node.id not in known]
+            nodes = own + others
             self.state = records.restore(saved, nodes, grace_ms=self.state.grace_ms)
         except records.DamagedError as wrong:
             raise StateError(f"the lease store {self._places.store} is damaged: {wrong}") from None
@@ -367,6 +443,8 @@ class Daemon:
         # A node that has obeyed a scheduler of more starts than these would refuse this one.
         counters.term = self.nodes.term = max(counters.term, self._agent.term if self._agent else 0) + 1
         self.state.world.note("meta", "counters")
+        self.watch_ring.begin(self.nodes.term, [*self.state.leases.values(), *self.state.waiting.values()])
+        self._published = self.watch_ring.last
         self._store.put(records.changes(self.state))
         self._store.commit()
         self._resume(now)
@@ -389,8 +467,9 @@ class Daemon:
 
     def _leave(self) -> None:
         """Orderly end: a private daemon ends every lease first, then all removes what is empty."""
+        self._places.events.unlink(missing_ok=True)
         self._places.socket.unlink(missing_ok=True)  # nobody is answered from here on: nobody is to wait
-        left = [(one.address, one.request) for one in self._waiters if one.address is not None]
+        left = [(one.peer.address, one.request) for one in self._waiters if one.peer is not None]
         for router in self._routers:
             with contextlib.suppress(zmq.Again):
                 while True:
@@ -424,3 +503,7 @@ def _latest(saved: records.Saved) -> int:
     """The latest time that anything written down happened at."""
     times = [lease.granted for lease in saved.leases] + [one.arrived for one in saved.waiting]
     return max([*times, 0 if saved.counters is None else saved.counters.faded_until])
+
+
+def _id(message: wire.Request | wire.Reply | None) -> str:
+    return "" if message is None else message.id

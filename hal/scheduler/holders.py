@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable
+import select
+from collections.abc import Container
 
 import zmq
 
@@ -11,15 +13,23 @@ __all__ = ["Holders"]
 
 
 class Holders:
-    """Registers each holder with the poller that the daemon waits on."""
+    """Registers each holder once, however much it holds, in one descriptor that the daemon's poller waits on.
+
+    The poller is given as many descriptors at each turn as are registered with it: ten thousand holders
+    are one of them.
+    """
 
     def __init__(self, poller: zmq.Poller) -> None:
         self._poller = poller
-        self._ids: dict[int, str] = {}  # pidfd -> id of a lease or of who waits for one
+        self._epoll = select.epoll()
+        self._pid_of: dict[str, int] = {}  # of a lease, or of who waits for one
+        self._pidfd_of: dict[int, int] = {}
+        self._held_by: dict[int, dict[str, None]] = {}  # pid -> ids
         self._elsewhere: set[str] = set()  # whose holders are on other machines: they count as alive
+        poller.register(self._epoll.fileno(), zmq.POLLIN)
 
     def __contains__(self, id: str) -> bool:
-        return id in self._elsewhere or id in self._ids.values()
+        return id in self._pid_of or id in self._elsewhere
 
     def watch(self, id: str, pid: int) -> bool:
         """False when the process has gone already. Where none can be watched, the lease still expires."""
@@ -28,30 +38,55 @@ class Holders:
         if pid < 0:
             self._elsewhere.add(id)
             return True
-        try:
-            pidfd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            return False
-        except OSError:
-            return True
-        self._ids[pidfd] = id
-        self._poller.register(pidfd, zmq.POLLIN)
+        if pid not in self._pidfd_of:
+            try:
+                pidfd = os.pidfd_open(pid)
+            except ProcessLookupError:
+                return False
+            except OSError:
+                return True
+            self._pidfd_of[pid] = pidfd
+            self._held_by[pid] = {}
+            self._epoll.register(pidfd, select.EPOLLIN)
+        elif _has_died(self._pidfd_of[pid]):
+            return False  # it has died, and the number may be another's by now
+        self._pid_of[id] = pid
+        self._held_by[pid][id] = None
         return True
 
-    def gone(self, ready: Iterable[object]) -> list[str]:
+    def gone(self, ready: Container[object]) -> list[str]:
         """Whose holders are among what the poller has found ready: they are watched no longer."""
-        found = [(pidfd, id) for pidfd, id in self._ids.items() if pidfd in set(ready)]
-        for _, id in found:
+        if self._epoll.fileno() not in ready:
+            return []
+        dead = {fd for fd, _ in self._epoll.poll(0)}
+        pids = [pid for pid, pidfd in self._pidfd_of.items() if pidfd in dead]
+        found = [id for pid in pids for id in self._held_by[pid]]
+        for id in found:
             self.unwatch(id)
-        return [id for _, id in found]
+        return found
 
     def unwatch(self, id: str) -> None:
         self._elsewhere.discard(id)
-        for pidfd in [fd for fd, held in self._ids.items() if held == id]:
-            del self._ids[pidfd]
-            self._poller.unregister(pidfd)
+        pid = self._pid_of.pop(id, None)
+        if pid is None:
+            return
+        held = self._held_by[pid]
+        del held[id]
+        if not held:
+            del self._held_by[pid]
+            pidfd = self._pidfd_of.pop(pid)
+            self._epoll.unregister(pidfd)
             os.close(pidfd)
 
     def close(self) -> None:
-        for id in set(self._ids.values()):
+        for id in list(self._pid_of):
             self.unwatch(id)
+        with contextlib.suppress(KeyError):
+            self._poller.unregister(self._epoll.fileno())
+        self._epoll.close()
+
+
+def _has_died(pidfd: int) -> bool:
+    one = select.poll()  # select() itself takes no descriptor above 1023
+    one.register(pidfd, select.POLLIN)
+    return bool(one.poll(0))

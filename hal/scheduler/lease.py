@@ -17,6 +17,7 @@ from hal.backend import GoneError, HalError
 from hal.model import Enforcement, Rung
 from hal.scheduler.client import Client, Unreachable
 from hal.scheduler.core.request import Request
+from hal.scheduler.endpoint import Endpoint
 from hal.scheduler.places import Places
 from hal.scheduler.private import ensure_daemon
 
@@ -35,9 +36,9 @@ class HeldLease:
     """
 
     def __init__(
-        self, places: Places, body: dict[str, Any], *, private: bool, on_lost: Callable[[str], None] | None
+        self, where: Endpoint, body: dict[str, Any], *, private: bool, on_lost: Callable[[str], None] | None
     ) -> None:
-        self._places = places
+        self._where = where
         self._private = private
         self._on_lost = on_lost
         granted = body["lease"]
@@ -85,12 +86,12 @@ class HeldLease:
         if threading.current_thread() is not self._renewer:
             self._renewer.join()
         if self.lost is None:
-            with Client(self._places) as client, contextlib.suppress(GoneError, Unreachable):
+            with Client(self._where) as client, contextlib.suppress(GoneError, Unreachable):
                 client.call("release", lease=self.id)
 
     def _renew(self) -> None:
         good_until = time.monotonic() + self._ttl
-        with Client(self._places, timeout=min(self._ttl / 3, 2.0)) as client:
+        with Client(self._where, timeout=min(self._ttl / 3, 2.0)) as client:
             # Short steps after a failure: the time that is left is for more than one try.
             pause = self._ttl / 3
             while not self._done.wait(pause):
@@ -107,7 +108,7 @@ class HeldLease:
                     pause = self._ttl / 30
                     if self._private:
                         with contextlib.suppress(Exception):
-                            ensure_daemon(self._places)
+                            ensure_daemon(self._where)
         return None
 
     def _lose(self, reason: str) -> None:
@@ -131,11 +132,12 @@ def lease(
 ) -> HeldLease:
     """Lease a slice of ``memory_bytes``, or with ``None`` a whole device; or whatever ``request`` says.
 
-    Uses the daemon of the runtime directory, or starts a private one. A request with ``wait`` stays in
-    its queue until it is served, of which ``on_wait`` is told once. Raises TemporaryError when there is
-    no room now, UnsupportedError when no device here can ever serve it, StateError without a scheduler.
+    Uses the daemon that HAL_SCHEDULER names, or that of the runtime directory, or starts a private one. A
+    request with ``wait`` stays in its queue until it is served, of which ``on_wait`` is told once. Raises
+    TemporaryError when there is no room now, UnsupportedError when no device here can ever serve it,
+    StateError without a scheduler.
     """
-    where = Places() if places is None else places
+    where = Endpoint.chosen() if places is None else Endpoint.here(places)
     asked: dict[str, Any] = {"key": secrets.token_hex(16)}
     if request is None:
         asked |= {
@@ -158,7 +160,7 @@ def lease(
     return HeldLease(where, body, private=private, on_lost=on_lost)
 
 
-def _acquired(client: Client, where: Places, asked: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+def _acquired(client: Client, where: Endpoint, asked: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     for last_try in (False, True):
         ensure_daemon(where)
         try:
@@ -169,7 +171,7 @@ def _acquired(client: Client, where: Places, asked: dict[str, Any]) -> tuple[dic
     raise AssertionError
 
 
-def _served(client: Client, where: Places, asked: dict[str, Any], id: str, private: bool) -> dict[str, Any]:
+def _served(client: Client, where: Endpoint, asked: dict[str, Any], id: str, private: bool) -> dict[str, Any]:
     """Wait until it is granted. Whoever is interrupted meanwhile waits no longer."""
     try:
         while True:

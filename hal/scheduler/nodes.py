@@ -82,6 +82,7 @@ class Nodes:
         self.term = 0
         self.nodes: dict[str, Node] = {}
         self.outbox: list[tuple[Address, bytes]] = []
+        self.settled: set[str] = set()  # leases of which a node has answered since it was last looked at
         self._held: dict[str, _Held] = {}
         self._failed: list[tuple[str, str]] = []
         self._orders: dict[str, _Order] = {}
@@ -330,6 +331,7 @@ class Nodes:
         held = self._held[lease.id]
 
         def done(answer: on.Bound | HalError) -> None:
+            self.settled.add(lease.id)
             if isinstance(answer, HalError):
                 self._failed.append((lease.id, str(answer)))
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import secrets
 import time
 from collections import Counter
@@ -12,7 +13,8 @@ import msgspec
 
 from hal.scheduler import bodies, core, wire
 from hal.scheduler.agent.binding import Beat, Join
-from hal.scheduler.answers import Peer, Refused, Waiter
+from hal.scheduler.answers import FAULTS, Peer, Refused, Waiter, fault
+from hal.scheduler.watch import WatchBody, Watcher
 
 if TYPE_CHECKING:
     from hal.scheduler.daemon import Daemon
@@ -31,7 +33,9 @@ def hello(daemon: Daemon, _body: wire.Body, _peer: Peer) -> wire.Body:
         "term": daemon.nodes.term,
         "leases": len(daemon.state.leases),
         "waiting": len(daemon.state.waiting),
-        "classes": sorted(daemon.presets),
+        "classes": sorted(daemon.config.classes),
+        "now_ms": daemon.now(),
+        "event": daemon.watch_ring.last,
     }
 
 
@@ -39,8 +43,36 @@ def hello(daemon: Daemon, _body: wire.Body, _peer: Peer) -> wire.Body:
 
 
 def acquire(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body | Waiter:
-    asked = msgspec.convert(body, bodies.Acquire)
-    request = asked.wanted(daemon.presets)
+    return _acquire(daemon, msgspec.convert(body, bodies.Acquire), peer)
+
+
+def acquire_many(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
+    """One whose slices take a while is answered with ``waiting``: nobody is kept from the others' answers."""
+    replies = []
+    for asked in msgspec.convert(body, bodies.AcquireMany).requests:
+        try:
+            answer = _acquire(daemon, asked, peer)
+        except FAULTS as wrong:
+            replies.append({"ok": False, "error": msgspec.to_builtins(fault(wrong))})
+            continue
+        if isinstance(answer, Waiter):
+            answer = {"waiting": bodies.being_made(daemon.state.leases[answer.lease], daemon.now())}
+        replies.append({"ok": True, "body": answer})
+    return {"replies": replies}
+
+
+def release_many(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
+    replies: list[wire.Body] = []
+    for id in msgspec.convert(body, bodies.ReleaseMany).leases:
+        try:
+            replies.append({"ok": True, "body": _release(daemon, id, peer)})
+        except FAULTS as wrong:
+            replies.append({"ok": False, "error": msgspec.to_builtins(fault(wrong))})
+    return {"replies": replies}
+
+
+def _acquire(daemon: Daemon, asked: bodies.Acquire, peer: Peer) -> wire.Body | Waiter:
+    request = asked.wanted(daemon.config.classes)
     daemon.look_at_devices()
     id = _fresh_id(daemon)
     daemon.decide(core.Submit(request, id, asked.key, peer.uid, peer.pid))
@@ -69,7 +101,7 @@ def granted(daemon: Daemon, lease: core.Lease) -> wire.Body:
 
 def wait(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body | Waiter:
     asked = msgspec.convert(body, bodies.Wait)
-    _owned(daemon, asked.lease, peer)
+    _commanded(daemon, asked.lease, peer)
     daemon.watch(asked.lease, peer.pid)  # after a restart of the scheduler
     waiter = Waiter(asked.lease, time.monotonic() + asked.timeout_seconds)
     return waiter if (answer := daemon.outcome(waiter)) is None else answer
@@ -87,28 +119,46 @@ def renew(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
 
 
 def release(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
-    id = msgspec.convert(body, bodies.Named).lease
-    one = _owned(daemon, id, peer)
+    return _release(daemon, msgspec.convert(body, bodies.Named).lease, peer)
+
+
+def _release(daemon: Daemon, id: str, peer: Peer) -> wire.Body:
+    one = _commanded(daemon, id, peer)
     if isinstance(one, core.Waiting):
-        daemon.decide(core.Release(id, peer.uid))
+        daemon.decide(core.Release(id, one.uid))
         return {"waiting": bodies.queued(one, daemon.now()), "ended": True}
     if peer.pid == one.holder_pid:  # it has stopped its program before it says so
         daemon.unwatch(id)
-    daemon.decide(core.Release(id, peer.uid))
+    daemon.decide(core.Release(id, one.uid))
     return {"lease": _described(daemon, one), "ended": id not in daemon.state.leases}
 
 
-def list_leases(daemon: Daemon, _body: wire.Body, _peer: Peer) -> wire.Body:
+def list_leases(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
+    """A page of leases and of those that wait, together by the order of their arrival."""
+    page = msgspec.convert(body, bodies.Page)
+    state = daemon.state
+    there: list[core.Lease | core.Waiting] = [*state.leases.values(), *state.waiting.values()]
+    seen = (one for one in there if one.order > page.after and peer.sees(one.uid))
+    shown = heapq.nsmallest(page.limit + 1, seen, key=lambda one: one.order)
+    more, shown = len(shown) > page.limit, shown[: page.limit]
     now = daemon.now()
     return {
-        "leases": [_described(daemon, lease) for lease in daemon.state.leases.values()],
-        "waiting": [bodies.queued(one, now) for one in daemon.state.waiting.values()],
+        "leases": [_described(daemon, one) for one in shown if isinstance(one, core.Lease)],
+        "waiting": [bodies.queued(one, now) for one in shown if isinstance(one, core.Waiting)],
+        "next": shown[-1].order if more else None,
     }
+
+
+def watch(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body | Waiter:
+    asked = msgspec.convert(body, WatchBody)
+    watcher = Watcher(daemon.watch_ring, asked, peer.sees, time.monotonic() + asked.timeout_seconds)
+    answer = watcher.answer(at_once=not asked.timeout_seconds)
+    return watcher if answer is None else answer
 
 
 def explain(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
     id = msgspec.convert(body, bodies.Named).lease
-    _owned(daemon, id, peer)
+    _seen(daemon, id, peer)
     daemon.look_at_devices()
     told = daemon.state.explain(id, daemon.now())
     if told is None:  # it has been withdrawn this moment
@@ -116,10 +166,18 @@ def explain(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
     return {"explanation": msgspec.to_builtins(told)}
 
 
-def _owned(daemon: Daemon, id: str, peer: Peer) -> core.Lease | core.Waiting:
+def _seen(daemon: Daemon, id: str, peer: Peer) -> core.Lease | core.Waiting:
+    """To whom it is not shown, it does not exist. Raises Refused."""
     one = daemon.state.leases.get(id) or daemon.state.waiting.get(id)
-    if one is None or peer.uid not in (one.uid, 0):
+    if one is None or not peer.sees(one.uid):
         raise Refused(*daemon.over.get(id, ("not_found", f"there is no lease '{id}'")))
+    return one
+
+
+def _commanded(daemon: Daemon, id: str, peer: Peer) -> core.Lease | core.Waiting:
+    one = _seen(daemon, id, peer)
+    if not peer.commands(one.uid):
+        raise Refused("denied", f"the lease '{id}' is another's")
     return one
 
 
@@ -164,6 +222,9 @@ def beat(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
 OPERATIONS: dict[str, Operation] = {
     "hello": hello,
     "acquire": acquire,
+    "acquire_many": acquire_many,
+    "release_many": release_many,
+    "watch": watch,
     "wait": wait,
     "renew": renew,
     "release": release,

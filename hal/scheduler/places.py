@@ -23,7 +23,9 @@ class Places:
 
     def __init__(self, directory: Path | None = None) -> None:
         self.directory = _chosen() if directory is None else directory
+        self.group: int | None = None  # of this machine, whose members may enter (see ``make``)
         self.socket = self.directory / "scheduler.sock"
+        self.events = self.directory / "events.sock"
         self.lock = self.directory / "scheduler.lock"
         self.store = self.directory / "leases.db"
         self.slices = self.directory / "slices"
@@ -34,6 +36,11 @@ class Places:
     @property
     def address(self) -> str:
         return f"ipc://{self.socket}"
+
+    @property
+    def events_address(self) -> str:
+        """Where the numbers of what happens are published."""
+        return f"ipc://{self.events}"
 
     def environment(self) -> dict[str, str]:
         """The caller's environment, naming this directory to a process of hal's own."""
@@ -47,7 +54,8 @@ class Places:
         return self.slices / f"{lease_id}.binding"
 
     def make(self) -> None:
-        """Create what is missing. Raises StateError when the directory is not the user's alone."""
+        """Create what is missing. Raises StateError when the directory is not the user's alone, and the
+        group's if there is one: its members reach the socket, and by their names their own slices."""
         if len(os.fsencode(self.socket)) > _LONGEST_SOCKET_PATH:
             raise StateError(
                 f"the path {self.socket} is too long for a socket; set HAL_RUNTIME_DIR to a shorter one"
@@ -55,12 +63,17 @@ class Places:
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             status = self.directory.stat()
-            if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
+            beyond = 0o077 if self.group is None else 0o027
+            if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & beyond:
                 raise StateError(
                     f"{self.directory} has to belong to you alone (mode 0700); "
                     "repair it, or set HAL_RUNTIME_DIR to another directory"
                 )
             self.slices.mkdir(mode=0o700, exist_ok=True)
+            if self.group is not None:
+                os.chown(self.directory, -1, self.group)
+                self.directory.chmod(0o750)
+                self.slices.chmod(0o711)
         except OSError as error:
             raise StateError(
                 f"cannot use the runtime directory {self.directory}: {error.strerror}"

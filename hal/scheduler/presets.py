@@ -15,7 +15,7 @@ from hal.backend import StateError
 from hal.scheduler.core.request import Alternative, InvalidError, Member, Request, check
 from hal.units import parse_bytes, parse_seconds
 
-__all__ = ["Preset", "load", "with_preset"]
+__all__ = ["Preset", "load", "typed_presets", "with_preset"]
 
 
 class Preset(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,6 +70,14 @@ def _read(text: str, name: str) -> dict[str, Preset]:
         content: Mapping[str, Any] = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise StateError(f"the presets {name} are not TOML: {error}") from None
+    try:
+        return typed_presets(content)
+    except ValueError as error:
+        raise StateError(f"the presets {name}, {error}") from None
+
+
+def typed_presets(content: Mapping[str, Any], *, prefix: str = "") -> dict[str, Preset]:
+    """Of tables as TOML has them. Raises ValueError that names the class, after ``prefix``, and the field."""
     presets = {}
     for title, table in content.items():
         try:
@@ -79,7 +87,7 @@ def _read(text: str, name: str) -> dict[str, Preset]:
             presets[title] = msgspec.convert(fields, Preset)
             check(Request(members=(Member(presets[title].fallback or (Alternative(),)),)))
         except (msgspec.ValidationError, InvalidError, TypeError, ValueError) as error:
-            raise StateError(f"the presets {name}, [{title}]: {error}") from None
+            raise ValueError(f"[{prefix}{title}]: {error}") from None
     return presets
 
 

@@ -8,6 +8,7 @@ import time
 
 from hal.backend import StateError
 from hal.scheduler.client import Client, Unreachable
+from hal.scheduler.endpoint import Endpoint
 from hal.scheduler.places import Places
 
 __all__ = ["ensure_daemon"]
@@ -15,15 +16,24 @@ __all__ = ["ensure_daemon"]
 _START_SECONDS = 20.0
 
 
-def ensure_daemon(places: Places) -> None:
+def ensure_daemon(endpoint: Endpoint) -> None:
     """Return once a daemon answers; start a private one if none does.
 
-    Raises StateError with what the daemon said when it cannot start.
+    Raises StateError with what the daemon said when it cannot start. One that HAL_SCHEDULER names is not
+    started, nor one that already answers in a directory of somebody else's.
     """
+    try:
+        with Client(endpoint, timeout=5.0) as client:
+            client.call("hello")
+            return
+    except Unreachable:
+        if endpoint.places is None:
+            raise
+    places = endpoint.places
     places.make()
     deadline = time.monotonic() + _START_SECONDS
     started: subprocess.Popen[bytes] | None = None
-    with Client(places, timeout=1.0) as client:
+    with Client(endpoint, timeout=1.0) as client:
         while True:
             try:
                 client.call("hello")

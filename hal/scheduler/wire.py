@@ -9,6 +9,8 @@ A request is one frame, a reply is one frame (docs/protocol.md describes both fo
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgpack
@@ -45,11 +47,12 @@ class Malformed(ValueError):
         self.id = id
 
 
-class Request(Struct, frozen=True):
+class Request(Struct, frozen=True, omit_defaults=True):
     v: int
     id: str
     op: str
     body: Body = {}
+    deadline_ms: int | None = None  # since 1970, as the scheduler counts: not begun after it
 
 
 class ErrorBody(Struct, frozen=True):
@@ -65,49 +68,62 @@ class Reply(Struct, frozen=True):
     error: ErrorBody | None = None
 
 
+_encode = msgspec.msgpack.Encoder().encode
+
+
 def pack(message: Request | Reply) -> bytes:
-    packed: bytes = msgpack.packb(msgspec.to_builtins(message, builtin_types=(bytes,)))
-    return packed
+    return _encode(message)
 
 
 def unpack_message(frame: bytes) -> Request | Reply:
     """Of an agent, which asks and is asked. Raises Malformed."""
-    raw = _raw(frame, MAX_FRAME_BYTES)
-    return _checked(raw, Request) if isinstance(raw, dict) and "op" in raw else _checked(raw, Reply)
+    try:
+        return _typed(frame, Request, _decode_request, MAX_FRAME_BYTES)
+    except Malformed as wrong:
+        with contextlib.suppress(Malformed):
+            return _typed(frame, Reply, _decode_reply, MAX_FRAME_BYTES)
+        raise wrong
 
 
 def unpack_request(frame: bytes) -> Request:
     """Raises Malformed."""
-    return _typed(frame, Request, MAX_FRAME_BYTES)
+    return _typed(frame, Request, _decode_request, MAX_FRAME_BYTES)
 
 
 def unpack_reply(frame: bytes) -> Reply:
     """Raises Malformed."""
-    return _typed(frame, Reply, MAX_REPLY_BYTES)
+    return _typed(frame, Reply, _decode_reply, MAX_REPLY_BYTES)
 
+
+_decode_request = msgspec.msgpack.Decoder(Request).decode
+_decode_reply = msgspec.msgpack.Decoder(Reply).decode
 
 T = TypeVar("T", Request, Reply)
 
 
-def _typed(frame: bytes, kind: type[T], most: int) -> T:
-    return _checked(_raw(frame, most), kind)
-
-
-def _raw(frame: bytes, most: int) -> Any:
+def _typed(frame: bytes, kind: type[T], decode: Callable[[bytes], T], most: int) -> T:
     if len(frame) > most:
         raise Malformed(f"the message has {len(frame)} bytes; {most} are allowed")
     try:
-        return msgpack.unpackb(frame, raw=False, strict_map_key=True)
+        message = decode(frame)
+    except Exception:  # of the decoder's own, RecursionError, and on bad UTF-8 others
+        raise _why_not(frame, kind) from None
+    if message.v != VERSION:
+        raise Malformed(
+            f"protocol version {message.v} is not known here; this is version {VERSION}", message.id
+        )
+    return message
+
+
+def _why_not(frame: bytes, kind: type[Request] | type[Reply]) -> Malformed:
+    """What is wrong, and with which request: read again, for the id that can be read nevertheless."""
+    try:
+        raw = msgpack.unpackb(frame, raw=False, strict_map_key=True)
     except Exception as error:  # msgpack raises ValueError, its subclasses, and on bad UTF-8 others
-        raise Malformed(f"the message is not MessagePack: {error}") from None
-
-
-def _checked(raw: Any, kind: type[T]) -> T:
+        return Malformed(f"the message is not MessagePack: {error}")
     id = raw["id"] if isinstance(raw, dict) and isinstance(raw.get("id"), str) else ""
     try:
-        message = msgspec.convert(raw, kind)
+        msgspec.convert(raw, kind)
     except msgspec.ValidationError as error:
-        raise Malformed(f"the message is not of the protocol: {error}", id) from None
-    if message.v != VERSION:
-        raise Malformed(f"protocol version {message.v} is not known here; this is version {VERSION}", id)
-    return message
+        return Malformed(f"the message is not of the protocol: {error}", id)
+    return Malformed("the message is not MessagePack that can be read here", id)

@@ -110,6 +110,7 @@ class Book:
         named = os.environ.get("HAL_NODE_DIR")
         self.directory = directory or (Path(named).absolute() if named else Path("/dev/shm/hal-node"))  # noqa: S108
         self._mine: dict[str, IO[bytes]] = {}  # claims that live as long as this process does
+        self._known: dict[str, Held] = {}  # of these, those that this process has made: they need no reading
 
     def claims(self) -> list[Held]:
         """What is claimed now, by anybody; a file that is no claim of ours is passed over."""
@@ -138,6 +139,7 @@ class Book:
             if against is not None:
                 raise TemporaryError(against)
             path = self._path(wanted.id)
+            self._known.pop(wanted.id, None)
             try:
                 with path.open("r+b") as file:
                     file.write(msgspec.json.encode(wanted).ljust(_LARGEST // 16))
@@ -164,6 +166,7 @@ class Book:
             self._path(claim_id).unlink(missing_ok=True)
         except OSError as error:
             raise StateError(f"cannot end the claim {claim_id}: {error.strerror}") from None
+        self._known.pop(claim_id, None)
         if (file := self._mine.pop(claim_id, None)) is not None:
             file.close()
 
@@ -247,10 +250,13 @@ class Book:
             file.close()
         else:
             self._mine[claim.id] = file
+            self._known[claim.id] = Held(claim, os.geteuid())
 
     def _living(self) -> Iterator[Held]:
-        for number, path in enumerate(sorted(self.directory.glob(f"*{_SUFFIX}"))):
-            if number < _MOST_FILES and (held := self._read(path)) is not None:
+        names = sorted(name for name in os.listdir(self.directory) if name.endswith(_SUFFIX))  # noqa: PTH208
+        for name in names[:_MOST_FILES]:
+            held = self._known.get(name.removesuffix(_SUFFIX)) or self._read(self.directory / name)
+            if held is not None:
                 yield held
 
     def _read(self, path: Path) -> Held | None:

@@ -1,5 +1,6 @@
 """The compiled parts of hal: the ledger's binding, the guard, the stand-in drivers."""
 
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -14,6 +15,7 @@ def _installed(*parts: str) -> Path:
     return Path(str(found))
 
 
+@cache
 def guard_library() -> Path:
     """The shared object that is preloaded into a slice's programs."""
     return _installed("libhalguard.so")

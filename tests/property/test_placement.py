@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -232,3 +233,45 @@ def test_the_worth_of_a_rest_grows_and_adds_up(demand: dict[int, int]) -> None:
     assert (np.diff(worth) >= 0).all()
     for rest in (999, 810, 500, 333, 100):  # two rests are worth no more than the one that they are cut from
         assert (worth[: rest + 1] + worth[rest::-1] <= worth[rest] + 2).all()
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_node_that_returns_to_a_state_is_scored_as_it_is(seed: int) -> None:
+    """Few shapes on few devices, so that states come back; each of them differs from others in one amount."""
+    few = [
+        Shape(memory_bytes=6 * GIB),
+        Shape(compute_milli=300),
+        Shape(count=0, cpu_milli=1_500),
+        Shape(count=0, ram_bytes=30 * GIB),
+        Shape(cpu_milli=1_000, ram_bytes=20 * GIB),
+        Shape(whole=True),
+    ]
+    fleet, mix, held, outside = Fleet(), Mix(), list[Spot](), dict[int, int | None]()
+    chance = random.Random(seed)
+
+    def join(node: int) -> None:
+        there = [
+            DeviceFacts(f"d{d}", "green", "m", 24 * GIB, outside_bytes=outside.get(d, 0))
+            for d in (2 * node, 2 * node + 1)
+        ]
+        fleet.join(NodeFacts(f"n{node}", 4_000, 64 * GIB, tuple(there)))
+
+    join(0), join(1)
+    for _ in range(400):
+        device = chance.randrange(4)
+        match chance.choice(["place", "place", "place", "give", "give", "outside", "usable"]):
+            case "place":
+                shape = chance.choice(few)
+                spot = place(fleet, shape, fleet.everything, Policy(), mix)
+                fresh = fleet.copy()
+                assert spot == place(fresh, shape, fresh.everything, Policy(), mix)
+                if spot is not None:
+                    fleet.take(spot)
+                    held.append(spot)
+            case "give" if held:
+                fleet.give(held.pop(chance.randrange(len(held))))
+            case "outside":
+                outside[device] = chance.choice([0, 0, 9 * GIB, None])
+                join(device // 2)
+            case "usable":
+                fleet.set_usable(f"d{device}", chance.random() < 0.7)

@@ -49,6 +49,7 @@ class Slices:
             self._claim(binding, anyway=False)
             for number, limits in _limits(binding).items():
                 made[number] = Ledger.create(self._file(binding, number), binding.name, limits)
+                _give(self._file(binding, number), binding.uid)
                 self._share(made[number], binding, number)
                 _verify(made[number], limits)
         except HalError as error:
@@ -223,3 +224,9 @@ def _uses(ledger: Ledger) -> list[DeviceUse]:
         return ledger.devices()
     except StateError:
         return []
+
+
+def _give(ledger: Path, uid: int) -> None:
+    """To the user whose programs charge it, who may be another when the agent is root's."""
+    if os.geteuid() == 0 and 0 < uid < 1 << 32:
+        os.chown(ledger, uid, -1)

@@ -58,8 +58,11 @@ def usable_alternatives(one: Waiting, member: int, now: int) -> list[int]:
 
 def plan(world: World, one: Waiting, now: int, *, limits: bool = True) -> Plan | Blocked:
     """Books nothing. Without ``limits`` only the devices count."""
+    search = _Search(world, one, now, limits)
+    if len(search.units) == 1:
+        return search.run()  # it takes nothing
     with world.fleet.trial():
-        return _Search(world, one, now, limits).run()
+        return search.run()
 
 
 class _Search:
@@ -101,9 +104,11 @@ class _Search:
             if self.limits and (barred := self._barred(total)):
                 self._note(index, Blocked(barred[0], member, barred[1]))
                 continue
+            self.parts.append(Part(member, replica, number, spots))
+            if index + 1 == len(self.units):  # nobody comes after it whom it could be in the way of
+                return total
             for spot in spots:
                 self.world.fleet.take(spot)
-            self.parts.append(Part(member, replica, number, spots))
             charge = self._seat(index + 1, total)
             if charge is not None:
                 return charge

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from hal.scheduler.core.facts import WHOLE_MILLI, DeviceFacts, NodeFacts
@@ -52,6 +53,17 @@ class _Use(Struct):
 
 def _always(_: object) -> bool:
     return True
+
+
+def _differs_in_use_only(before: NodeFacts, node: NodeFacts) -> bool:
+    """Whether the node is as it was, but for how much of its devices is in use from outside."""
+    if len(before.devices) != len(node.devices):
+        return False
+    devices = tuple(
+        new if old == new else replace(new, outside_bytes=old.outside_bytes)
+        for old, new in zip(before.devices, node.devices, strict=True)
+    )
+    return replace(node, devices=devices) == before
 
 
 class Fleet:
@@ -110,6 +122,12 @@ class Fleet:
             row = self._vacant.pop(0) if self._vacant else self._add_row()
             self.row_of[node.id] = row
             self._ranks = None
+        elif (before := self.facts[row]) is not None and _differs_in_use_only(before, node):
+            self.facts[row] = node  # no selector and no total asks for it: what is kept stays true
+            for column, device in enumerate(node.devices):
+                self._derive_device(row, column, device)
+            self._derive_node(row, node)
+            return
         self._clear(row)
         self._widen(len(node.devices))
         self.facts[row] = node
@@ -270,6 +288,20 @@ class Fleet:
         if self._top_price[0] != self.layout:
             self._top_price = (self.layout, int(self.micros.max(initial=0)))
         return self._top_price[1]
+
+    def state(self, row: int) -> bytes:
+        """All of a node that changes while its facts do not: the same bytes are the same state."""
+        return b"".join(
+            (
+                self.bytes_free[row].tobytes(),
+                self.milli_free[row].tobytes(),
+                self.usable[row].tobytes(),
+                self.idle[row].tobytes(),
+                self.sliceable[row].tobytes(),
+                self.cpu_free[row].tobytes(),
+                self.ram_free[row].tobytes(),
+            )
+        )
 
     # ---- inside -----------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from typing import Any
 
 from hal.scheduler.core.facts import DeviceFacts
@@ -47,6 +48,7 @@ def _value(device: DeviceFacts, path: Path) -> Any:
     return None
 
 
+@lru_cache(1024)
 def key_of(one: Alternative, fabric: str | None = None) -> str:
     """What stands for the devices that an alternative means, in each run the same."""
     isolation = Isolation.ANY if one.memory_bytes is None else one.isolation

@@ -24,6 +24,8 @@ Bools = NDArray[np.bool_]
 _ROWS = 512  # shapes whose scores are kept
 _ALL = 2048  # while so many nodes have room, each is scored; of more, those that look best
 _BEST = 192
+_FEW = 16  # changed nodes that are looked up among the states that were worked out before
+_STATES = 16384  # states of nodes whose scores are kept, of all shapes together
 
 
 class Strategy(StrEnum):
@@ -96,13 +98,19 @@ def place(
     return Spot(node.id, tuple(node.devices[column].id for column in row.columns[chosen].tolist()), shape)
 
 
+# By the shape's row, the node's row and the node's state: the cost, infinite without room, and the columns.
+_States = dict[tuple[int, int, bytes], tuple[float, NDArray[np.int16]]]
+
+
 class _Kept:
     """What one fleet's placements share: the scores of the expectation, and a row for each shape."""
 
     def __init__(self) -> None:
         self.scores: Scores | None = None
+        self.layout = -1
         self.seen = (-1, -1)  # the masks and the layout that the scores were last compared with
         self.rows: dict[tuple[Shape, str, Policy], _Row] = {}
+        self.states: _States = {}
 
     def row(self, fleet: Fleet, shape: Shape, eligible: Eligible, policy: Policy, mix: Mix) -> _Row:
         scores, seen = self.scores, (fleet.masks_made, fleet.layout)
@@ -111,11 +119,14 @@ class _Kept:
             if scores is None or not scores.hold(fleet, mix.expected):
                 scores = self.scores = Scores(fleet, mix.expected)
                 self.rows.clear()
+        if self.layout != fleet.layout or len(self.states) >= _STATES:
+            self.layout = fleet.layout
+            self.states.clear()
         key = (shape, eligible.key, policy)
         row = self.rows.pop(key, None)
         price = fleet.top_price()
         if row is None or row.eligible is not eligible or row.price != price:
-            row = _Row(fleet, scores, shape, eligible, price)
+            row = _Row(fleet, scores, shape, eligible, price, self.states)
             if len(self.rows) >= _ROWS:
                 del self.rows[next(iter(self.rows))]
         self.rows[key] = row
@@ -125,8 +136,12 @@ class _Kept:
 class _Row:
     """The cost of one shape on each node, worked out again for nodes that have changed."""
 
-    def __init__(self, fleet: Fleet, scores: Scores, shape: Shape, eligible: Eligible, price: int) -> None:
+    def __init__(
+        self, fleet: Fleet, scores: Scores, shape: Shape, eligible: Eligible, price: int, states: _States
+    ) -> None:
         self.fleet, self.scores, self.shape, self.eligible, self.price = fleet, scores, shape, eligible, price
+        self.states = states
+        self.number = fleet.memo["rows"] = fleet.memo.get("rows", 0) + 1
         rows = len(fleet.cpu_free)
         self.tick = -1
         self.fits: Bools = np.zeros(rows, bool)
@@ -139,6 +154,8 @@ class _Row:
         """See which nodes have room, and forget the costs of those that have changed."""
         fleet = self.fleet
         changed = np.flatnonzero(fleet.changed > self.tick)
+        if self._returns_to_states(policy) and len(changed) <= _FEW:
+            changed = changed[[not self._recall(row) for row in changed.tolist()]]
         if len(changed):
             # What is asked of all rows is asked of the columns as they lie.
             rows = changed if len(changed) < len(self.fits) // 4 else slice(None)
@@ -164,9 +181,26 @@ class _Row:
         if len(unknown):
             self._work_out(unknown, policy)
             self.known[unknown] = True
+            if len(unknown) <= _FEW and self._returns_to_states(policy):
+                for row in unknown.tolist():
+                    key = (self.number, row, self.fleet.state(row))
+                    self.states[key] = float(self.costs[row]), self.columns[row].copy()
         return rows
 
     # ---- inside -----------------------------------------------------------------------------
+
+    def _returns_to_states(self, policy: Policy) -> bool:
+        """Whether a node's score is worth keeping: the same shapes come and go, and so do its states."""
+        return len(self.fits) <= _ALL and policy.strategy is not Strategy.RANDOM
+
+    def _recall(self, row: int) -> bool:
+        """Take a changed node's score from the last time that it was in this state; False: it never was."""
+        known = self.states.get((self.number, row, self.fleet.state(row)))
+        if known is None:
+            return False
+        self.costs[row], self.columns[row] = known
+        self.fits[row] = self.known[row] = True
+        return True
 
     def _room(self, rows: Ints | slice) -> tuple[Bools, Bools]:
         """Which of these nodes have room, and which of their devices have, whatever their node has."""

@@ -10,9 +10,23 @@ from hal.units import format_bytes
 
 __all__ = ["never"]
 
+_KEPT = 1024  # answers, as long as the nodes' facts are the same
+
 
 def never(world: World, request: Request) -> tuple[Refusal, str] | None:
     """None when every member has an alternative that would fit if nothing else were here."""
+    fleet = world.fleet
+    layout, known = fleet.memo.get("never", (-1, {}))
+    if layout != fleet.layout or len(known) >= _KEPT:
+        known = {}
+        fleet.memo["never"] = fleet.layout, known
+    if request.members not in known:
+        known[request.members] = _never(world, request)
+    found: tuple[Refusal, str] | None = known[request.members]
+    return found
+
+
+def _never(world: World, request: Request) -> tuple[Refusal, str] | None:
     for number, member in enumerate(request.members):
         found = [_impossible(world, alternative) for alternative in member.alternatives]
         refusals = [refusal for refusal in found if refusal is not None]

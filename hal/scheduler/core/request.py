@@ -6,6 +6,7 @@ All amounts are whole: bytes, thousandths of a device or core, milliseconds, mil
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import lru_cache
 
 from msgspec import Struct
 
@@ -104,8 +105,14 @@ def check(request: Request) -> None:
         raise InvalidError("name", f"it has at most {_MAX_NAME} characters")
     if not 1 <= len(request.queue) <= _MAX_NAME:
         raise InvalidError("queue", f"it has 1 to {_MAX_NAME} characters")
+    _check_members(request.members)
+
+
+@lru_cache(1024)
+def _check_members(members: tuple[Member, ...]) -> None:
+    """Asked again for each request of a kind: what was right before is right."""
     total = 0
-    for number, member in enumerate(request.members):
+    for number, member in enumerate(members):
         where = f"members[{number}]"
         _between(f"{where}.replicas", member.replicas, 1, MAX_MEMBERS)
         total += member.replicas

@@ -52,6 +52,16 @@ class Scheduling:
             self._round(now, decisions)
         return decisions
 
+    def at_once(self, one: Waiting, now: int) -> Grant | None:
+        """What a round would come to where nobody else waits: room, or None, and then nothing has changed."""
+        world = self.world
+        if world.line.waiting or world.counters.reservation is not None:
+            return None
+        found = plan(world, one, now)
+        if not isinstance(found, Plan):
+            return None
+        return Grant(world.grant(one, found.parts, found.charge, now), _where(one, found.parts))
+
     # ---- a round ----------------------------------------------------------------------------
 
     def _round(self, now: int, decisions: list[Decision]) -> None:

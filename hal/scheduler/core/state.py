@@ -193,6 +193,9 @@ class State:
             first = member.alternatives[0]
             world.mix.arrived(shape_of(first, first.count), key_of(first))
         world.note("mix", "mix")
+        if (grant := self.scheduling.at_once(one, now)) is not None:
+            self._granted(grant)
+            return [grant]
         kind = world.line.add(one)
         if kind.failed != world.freed:
             world.line.fresh[kind.key] = kind
@@ -359,10 +362,13 @@ class State:
         decisions = self.scheduling.run(now)
         for decision in decisions:
             if isinstance(decision, Grant):
-                lease = decision.lease
-                self._by_key[lease.uid, lease.key] = lease
-                self._runs_out(lease.expires if lease.ends is None else min(lease.expires, lease.ends))
+                self._granted(decision)
         return decisions
+
+    def _granted(self, grant: Grant) -> None:
+        lease = grant.lease
+        self._by_key[lease.uid, lease.key] = lease
+        self._runs_out(lease.expires if lease.ends is None else min(lease.expires, lease.ends))
 
     # ---- nodes ------------------------------------------------------------------------------
 

@@ -125,15 +125,17 @@ class World:
         before = None if row is None else self.fleet.facts[row]
         if before == node:
             return
+        layout = self.fleet.layout
         self.fleet.join(node)
-        for device in node.devices:
-            self.fleet.set_usable(device.id, self.unusable(device.id, node.id) is None)
-        self._total()
+        if self.fleet.layout != layout:
+            for device in node.devices:
+                self.fleet.set_usable(device.id, self.unusable(device.id, node.id) is None)
+            self.tree.total = self.tree.total - _lendable(before) + _lendable(node)
         self.freed += 1
 
     def leave(self, node: str) -> None:
+        self.tree.total = self.tree.total - _lendable(self.fleet.facts[self.fleet.row_of[node]])
         self.fleet.leave(node)
-        self._total()
 
     def unusable(self, device: str, node: str) -> str | None:
         """Why nothing may be placed on a device; None when it may."""
@@ -156,14 +158,6 @@ class World:
         facts = self.fleet.facts[self.fleet.cell_of[device][0]]
         assert facts is not None
         return facts.id
-
-    def _total(self) -> None:
-        total = Amount()
-        for node in self.fleet.facts:
-            for device in node.devices if node else ():
-                if device.holds_slices:
-                    total += Amount(1000, device.memory_bytes)
-        self.tree.total = total
 
     # ---- what is set aside ------------------------------------------------------------------
 
@@ -198,3 +192,9 @@ class World:
 
     def ending(self) -> list[Lease]:
         return [one for one in self.leases.values() if one.state is LeaseState.ENDING]
+
+
+def _lendable(node: NodeFacts | None) -> Amount:
+    """What of a node counts when queues are compared."""
+    devices = [device for device in node.devices if device.holds_slices] if node is not None else []
+    return Amount(1000 * len(devices), sum(device.memory_bytes for device in devices))

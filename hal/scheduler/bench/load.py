@@ -1,0 +1,137 @@
+"""One client process of the bench: acquire, release, and again, for as long as it is told.
+
+    python -m hal.scheduler.bench.load ADDRESS SECONDS WINDOW BATCH
+
+It keeps WINDOW messages in flight, each for BATCH leases; what it measured it prints as JSON. It says
+``ready`` when the scheduler has answered once, and begins when it is told to on its standard input.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import time
+from typing import Any
+
+import msgspec
+import zmq
+
+from hal.scheduler import wire
+
+__all__ = ["Measured"]
+
+_PATIENCE = 30_000  # milliseconds for any one answer
+_WARM = 0.3  # seconds that do not count
+# What a user asks for: a slice, of whichever vendor has room.
+_SLICE = {"memory_bytes": 1 << 30}
+_CHOICE = [{"selector": f'vendor == "{vendor}"', **_SLICE} for vendor in ("nvidia", "amd")]
+_REQUEST = {"members": [{"alternatives": _CHOICE}], "ttl_ms": 60_000}
+
+
+class Measured(msgspec.Struct):
+    """What one client saw; times in seconds."""
+
+    pairs: int = 0
+    refused: int = 0
+    why: str = ""  # the last refusal's words
+    took: list[float] = []  # each: from the request to acquire to the reply to release
+
+
+class _Answer(msgspec.Struct):
+    id: str
+    ok: bool
+    body: dict[str, Any] = {}
+    error: dict[str, Any] | None = None
+
+
+class _Client:
+    """As quick as Python can be, so that the daemon is what is measured."""
+
+    def __init__(self, address: str) -> None:
+        self._context = zmq.Context()
+        self._socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
+        self._socket.set(zmq.LINGER, 0)
+        self._socket.connect(address)
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._decode = msgspec.msgpack.Decoder(_Answer).decode
+
+    def send(self, id: str, op: str, body: dict[str, Any]) -> None:
+        self._socket.send(self._encode({"v": wire.VERSION, "id": id, "op": op, "body": body}))
+
+    def receive(self) -> _Answer:
+        if not self._socket.poll(_PATIENCE):
+            raise SystemExit("the scheduler does not answer")
+        return self._decode(self._socket.recv())
+
+    def close(self) -> None:
+        self._context.destroy(0)
+
+
+class _Load:
+    def __init__(self, client: _Client, seconds: float, batch: int) -> None:
+        self._client = client
+        self._batch = batch
+        self._keys = itertools.count()
+        self._prefix = f"{os.getpid():x}-{time.monotonic_ns():x}"
+        self._begun: dict[str, float] = {}
+        self._counted = time.perf_counter() + _WARM
+        self._until = self._counted + seconds
+        self.found = Measured()
+
+    def run(self, window: int) -> None:
+        for _ in range(window):
+            self._begin()
+        while self._begun:
+            answer = self._client.receive()
+            now = time.perf_counter()
+            kind, key = answer.id[0], answer.id[1:]
+            if kind == "a" and self._release(key, answer):
+                continue
+            begun = self._begun.pop(key)
+            if self._counted <= begun and now <= self._until:
+                if answer.ok and kind == "r":
+                    self.found.pairs += self._batch
+                    self.found.took.append(now - begun)
+                else:
+                    self.found.refused += self._batch
+                    self.found.why = str((answer.error or {}).get("message", answer.body))[:200]
+            if now < self._until:
+                self._begin()
+
+    def _begin(self) -> None:
+        key = f"{self._prefix}-{next(self._keys)}"
+        self._begun[key] = time.perf_counter()
+        if self._batch == 1:
+            self._client.send("a" + key, "acquire", {"key": key, "request": _REQUEST})
+        else:
+            each = [{"key": f"{key}.{n}", "request": _REQUEST} for n in range(self._batch)]
+            self._client.send("a" + key, "acquire_many", {"requests": each})
+
+    def _release(self, key: str, answer: _Answer) -> bool:
+        """Whether there is something to release."""
+        if not answer.ok:
+            return False
+        if self._batch == 1:
+            self._client.send("r" + key, "release", {"lease": answer.body["lease"]["id"]})
+            return True
+        granted = [one["body"]["lease"]["id"] for one in answer.body["replies"] if one["ok"]]
+        if granted:
+            self._client.send("r" + key, "release_many", {"leases": granted})
+        return bool(granted)
+
+
+def main(address: str, seconds: float, window: int, batch: int) -> None:
+    client = _Client(address)
+    client.send("hello", "hello", {})
+    client.receive()
+    print("ready", flush=True)
+    sys.stdin.readline()
+    load = _Load(client, seconds, batch)
+    load.run(window)
+    sys.stdout.write(msgspec.json.encode(load.found).decode())
+    client.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))

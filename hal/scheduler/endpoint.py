@@ -1,0 +1,124 @@
+"""Where the scheduler is, and what a socket needs to reach it: HAL_SCHEDULER and HAL_KEY, or this machine's.
+
+Over TCP the handshake is waited for: ZeroMQ itself would try for ever, and not say that a key is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import time
+from pathlib import Path
+
+import zmq
+
+from hal.backend import StateError
+from hal.scheduler.places import Places
+from hal.scheduler.security.keys import ClientKey, read_client_key
+
+__all__ = ["Endpoint", "Unreachable"]
+
+_FAILED = (zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL, zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL, zmq.EVENT_DISCONNECTED)
+
+
+class Unreachable(StateError):
+    """No scheduler answers."""
+
+
+class Endpoint:
+    """One scheduler's address, and over TCP the key that opens it."""
+
+    def __init__(self, address: str, key: ClientKey | None = None, *, places: Places | None = None) -> None:
+        """Raises StateError when it is no address, or one of TCP without a key."""
+        if not address.startswith(("tcp://", "ipc://")):
+            raise StateError(f"'{address}' is no scheduler's address; write tcp://HOST:PORT or ipc://PATH")
+        if address.startswith("tcp://") and key is None:
+            raise StateError(
+                f"{address} needs a key: set HAL_KEY to its file ('hal keys new' makes one, at the scheduler)"
+            )
+        self.address = address
+        self.key = key
+        self.places = places  # of this user on this machine: a private daemon can be started there
+
+    @classmethod
+    def here(cls, places: Places) -> Endpoint:
+        return cls(places.address, places=places)
+
+    @classmethod
+    def chosen(cls) -> Endpoint:
+        """Of HAL_SCHEDULER, with HAL_KEY; else that of the runtime directory. Raises StateError."""
+        address, file = os.environ.get("HAL_SCHEDULER"), os.environ.get("HAL_KEY")
+        if not address:
+            return cls.here(Places())
+        needs_key = bool(file) and address.startswith("tcp://")
+        return cls(address, read_client_key(Path(file)) if file and needs_key else None)
+
+    def connect(self, dealer: zmq.Socket[bytes], timeout: float) -> None:
+        """Raises Unreachable when nobody is there within so many seconds, StateError when the key is refused
+        or the scheduler is another."""
+        if self.key is None:
+            self.dial(dealer)
+            return
+        monitor = dealer.get_monitor_socket()
+        try:
+            self.dial(dealer)
+            self._wait(monitor, timeout)
+        finally:
+            dealer.disable_monitor()
+            monitor.close(linger=0)
+
+    def dial(self, dealer: zmq.Socket[bytes]) -> None:
+        """Connect without waiting for what becomes of it. Raises StateError when the address is none."""
+        if self.key is not None:
+            dealer.set(zmq.CURVE_SERVERKEY, self.key.scheduler.encode())
+            dealer.set(zmq.CURVE_PUBLICKEY, self.key.public.encode())
+            dealer.set(zmq.CURVE_SECRETKEY, self.key.secret.encode())
+            dealer.set(zmq.IPV6, int("[" in self.address))
+        try:
+            dealer.connect(self.address)
+        except zmq.ZMQError as error:
+            raise StateError(f"'{self.address}' is no scheduler's address: {error.strerror}") from None
+
+    def _wait(self, monitor: zmq.Socket[bytes], timeout: float) -> None:
+        assert self.key is not None
+        deadline = time.monotonic() + timeout
+        while (left := deadline - time.monotonic()) > 0 and monitor.poll(int(left * 1000) + 1):
+            (event, _) = struct.unpack("=hi", monitor.recv_multipart()[0])
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                return
+            if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                raise StateError(
+                    f"the scheduler at {self.address} refuses the key '{self.key.name}': it is not known "
+                    "there, or was revoked"
+                )
+            if event in _FAILED:
+                raise StateError(
+                    f"what answers at {self.address} is not the scheduler of the key '{self.key.name}'"
+                )
+            if event == zmq.EVENT_CLOSED:  # the connection was refused
+                raise self.nobody()
+        raise self.nobody()
+
+    def somebody_listens(self) -> bool:
+        """Of a socket of this machine, asked of the kernel, which knows at once: ZeroMQ would wait for a
+        daemon that was killed. Over TCP ``connect`` tells."""
+        if not self.address.startswith("ipc://"):
+            return True
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.setblocking(False)
+            try:
+                probe.connect(self.address.removeprefix("ipc://"))
+            except BlockingIOError:  # one that has much to do
+                return True
+            except OSError:
+                return False
+            return True
+
+    def nobody(self) -> Unreachable:
+        if self.places is None:
+            return Unreachable(f"no scheduler answers at {self.address}")
+        return Unreachable(
+            f"no scheduler answers at {self.places.socket}; start one with 'hal serve', "
+            "or use 'hal run', which starts its own"
+        )

@@ -1,0 +1,179 @@
+"""What has happened, numbered, for clients that follow it: the latest is kept for those who may see it.
+
+Numbers rise and are never given twice: the scheduler's term is their upper part, so that they go on
+rising after a restart. Of what happened before it nothing is kept here, and who asks for it is told so.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from hal.scheduler import core
+from hal.scheduler.answers import Waiter
+
+__all__ = ["NAME", "Happening", "Seen", "Watch", "WatchBody", "Watcher"]
+
+NAME = "/events"  # of what watchers wait for; no lease is called so
+KEPT = 16_384  # happenings
+_TERM_BITS = 32
+_LONGEST_WAIT = 60.0
+_MOST = 1000
+
+Seen = Callable[[int], bool]  # whether the happenings of an owner may be seen
+
+
+class WatchBody(Struct, frozen=True, forbid_unknown_fields=True):
+    """What happened after ``after`` (a number that was told before; None: from now on)."""
+
+    after: int | None = None
+    limit: int = 100
+    timeout_seconds: float = 20.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.limit <= _MOST:
+            raise ValueError(f"limit is between 1 and {_MOST}")
+        if not 0 <= self.timeout_seconds <= _LONGEST_WAIT:
+            raise ValueError(f"timeout_seconds is between 0 and {_LONGEST_WAIT:.0f}")
+
+
+class Happening(Struct, frozen=True, omit_defaults=True):
+    """One thing that has happened; what it is not about is left out."""
+
+    number: int
+    at_ms: int
+    kind: str
+    lease: str = ""
+    name: str = ""
+    queue: str = ""
+    node: str = ""
+    devices: tuple[str, ...] = ()
+    epoch: int = 0
+    cause: str = ""
+    reason: str = ""
+
+
+class Watcher(Waiter):
+    """A client that is answered when something has happened that it may see."""
+
+    def __init__(self, watch: Watch, body: WatchBody, sees: Seen, until: float) -> None:
+        super().__init__(NAME, until)
+        self._watch = watch
+        self._limit = body.limit
+        self._sees = sees
+        self.after = watch.last if body.after is None else body.after
+
+    def answer(self, *, at_once: bool) -> dict[str, Any] | None:
+        """None: nothing yet, unless it is ``at_once``."""
+        found, reached, lost = self._watch.since(self.after, self._limit, self._sees)
+        if not found and not lost and not at_once:
+            self.after = reached  # what it may not see need not be looked at again
+            return None
+        return {"events": msgspec.to_builtins(found), "next": reached, "lost": lost}
+
+
+class _Known(Struct, frozen=True):
+    """What is said of a lease, or of a place in the queue, after it is no more."""
+
+    uid: int
+    name: str
+    queue: str
+
+
+class Watch:
+    """The ring. ``begin`` is called once, before anything happens."""
+
+    def __init__(self, kept: int = KEPT) -> None:
+        self._ring: deque[tuple[int | None, Happening]] = deque(maxlen=kept)  # whose, None: everybody's
+        self._known: dict[str, _Known] = {}
+        self._first = self.last = 0  # the number before the oldest that is kept; of the newest
+
+    def begin(self, term: int, there: Iterable[core.Lease | core.Waiting] = ()) -> None:
+        """``term`` is the scheduler's; ``there``: what it has taken over."""
+        self._first = self.last = term << _TERM_BITS
+        for one in there:
+            self._known[one.id] = _Known(one.uid, one.request.name, one.request.queue)
+
+    def since(self, after: int, limit: int, sees: Seen) -> tuple[list[Happening], int, bool]:
+        """What was kept of it, the number up to which that is all, and whether something before is lost.
+
+        A number of the future is one of another scheduler: all that is kept may be new to who has it.
+        """
+        lost = after < self._first or after > self.last
+        if lost:
+            after = self._first
+        found: list[Happening] = []
+        for place in range(after - self.last, 0):  # from the newest: a deque's ends are near
+            owner, one = self._ring[place]
+            if owner is None or sees(owner):
+                if len(found) == limit:
+                    return found, found[-1].number, lost
+                found.append(one)
+        return found, self.last, lost
+
+    # ---- what happens -----------------------------------------------------------------------
+
+    def note(self, event: core.Event, decisions: Sequence[core.Decision], now: int) -> None:
+        """Events first, then what was decided: so it happened."""
+        if type(event) not in _QUIET:
+            self._of_event(event, now)
+        for decision in decisions:
+            match decision:
+                case core.Grant(lease=lease, again=False):
+                    self._known[lease.id] = _Known(lease.uid, lease.request.name, lease.request.queue)
+                    devices = tuple(device for spot in lease.spots() for device in spot.devices)
+                    why = decision.reason
+                    self._of("granted", lease.id, now, devices=devices, epoch=lease.epoch, reason=why)
+                case core.Revoke(lease=lease) | core.Preempt(lease=lease):
+                    cause = decision.cause.value
+                    self._of("ending", lease.id, now, epoch=lease.epoch, cause=cause, reason=decision.reason)
+                case core.Suspend() | core.Resume() | core.Withdrawn():
+                    self._of(_KINDS[type(decision)], decision.id, now, reason=decision.reason)
+                    if isinstance(decision, core.Withdrawn):
+                        self._known.pop(decision.id, None)
+
+    def queued(self, one: core.Waiting, now: int, reason: str = "") -> None:
+        """A request waits from now on."""
+        self._known[one.id] = _Known(one.uid, one.request.name, one.request.queue)
+        self._of("queued", one.id, now, reason=reason)
+
+    def _of_event(self, event: core.Event, now: int) -> None:
+        match event:
+            case core.Ended(id=id):
+                self._of("ended", id, now)
+                self._known.pop(id, None)
+            case core.NodeJoined(node=node):
+                self._add(None, "node_joined", now, node=node.id)
+            case core.NodeLost(node=name, reason=reason):
+                self._add(None, "node_lost", now, node=name, reason=reason)
+            case core.DeviceFailed(device=device, reason=reason):
+                self._add(None, "device_failed", now, devices=(device,), reason=reason)
+            case core.DeviceRecovered(device=device):
+                self._add(None, "device_recovered", now, devices=(device,))
+            case core.Cordon(target=target, reason=reason):
+                self._add(None, "cordoned", now, name=target, reason=reason)
+            case core.Drain(target=target, reason=reason):
+                self._add(None, "drained", now, name=target, reason=reason)
+            case core.Uncordon(target=target):
+                self._add(None, "uncordoned", now, name=target)
+            case core.SetQueue(queue=queue):
+                self._add(None, "queue_set", now, queue=queue.name)
+
+    def _of(self, kind: str, id: str, now: int, **what: Any) -> None:
+        known = self._known.get(id)
+        if known is not None:
+            self._add(known.uid, kind, now, lease=id, name=known.name, queue=known.queue, **what)
+
+    def _add(self, owner: int | None, kind: str, now: int, **what: Any) -> None:
+        self.last += 1
+        if len(self._ring) == self._ring.maxlen:
+            self._first += 1
+        self._ring.append((owner, Happening(self.last, now, kind, **what)))
+
+
+_KINDS = {core.Suspend: "suspended", core.Resume: "resumed", core.Withdrawn: "withdrawn"}
+_QUIET = frozenset({core.Tick, core.Renew, core.Submit, core.Release, core.HolderGone, core.InventoryChanged})

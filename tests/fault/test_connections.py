@@ -1,0 +1,157 @@
+"""Clients that say nothing, never read, or never end a message: others are served, and memory is kept."""
+
+from __future__ import annotations
+
+import json
+import resource
+import select
+import socket
+import struct
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import zmq
+
+from hal.emulation.description import load
+from hal.emulation.run import emulated
+from hal.scheduler.client import Client
+from hal.scheduler.endpoint import Endpoint
+from hal.scheduler.security.keys import read_client_key
+from hal.scheduler.wire import Request, pack
+from tests.conftest import HAL, wait_until
+from tests.integration.support import Env, daemon_pid, places, start
+
+MIB = 1 << 20
+SILENT = 2000
+
+
+class Daemon:
+    def __init__(self, env: Env, folder: Path) -> None:
+        self.env, self.folder = env, folder
+        config = folder / "hal.toml"
+        config.write_text('[scheduler]\nlisten = ["tcp://127.0.0.1:*"]\n[limits]\nmemory = "512MiB"\n')
+        self.process = start(env, *HAL, "serve", "--config", str(config), stdin=subprocess.DEVNULL)
+        assert self.process.stderr is not None
+        said = self.process.stderr.readline()
+        assert said.startswith("hal: serving"), said
+        self.tcp = said.strip().split(", ")[-1]
+
+    def answers(self) -> None:
+        with Client(places(self.env), timeout=20.0) as client:
+            assert client.call("hello")["pid"] == self.process.pid
+
+    def memory(self) -> int:
+        """Bytes of its own."""
+        _, resident, shared, *_ = Path(f"/proc/{self.process.pid}/statm").read_text().split()
+        return (int(resident) - int(shared)) * resource.getpagesize()
+
+    def files(self) -> int:
+        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+
+    def notes(self) -> list[dict[str, object]]:
+        path = Path(self.env["HAL_RUNTIME_DIR"], "audit.log")
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    with emulated(load("none")) as env:
+        daemon = Daemon(env, tmp_path)
+        yield daemon
+        assert daemon_pid(env) == daemon.process.pid  # the same, to the end
+        daemon.process.terminate()
+        assert daemon.process.wait(60) == 0
+
+
+def connected(path: Path) -> socket.socket:
+    raw = socket.socket(socket.AF_UNIX)
+    raw.settimeout(20)
+    raw.connect(str(path))
+    return raw
+
+
+def test_two_thousand_that_say_nothing(daemon: Daemon) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < SILENT + 500:
+        pytest.skip("this user may not have so many files open")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, SILENT + 500), hard))
+    host, port = daemon.tcp.removeprefix("tcp://").split(":")
+    before = daemon.files()
+    silent = [connected(places(daemon.env).socket) for _ in range(SILENT // 2)]
+    silent += [socket.create_connection((host, int(port)), 20) for _ in range(SILENT // 2)]
+    daemon.answers()
+    assert daemon.memory() < 256 * MIB
+    waiting = set(silent)
+
+    def hung_up() -> bool:
+        """The daemon does not keep who has not said in time who they are."""
+        poll = select.poll()
+        by_file = {one.fileno(): one for one in waiting}
+        for file in by_file:
+            poll.register(file, select.POLLIN)
+        for file, _ in poll.poll(0):
+            content = by_file[file].recv(4096)  # its own greeting comes first
+            if not content:
+                waiting.discard(by_file[file])
+        return not waiting
+
+    wait_until(hung_up, what="the end of silent connections")
+    for one in silent:
+        one.close()
+    wait_until(lambda: daemon.files() <= before + 8)
+    daemon.answers()
+
+
+def test_a_reader_that_does_not_read_costs_little(daemon: Daemon) -> None:
+    context = zmq.Context()
+    lazy = context.socket(zmq.DEALER)
+    lazy.set(zmq.LINGER, 0)
+    lazy.set(zmq.RCVHWM, 1)
+    lazy.connect(places(daemon.env).address)
+    daemon.answers()
+    before = daemon.memory()
+    for number in range(20_000):
+        lazy.send(pack(Request(1, str(number), "queues")))
+    daemon.answers()
+    assert daemon.memory() < before + 64 * MIB
+    assert lazy.poll(20_000)  # what was kept for it is there when it reads at last
+    lazy.close()
+    context.term()
+    daemon.answers()
+
+
+def test_a_message_that_never_ends_costs_its_sender_the_connection(daemon: Daemon) -> None:
+    key = ["keys", "new", "alice", "--directory", str(Path(daemon.env["HAL_RUNTIME_DIR"], "keys"))]
+    subprocess.run([*HAL, *key], cwd=daemon.folder, check=True, capture_output=True, timeout=60)
+    alice = Endpoint(daemon.tcp, read_client_key(daemon.folder / "alice.key"))
+    frame = b"\x03" + struct.pack(">Q", 60_000) + b"x" * 60_000  # there is more, long
+    with Client(alice, timeout=20.0) as innocent:
+        innocent.call("hello")
+        endless = endless_message(places(daemon.env).socket)
+        try:
+            for _ in range(2048 * MIB // len(frame)):  # far more than it may ever have
+                endless.sendall(frame)
+        except OSError:
+            pass
+        else:
+            pytest.fail("it has taken 2 GiB of one message")
+        endless.close()
+        daemon.answers()
+        innocent.call("hello")  # was cut off, too, and has come back by itself
+    wait_until(lambda: daemon.memory() < 256 * MIB)
+    assert [(note["op"], note["outcome"]) for note in daemon.notes()] == [("memory", "cut")]
+
+
+def endless_message(path: Path) -> socket.socket:
+    """A connection by hand (ZMTP 3.0, RFC 23, mechanism NULL): no library sends half a message."""
+    raw = connected(path)
+    raw.sendall(b"\xff" + b"\0" * 8 + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + b"\0" + b"\0" * 31)
+    stream = raw.makefile("rb")
+    stream.read(64)
+    ready = b"\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER"
+    raw.sendall(bytes([4, len(ready)]) + ready)
+    flags, size = stream.read(2)
+    assert (flags, stream.read(size)[:6]) == (4, b"\x05READY")
+    return raw
