@@ -144,7 +144,9 @@ def correct(slices: list[tuple[Path, int]]) -> None:
             ratio = None if percent is None else percent / 100
             if any(share > 2 for other, share in used.items() if other != pid):
                 ledger.note_neighbours(0, time.monotonic_ns() + round(2e9 * LOOK))
-            account.share_trim = trim.look(time.monotonic(), account.share_charged_ns, ratio)
+            account.share_trim = trim.look(
+                time.monotonic(), account.share_charged_ns, ratio, account.share_trim
+            )
 
 
 # ---- all of them -------------------------------------------------------------------------------------

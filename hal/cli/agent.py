@@ -12,13 +12,13 @@ from pathlib import Path
 import zmq
 
 from hal.cli.exits import UsageError
-from hal.cli.output import note
 from hal.inventory import Machine
 from hal.scheduler.agent.agent import Agent
 from hal.scheduler.agent.service import Service
 from hal.scheduler.agent.slices import Slices
 from hal.scheduler.config import AgentSection, configuration_file, load_config
 from hal.scheduler.endpoint import Endpoint, Unreachable
+from hal.scheduler.logs import Log
 from hal.scheduler.places import Places
 from hal.scheduler.security.keys import read_client_key
 
@@ -66,7 +66,9 @@ def _agent(options: argparse.Namespace) -> int:
     from hal import __version__
 
     places = Places()
-    config = load_config(configuration_file(options.config, places.directory)).agent
+    whole = load_config(configuration_file(options.config, places.directory))
+    config = whole.agent
+    log = Log(json=whole.scheduler.log == "json", level=whole.scheduler.log_level)
     endpoint = _endpoint(options, config)
     node = options.node or config.node or (endpoint.key.name if endpoint.key else socket.gethostname())
     if endpoint.key is not None and node != endpoint.key.name:
@@ -75,7 +77,7 @@ def _agent(options: argparse.Namespace) -> int:
     _try(endpoint)
     with Machine() as machine:
         agent = Agent(Slices(machine, places), places, node)
-        Service(agent, places, endpoint.dial, version=__version__, labels=labels, say=note).run()
+        Service(agent, places, endpoint.dial, version=__version__, labels=labels, say=log).run()
     return 0
 
 

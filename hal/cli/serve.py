@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
-from hal.cli.output import note
 from hal.inventory import Machine
 from hal.scheduler.agent.agent import Agent
 from hal.scheduler.agent.slices import Slices
 from hal.scheduler.config import Config, configuration_file, keys_directory, load_config
 from hal.scheduler.daemon import AlreadyRunning, Daemon
+from hal.scheduler.logs import Log
+from hal.scheduler.pages import Pages
 from hal.scheduler.places import Places
 from hal.scheduler.presets import load
 from hal.scheduler.security.door import Door, group_id
@@ -59,8 +61,10 @@ def _serve(options: argparse.Namespace) -> int:
         places.group = group_id(group)
         os.umask(0o077)  # others can enter the directory: what is made in it is the daemon's alone
     keys = Keys(keys_directory(config, places.directory)) if config.scheduler.listen else None
-    door = Door(config, places, keys, say=note)
-    with Machine() as machine:
+    log = Log(json=config.scheduler.log == "json", level=config.scheduler.log_level)
+    door = Door(config, places, keys, say=log)
+    with contextlib.ExitStack() as stack:
+        machine = stack.enter_context(Machine())
         daemon = Daemon(
             Agent(Slices(machine, places), places, "local"),
             places,
@@ -68,11 +72,18 @@ def _serve(options: argparse.Namespace) -> int:
             door=door,
             private=options.private,
             reread=lambda: _configuration(options, places),
+            log=log,
         )
+
+        def ready() -> None:
+            where = [str(places.socket), *door.addresses]
+            if config.scheduler.metrics:
+                pages = stack.enter_context(Pages(config.scheduler.metrics, places))
+                where.append(pages.url)
+            log(f"serving leases at {', '.join(where)}")
+
         try:
-            daemon.run(
-                ready=lambda: note("serving leases at " + ", ".join((str(places.socket), *door.addresses)))
-            )
+            daemon.run(ready)
         except AlreadyRunning:
             if options.private:
                 return 0  # another command was a moment earlier; its daemon serves this one too
@@ -91,7 +102,7 @@ def _configuration(options: argparse.Namespace, places: Places) -> Config:
     if options.grace is not None:
         scheduler = msgspec.structs.replace(scheduler, grace_seconds=options.grace)
     if options.private:
-        scheduler = msgspec.structs.replace(scheduler, listen=())
+        scheduler = msgspec.structs.replace(scheduler, listen=(), metrics="")
     return msgspec.structs.replace(config, scheduler=scheduler, classes=presets | config.classes)
 
 

@@ -236,6 +236,10 @@ class Ledger:
         """Nanoseconds of a device's time that its launches were charged, as the guard estimates them."""
         return int(self._ledger.device[index].share_charged_ns)
 
+    def trim(self, index: int) -> int:
+        """The correction in force; the guard changes it too, when it learns what a launch really takes."""
+        return int(self._ledger.device[index].share_trim)
+
     def set_trim(self, index: int, milli: int) -> None:
         """Thousandths of the estimate that are charged from now on (hal.enforce.trim)."""
         self._ledger.device[index].share_trim = milli

@@ -28,10 +28,14 @@ class Trim:
         self._time = 0.0
         self._used_sum = self._charged_sum = 0.0  # seconds of the device's time, the older the less
 
-    def look(self, now: float, charged_ns: int, used_ratio: float | None) -> int:
+    def look(self, now: float, charged_ns: int, used_ratio: float | None, in_force: int | None = None) -> int:
         """``charged_ns`` is the ledger's counter, uncorrected; ``used_ratio`` the share of the device's time
-        that the slice's processes had of late, None when the driver does not tell.
+        that the slice's processes had of late, None when the driver does not tell; ``in_force`` the ledger's
+        correction, which the guard changes when it learns that a launch takes another time than it charged.
         """
+        if in_force is not None and in_force > 0 and in_force != self.milli:
+            self._charged_sum *= self.milli / in_force  # at the new prices
+            self.milli = in_force
         before, since = self._charged, now - self._time
         self._charged, self._time = charged_ns, now
         if used_ratio is None or before is None or since <= 0:

@@ -24,8 +24,12 @@ from hal.scheduler.agent.binding import Beat, Join
 from hal.scheduler.answers import FAULTS, Address, Peer, Refused, Waiter, code_of, error, fault, leaving
 from hal.scheduler.config import Config, changed
 from hal.scheduler.core import records
+from hal.scheduler.core.facts import NodeFacts
 from hal.scheduler.holders import Holders
+from hal.scheduler.logs import Log
+from hal.scheduler.monitor import Monitor
 from hal.scheduler.nodes import Nodes
+from hal.scheduler.operating import labelled
 from hal.scheduler.operations import OPERATIONS, granted
 from hal.scheduler.places import Places
 from hal.scheduler.prices import Prices
@@ -60,8 +64,9 @@ class Daemon:
         door: Door | None = None,
         private: bool = False,
         reread: Callable[[], Config] | None = None,
+        log: Log | None = None,
     ) -> None:
-        """``reread`` gives the configuration again, at SIGHUP."""
+        """``reread`` gives the configuration again, at SIGHUP; ``log``: without one, nothing is told."""
         self.pid = os.getpid()
         self.private = private
         self.config = Config() if config is None else config
@@ -77,11 +82,13 @@ class Daemon:
         self._joined: dict[str, Peer] = {}  # who speaks for each other node
         self._agents: dict[bytes, str] = {}  # their names, by what ZeroMQ calls them
         self._ending: dict[str, float] = {}  # lease id -> since when
-        self.watch_ring = Watch()
+        self.monitor = Monitor(log)
+        self.watch_ring = Watch(tell=self.monitor.happened)
         self._published = 0
         self._waiters = Waiters()
         self._stopping = False
         self._zero = (time.time_ns() - time.monotonic_ns()) // 1_000_000
+        self.started_ms = self.now()
         self._seen = float("-inf")
         self._needed = time.monotonic()
 
@@ -140,6 +147,7 @@ class Daemon:
         replies += self._waited()
         self._publish()
         self._door.flush()
+        self.monitor.flush()
         # A client that has gone in the meantime is no error: its lease ends with its process.
         orders, self.nodes.outbox = self.nodes.outbox, []
         for address, message in [*replies, *orders]:
@@ -177,11 +185,12 @@ class Daemon:
         self.nodes.lost_seconds = after.scheduler.lost_seconds
         self.nodes.grace_seconds = after.scheduler.grace_seconds
         self.state.grace_ms = round(after.scheduler.grace_seconds * 1000)
+        self.monitor.log.level = after.scheduler.log_level
         self._seen = float("-inf")
         self.look_at_devices()
         for node in self.nodes.nodes.values():
             if node.facts is not None and node.address is not None:
-                self.happens(core.InventoryChanged(self.prices.laid_over(node.facts)))
+                self.happens(core.InventoryChanged(self.laid_over(node.facts)))
         waits = f"; with the next start: {', '.join(later)}" if later else ""
         self._door.say(f"read the configuration again: {', '.join(now) or 'nothing'} changed{waits}")
         self._door.note(None, "reload", "ok", changed=now, later=later)
@@ -226,6 +235,7 @@ class Daemon:
             self._door.gate.check(who, message.op)
             if message.deadline_ms is not None and message.deadline_ms <= self.now():
                 raise Refused("late", "its deadline had passed before it was read: nothing was done")
+            self.monitor.begin(message.id)
             body = OPERATIONS[message.op](self, message.body, who)
             if isinstance(body, Waiter):
                 self._door.limits.begin(who, now)
@@ -238,6 +248,9 @@ class Daemon:
             reply = wire.Reply(wire.VERSION, id or _id(message), False, error=fault(wrong))
         if isinstance(message, wire.Request):
             self._door.answered(who, message, reply)
+            self.monitor.answered(who, message, reply)
+        elif message is None:
+            self.monitor.unreadable()
         return reply
 
     # ---- what is decided --------------------------------------------------------------------
@@ -296,10 +309,19 @@ class Daemon:
     def look_at_devices(self) -> None:
         """Ask this node again what others use of its devices, unless it was asked a moment ago."""
         if self._agent is not None and time.monotonic() - self._seen >= _FRESH:
-            self.happens(core.InventoryChanged(self.prices.laid_over(self._agent.facts())))
+            self.happens(core.InventoryChanged(self.laid_over(self._agent.facts())))
             self._seen = time.monotonic()
 
     # ---- nodes ------------------------------------------------------------------------------
+
+    def labels(self, node: str) -> dict[str, str]:
+        """Of a node: what its agent says, and over that what operators have set."""
+        known = self.nodes.nodes.get(node)
+        return ({} if known is None else known.labels) | self.state.world.counters.labels.get(node, {})
+
+    def laid_over(self, facts: NodeFacts) -> NodeFacts:
+        """With the prices of the configuration, and the labels of the node."""
+        return self.prices.laid_over(labelled(facts, self.labels(facts.id)))
 
     def join(self, joining: Join, who: Peer) -> wire.Body:
         """An agent reports for its node. Raises Refused."""
@@ -311,7 +333,7 @@ class Daemon:
         self._joined[joining.node] = who
         self._agents[who.address.identity] = who.name
         if facts is not None and not answer.again:
-            self.decide(core.NodeJoined(self.prices.laid_over(facts)))
+            self.decide(core.NodeJoined(self.laid_over(facts)))
             self._store.put([("node", facts.id, msgspec.msgpack.encode(facts))])
         return msgspec.to_builtins(answer)  # type: ignore[no-any-return]
 
@@ -322,7 +344,7 @@ class Daemon:
             raise Refused("not_joined", f"node '{beat.node:.64}' has to join first")
         facts = self.nodes.nodes[beat.node].facts
         if beat.facts is not None and facts is not None:
-            self.happens(core.InventoryChanged(self.prices.laid_over(facts)))
+            self.happens(core.InventoryChanged(self.laid_over(facts)))
 
     def _drop_revoked(self) -> None:
         """Send no more orders to agents whose keys are no longer in force: their nodes will be lost."""
@@ -421,8 +443,12 @@ class Daemon:
     # ---- start and end ----------------------------------------------------------------------
 
     def _commit(self) -> None:
-        self._store.put(records.changes(self.state))
+        changes = records.changes(self.state)
+        begun = time.monotonic()
+        self._store.put(changes)
         self._store.commit()
+        if changes:
+            self.monitor.committed(time.monotonic() - begun)
 
     def _recover(self) -> None:
         now = time.monotonic()
@@ -431,9 +457,9 @@ class Daemon:
             gone = [lease for lease in saved.leases if not self.nodes.take_over(lease, now)]
             saved.leases = [lease for lease in saved.leases if lease not in gone]
             lost = set() if saved.counters is None else set(saved.counters.lost)
-            own = [] if self._agent is None else [self.prices.laid_over(self._agent.facts())]
+            own = [] if self._agent is None else [self.laid_over(self._agent.facts())]
             known = lost | {facts.id for facts in own}
-            others = [self.prices.laid_over(node) for node in saved.nodes if node.id not in known]
+            others = [self.laid_over(node) for node in saved.nodes if node.id not in known]
             nodes = own + others
             self.state = records.restore(saved, nodes, grace_ms=self.state.grace_ms)
         except records.DamagedError as wrong:

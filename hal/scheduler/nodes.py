@@ -295,6 +295,15 @@ class Nodes:
         return found
 
     @property
+    def own(self) -> str | None:
+        """The scheduler's own node, if it has one."""
+        return None if self._agent is None else self._agent.node
+
+    def reports(self, node: Node) -> bool:
+        """It can be ordered something now."""
+        return self._is_own(node.id) or (node.address is not None and node.lost_since is None)
+
+    @property
     def has_others(self) -> bool:
         """Nodes besides this one have joined: they remember this scheduler's term."""
         return any(not self._is_own(id) for id in self.nodes)

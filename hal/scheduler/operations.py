@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from hal.scheduler import bodies, core, wire
+from hal.scheduler import bodies, core, operating, wire
 from hal.scheduler.agent.binding import Beat, Join
 from hal.scheduler.answers import FAULTS, Peer, Refused, Waiter, fault
 from hal.scheduler.watch import WatchBody, Watcher
@@ -234,4 +234,5 @@ OPERATIONS: dict[str, Operation] = {
     "set_queue": set_queue,
     "join": join,
     "beat": beat,
+    **operating.OPERATIONS,
 }

@@ -87,7 +87,9 @@ class _Known(Struct, frozen=True):
 class Watch:
     """The ring. ``begin`` is called once, before anything happens."""
 
-    def __init__(self, kept: int = KEPT) -> None:
+    def __init__(self, kept: int = KEPT, tell: Callable[[Happening], None] = lambda _: None) -> None:
+        """``tell`` gets each as it happens."""
+        self._tell = tell
         self._ring: deque[tuple[int | None, Happening]] = deque(maxlen=kept)  # whose, None: everybody's
         self._known: dict[str, _Known] = {}
         self._first = self.last = 0  # the number before the oldest that is kept; of the newest
@@ -172,7 +174,9 @@ class Watch:
         self.last += 1
         if len(self._ring) == self._ring.maxlen:
             self._first += 1
-        self._ring.append((owner, Happening(self.last, now, kind, **what)))
+        one = Happening(self.last, now, kind, **what)
+        self._ring.append((owner, one))
+        self._tell(one)
 
 
 _KINDS = {core.Suspend: "suspended", core.Resume: "resumed", core.Withdrawn: "withdrawn"}

@@ -13,7 +13,8 @@
 enum { US = 1000, MS = 1000000 };
 enum {
     SETTLE = 200 * US,      /* of device time that a thread collects before it goes to the bucket */
-    BURST = 5 * MS,         /* of wall time by which the slice may be ahead: hides the wake-up of a sleeper */
+    BURST = 5 * MS,         /* of wall time by which the slice may be ahead: hides the wake-up of a sleeper; more for
+                               long work, which neighbours make longer: it waits on the device, not for the clock */
     CREDIT = 50 * MS,       /* of wall time that may be made up for after an idle spell */
     MEASURE = 5 * MS,       /* of device time, by function and grid, from one measurement to the next */
     RUN_AHEAD = 50 * MS,    /* of device time that may be charged and not known to be done */
@@ -23,6 +24,7 @@ enum {
 };
 static const int64_t FORGET = 30000 * (int64_t)MS; /* wall time for which a least time is believed, at least */
 
+enum { NEUTRAL = 1000, LEAST_TRIM = 250 }; /* thousandths, as in hal/enforce/trim.py */
 enum { KINDS = 2048, SAMPLES = 32, PROBES = 16 };
 
 /* One function with one size of grid, of this process. */
@@ -31,7 +33,8 @@ struct kind {
     _Atomic int64_t takes;   /* nanoseconds of the device when nobody else uses it; 0: not known yet */
     _Atomic int64_t since;   /* charged since it was last measured */
     _Atomic int64_t unpaid;  /* launches before it was known */
-    int64_t least, least_before, turned, mean; /* under `busy` */
+    /* Under `busy`. Since it has its present price: what was charged for it, and the slice's total then. */
+    int64_t least, least_before, turned, mean, price, paid, total;
 };
 
 /* FREE -> OPEN under `busy`; OPEN -> ENDED or FREE by the thread that launches; ENDED -> FREE under `busy`. */
@@ -84,6 +87,26 @@ static struct kind *kind_of(uint64_t function, uint64_t size) {
     return &others;
 }
 
+/* Under steady contention `takes` is too high until a launch happens to meet nobody; by then whoever looks at the
+ * driver's figures has corrected for it. A new price must not upset what that correction makes of them both: it would
+ * be wrong for as long as those figures need to show it. */
+static void reprice(struct kind *k, struct hal_ledger_device *d, int64_t price, int64_t now) {
+    int64_t old = k->price, off = price - old, total = atomic_load(&d->share_charged_ns);
+    int64_t since = atomic_load(&k->since); /* not counted as paid before the next measurement */
+    if (old != 0 && (off < 0 ? -off : off) <= old / 32) return; /* together, small steps come to more than that */
+    double part = total > k->total ? (double)(k->paid + since) / (double)(total - k->total) : 1;
+    k->price = price;
+    k->paid = -since;
+    k->total = total;
+    if (old == 0 || (off > 0 && atomic_load(&d->share_contended_ns) <= now)) return; /* nobody corrects it */
+    double dearer = 1 + (part < 1 ? part : 1) * (double)off / (double)old;
+    uint32_t trim = atomic_load(&d->share_trim);
+    double kept = (double)trim / dearer;
+    if (off < 0 && kept > NEUTRAL) kept = trim > NEUTRAL ? trim : NEUTRAL;
+    if (off > 0 && kept < LEAST_TRIM) kept = trim < LEAST_TRIM ? trim : LEAST_TRIM;
+    atomic_compare_exchange_strong(&d->share_trim, &trim, (uint32_t)(kept + 0.5));
+}
+
 /* Another program's work may run between two events (cuda.h says so), and makes the time too long, never too
  * short: so the least of a while is taken, or the mean where it is known that nobody else is there. */
 static void learn(struct kind *k, struct hal_ledger_device *d, int64_t ns) {
@@ -99,10 +122,12 @@ static void learn(struct kind *k, struct hal_ledger_device *d, int64_t ns) {
     if (k->least == 0 || ns < k->least) k->least = ns;
     int64_t least = k->least_before != 0 && k->least_before < k->least ? k->least_before : k->least;
     bool alone = atomic_load_explicit(&d->share_alone, memory_order_relaxed) != 0;
-    /* Who looks at the driver's figures may have written a time to come (hal/scheduler/shares.py). */
+    /* Who looks at the driver's figures may have written a time to come (hal/scheduler/agent/shares.py). */
     if (!alone && ns > least + least / 4 && atomic_load(&d->share_contended_ns) < now)
         atomic_store(&d->share_contended_ns, now);
-    atomic_store(&k->takes, alone ? k->mean : least);
+    int64_t takes = alone ? k->mean : least;
+    atomic_store(&k->takes, takes);
+    reprice(k, d, takes, now);
 }
 
 /* ---- the bucket ---------------------------------------------------------------------------------- */
@@ -127,6 +152,11 @@ static bool may_exceed(struct hal_ledger_device *d, int64_t now) {
     int64_t until = atomic_load(&d->share_until_ns);
     if (until > now) atomic_compare_exchange_strong(&d->share_until_ns, &until, now);
     return true;
+}
+
+static int64_t ahead(const struct kind *k) {
+    int64_t takes = atomic_load(&k->takes);
+    return takes < BURST ? BURST : takes > RUN_AHEAD ? RUN_AHEAD : takes;
 }
 
 /* Sleeps to the time itself, not in steps. Who is given another share meanwhile is let go: what was owed was
@@ -156,7 +186,11 @@ static void collect(const struct share_driver *driver) {
             struct hal_ledger_device *d = slice_device(s->device);
             bool first = atomic_load(&s->kind->takes) == 0;
             learn(s->kind, d, ns);
-            if (first) add(d, atomic_exchange(&s->kind->unpaid, 0) * ns, now_ns());
+            if (first) {
+                int64_t owed = atomic_exchange(&s->kind->unpaid, 0) * ns;
+                s->kind->paid += owed;
+                add(d, owed, now_ns());
+            }
         }
         atomic_store(&s->state, FREE);
     }
@@ -237,15 +271,16 @@ static void settle(const struct share_driver *driver, unsigned device, struct ki
     pending = 0;
     bool wanted = atomic_load(&k->takes) == 0 || atomic_load(&k->since) >= MEASURE;
     if (measuring && !wanted) give_busy();
-    if (from - BURST > now_ns()) {
+    int64_t when = from - ahead(k);
+    if (when > now_ns()) {
         /* Nobody waits for a sleeper's measurement: it is begun after the sleep. */
         if (measuring && wanted) give_busy();
-        sleep_until(d, from - BURST);
+        sleep_until(d, when);
         measuring = view == SHARE_READY && wanted && take_busy();
     }
     if (measuring && wanted) {
         out->sample = begin(driver, device, k, stream);
-        if (out->sample != NULL) atomic_store(&k->since, 0);
+        if (out->sample != NULL) k->paid += atomic_exchange(&k->since, 0);
         give_busy();
     }
     if (view == SHARE_READY) driver->leave(kept);

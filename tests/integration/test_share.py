@@ -179,3 +179,26 @@ def test_all_of_the_device_wakes_a_sleeper(vendor: str, launching: Launching, sl
     assert select.select([program.stdout], [], [], 60)[0], "it sleeps on"
     assert line(program) == "launched 0"
     finish(program)
+
+
+@pytest.mark.parametrize("beside", [True, False], ids=["beside-another", "alone"])
+def test_a_corrected_charge_stays_when_its_estimate_falls(
+    beside: bool, launching: Launching, slice_: Ledger
+) -> None:
+    """What was measured beside another and corrected for that is not charged half when measured alone."""
+    slice_.set_compute(0, 0.9)
+    slice_.set_trim(0, 500)
+    program, other = launching("cuda", slice_), launching("cuda")
+    assert ask(other, "launch cuLaunchKernel other_1us 1") == "launched 0"
+    command = f"launch {USUAL['cuda']} spin_100ms 3"
+    if beside:
+        assert other.stdin is not None
+        other.stdin.write("busy 600\n")
+        other.stdin.flush()
+    assert ask(program, command) == "launched 0"
+    other.kill()
+    other.communicate()
+    assert slice_.trim(0) == 500 or not beside
+    assert ask(program, command) == "launched 0"
+    assert (slice_.trim(0) > 700) == beside
+    finish(program)

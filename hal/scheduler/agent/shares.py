@@ -51,7 +51,8 @@ class Shares:
             others = [ratio for (on, pid), ratio in busy.items() if on == device and pid not in inside]
             if any(ratio is not None and ratio > _BUSY for ratio in others):
                 ledger.note_neighbours(index, time.monotonic_ns() + round(2e9 * _EVERY))
-            milli = self._trims[_key(ledger, index)].look(now, ledger.charged_ns(index), used)
+            trim = self._trims[_key(ledger, index)]
+            milli = trim.look(now, ledger.charged_ns(index), used, ledger.trim(index))
             ledger.set_trim(index, milli)
 
 

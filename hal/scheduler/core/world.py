@@ -40,6 +40,7 @@ class Counters(Struct):
     cordoned: dict[str, str] = {}  # device or node: why
     had: dict[str, Amount] = {}
     faded_until: int = 0
+    labels: dict[str, dict[str, str]] = {}  # by node: what operators have set, beside what its agent says
     term: int = 0  # starts of the scheduler: nodes obey the latest
 
 

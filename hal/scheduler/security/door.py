@@ -27,7 +27,15 @@ from hal.units import parse_bytes
 
 __all__ = ["Door", "group_id"]
 
-_SUBJECTS = ("lease", "job", "node", "queue", "name")  # what an operation's body says that it is about
+_SUBJECTS = (
+    "lease",
+    "job",
+    "node",
+    "queue",
+    "name",
+    "target",
+    "reason",
+)  # what an operation's body says that it is about
 _BATCHES = ("requests", "leases")  # in these a message for many has them
 _MOST_STRANGERS = 10  # connections that were refused, noted each second; the rest is counted
 

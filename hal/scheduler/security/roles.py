@@ -54,6 +54,12 @@ ACCESS: dict[str, Access] = {
     "queues": _read(_U, _R),
     "set_queue": _change(),
     # nodes
+    "nodes": _read(_U, _R),
+    "cordon": _change(),
+    "drain": _change(),
+    "uncordon": _change(),
+    "label": _change(),
+    "status": _read(_U, _R),
     "join": _change(_A),
     "beat": _read(_A),
 }

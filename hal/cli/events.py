@@ -1,0 +1,76 @@
+"""``hal events``: what has happened, and with -f what happens."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from hal.cli.output import note
+from hal.scheduler.client import Client, Unreachable
+
+_WAIT = 20.0  # seconds that the scheduler keeps a question before it says that nothing has happened
+_AGAIN = 1.0  # seconds from one try to reach a scheduler that is gone to the next
+_PAGE = 500
+
+
+def configure_events(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    parser.description = (
+        "What has happened to leases, nodes and devices: what the scheduler keeps of it since its start.\n"
+        "Each event has a number, with which a program goes on where it stopped, --after it."
+    )
+    parser.epilog = "examples:\n  hal events\n  hal events -f\n  hal events -f --json --after 4294967301"
+    parser.add_argument(
+        "-f", "--follow", action="store_true", help="go on as things happen, until interrupted"
+    )
+    parser.add_argument("--after", metavar="NUMBER", type=int, help="only what came after this event")
+    parser.add_argument(
+        "--json", action="store_true", help="print JSON, an object a line (schema hal.event/1)"
+    )
+    return _run
+
+
+def _run(options: argparse.Namespace) -> int:
+    after: int = options.after or 0
+    told_gone = False
+    with Client() as client:
+        while True:
+            try:
+                wait = _WAIT if options.follow else 0.0
+                page = client.call("watch", after=after, limit=_PAGE, timeout_seconds=wait, timeout=wait + 5)
+            except Unreachable as error:
+                if not options.follow or not after:
+                    raise
+                if not told_gone:
+                    note(f"{error}; waiting for it")
+                told_gone = True
+                time.sleep(_AGAIN)
+                continue
+            told_gone = False
+            if page["lost"] and after:
+                note("some events are no longer kept")
+            for event in page["events"]:
+                print(_as_json(event) if options.json else line(event), flush=True)
+            after = page["next"]
+            if not page["events"] and not options.follow:
+                return 0
+
+
+def _as_json(event: dict[str, Any]) -> str:
+    return json.dumps({"schema": "hal.event/1", **event})
+
+
+def line(event: dict[str, Any]) -> str:
+    """One event for a person: when, what, about whom, why."""
+    when = datetime.fromtimestamp(event["at_ms"] / 1000).astimezone()
+    about = event.get("lease") or event.get("node") or event.get("name") or event.get("queue", "")
+    parts = [when.strftime("%F %T"), f"{event['kind'].replace('_', ' '):<11}"]
+    parts += [about] if about else []
+    name = event.get("name", "")
+    parts += [name] if name and name != about else []
+    parts += [", ".join(event["devices"])] if event.get("devices") else []
+    why = ": ".join(text for text in (event.get("cause"), event.get("reason")) if text)
+    return "  ".join([*parts, why] if why else parts)

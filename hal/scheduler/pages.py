@@ -1,0 +1,161 @@
+"""/metrics and /health over HTTP, from a thread beside the daemon's loop.
+
+The thread is a client like others: it asks the daemon over its own socket, so that /health is only well
+when the loop answers, and nothing is shared with it. Both pages are for whoever can reach the address;
+they name nodes, devices and queues, and no user.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from hal.backend import HalError, StateError
+from hal.scheduler.client import Client
+from hal.scheduler.metrics import CONTENT_TYPE, exposition
+from hal.scheduler.places import Places
+
+__all__ = ["Pages", "address"]
+
+_ANSWER = 2.0  # seconds in which the daemon has to answer
+_READER = 5.0  # seconds that somebody may take to say what is wanted, and to read it
+_AT_ONCE = 8  # connections; more are closed
+
+
+def address(text: str) -> tuple[str, int]:
+    """Host and port of ``HOST:PORT`` or ``[ADDRESS]:PORT``. Raises StateError."""
+    found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+)):(\d{1,5})", text)
+    if found is None or int(found[3]) > 65535:
+        raise StateError(f"scheduler.metrics: '{text}' is no address; write HOST:PORT")
+    return found[1] or found[2], int(found[3])
+
+
+class Pages(ThreadingHTTPServer):
+    """Serves from ``with`` to its end. Raises StateError when the address cannot be used."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, to: str, places: Places) -> None:
+        host, port = address(to)
+        self._places = places
+        self._client: Client | None = None
+        self._asking = threading.Lock()
+        self._room = threading.BoundedSemaphore(_AT_ONCE)
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            self.address_family = found[0][0]
+            super().__init__((host, port), _Page)
+        except OSError as error:
+            reason = error.strerror or error
+            raise StateError(f"scheduler.metrics: cannot listen at {to}: {reason}") from None
+
+    def __enter__(self) -> Pages:
+        threading.Thread(target=self.serve_forever, name="hal-pages", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+        with self._asking:
+            if self._client is not None:
+                self._client.close()
+                self._client = None
+
+    @property
+    def url(self) -> str:
+        host, port = str(self.server_address[0]), self.server_address[1]
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}/metrics"
+
+    # ---- what they say ------------------------------------------------------------------------
+
+    def metrics(self) -> str:
+        """Raises HalError when the daemon does not answer."""
+        with self._ask() as client:
+            return exposition(client.call("status"), _nodes(client))
+
+    def health(self) -> dict[str, Any]:
+        """Raises HalError when the daemon does not answer."""
+        with self._ask() as client:
+            hello = client.call("hello")
+        return {"status": "ok", "term": hello["term"], "event": hello["event"]}
+
+    @contextlib.contextmanager
+    def _ask(self) -> Iterator[Client]:
+        if not self._asking.acquire(timeout=2 * _ANSWER):
+            raise StateError("the scheduler does not answer")
+        try:
+            self._client = self._client or Client(self._places, timeout=_ANSWER)
+            yield self._client
+        finally:
+            self._asking.release()
+
+    # ---- bounds -------------------------------------------------------------------------------
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if not self._room.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            self._room.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._room.release()
+
+    def handle_error(self, *_: object) -> None:
+        """Somebody hung up: nothing to tell of."""
+
+
+class _Page(BaseHTTPRequestHandler):
+    server: Pages
+    timeout = _READER
+    server_version, sys_version = "hal", ""
+
+    def do_GET(self) -> None:
+        try:
+            match self.path.partition("?")[0]:
+                case "/metrics":
+                    self._say(HTTPStatus.OK, CONTENT_TYPE, self.server.metrics())
+                case "/health":
+                    self._say(HTTPStatus.OK, "application/json", json.dumps(self.server.health()))
+                case _:
+                    self._say(HTTPStatus.NOT_FOUND, "text/plain", "there are /metrics and /health\n")
+        except HalError as error:
+            body = json.dumps({"status": "failed", "reason": str(error)})
+            self._say(HTTPStatus.SERVICE_UNAVAILABLE, "application/json", body)
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def _say(self, status: HTTPStatus, kind: str, text: str) -> None:
+        content = text.encode()
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Cache-Control", "no-store")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        """Who reads the pages is not logged."""
+
+
+def _nodes(client: Client) -> Iterator[dict[str, Any]]:
+    after: str | None = ""
+    while after is not None:
+        page = client.call("nodes", after=after)
+        yield from page["nodes"]
+        after = page["next"]
