@@ -43,7 +43,7 @@ def shape_of(one: Alternative, count: int) -> Shape:
         compute_milli=0 if one.memory_bytes is None else one.compute_milli,
         cpu_milli=one.cpu_milli,
         ram_bytes=one.ram_bytes,
-        whole=one.memory_bytes is None,
+        whole=one.memory_bytes is None and count > 0,
     )
 
 
@@ -161,7 +161,7 @@ class _Search:
                 if (spot := self._place(one, one.count, fabric)) is not None:
                     return (spot,)
             return None
-        if one.count == 1 or one.topology in (Topology.NODE, Topology.FABRIC):
+        if one.count <= 1 or one.topology in (Topology.NODE, Topology.FABRIC):
             spot = self._place(one, one.count)
             return None if spot is None else (spot,)
         return self._apart(one)

@@ -89,9 +89,13 @@ def _in_order_of_end(world: World, one: Waiting, now: int) -> list[Lease]:
     """Of those on devices that it could have: who ends first; who did not say, where fewest are."""
     fleet = world.fleet
     wanted = np.zeros(fleet.there.shape, bool)
+    hosts = np.zeros(len(fleet.cpu_free), bool)  # nodes whose CPU or RAM it could have
     for member in one.request.members:
         for alternative in member.alternatives:
-            wanted |= world.matcher.eligible(fleet, alternative).devices
+            mask = world.matcher.eligible(fleet, alternative)
+            wanted |= mask.devices
+            if alternative.cpu_milli or alternative.ram_bytes:
+                hosts |= mask.devices.any(1) if alternative.count else mask.nodes
     crowd: dict[str, int] = {}
     for lease in world.leases.values():
         for spot in lease.spots():
@@ -106,8 +110,13 @@ def _in_order_of_end(world: World, one: Waiting, now: int) -> list[Lease]:
         return (2, 0, crowd[node], node, lease.epoch)
 
     def matters(lease: Lease) -> bool:
-        cells = (fleet.cell_of.get(device) for spot in lease.spots() for device in spot.devices)
-        return any(cell is not None and wanted[cell] for cell in cells)
+        for spot in lease.spots():
+            row = fleet.row_of.get(spot.node)
+            if row is not None and hosts[row] and (spot.shape.cpu_milli or spot.shape.ram_bytes):
+                return True
+            if any(wanted[cell] for device in spot.devices if (cell := fleet.cell_of.get(device))):
+                return True
+        return False
 
     return sorted(filter(matters, world.leases.values()), key=end)
 

@@ -86,6 +86,8 @@ def in_short(world: World, one: Waiting, found: Blocked, now: int) -> str:
             if free[row, column] > best and node is not None:
                 best, name = int(free[row, column]), node.devices[int(column)].id
     first = wanted[0]
+    if not first.count:
+        return "no node has so much CPU and RAM free now; try again when a lease has ended"
     size = "a whole device" if first.memory_bytes is None else format_bytes(first.memory_bytes)
     what = (
         size

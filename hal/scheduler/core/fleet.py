@@ -65,6 +65,8 @@ class Fleet:
         self.layout = 0  # rises when nodes or their facts change
         self.cpu_free: NDArray[np.int64] = np.zeros(0, np.int64)
         self.ram_free: NDArray[np.int64] = np.zeros(0, np.int64)
+        self.cpu_total: NDArray[np.int64] = np.zeros(0, np.int64)
+        self.ram_total: NDArray[np.int64] = np.zeros(0, np.int64)
         self.milli_left: NDArray[np.int64] = np.zeros(0, np.int64)  # on all devices: to compare nodes by only
         self.changed: NDArray[np.int64] = np.zeros(0, np.int64)  # the tick of each row's last change
         self.there: NDArray[np.bool_] = np.zeros((0, 0), bool)  # a device is in this cell
@@ -125,6 +127,7 @@ class Fleet:
             self.bytes_total[row, column] = device.memory_bytes
             self.micros[row, column] = device.micros_per_hour
             self._derive_device(row, column, device)
+        self.cpu_total[row], self.ram_total[row] = node.cpu_milli, node.ram_bytes
         self._derive_node(row, node)
         self.layout += 1
         for mask in self._masks.values():
@@ -138,7 +141,8 @@ class Fleet:
         self._ranks = None
         self._clear(row)
         self.facts[row] = None
-        self.cpu_free[row] = self.ram_free[row] = -1  # not even an empty shape fits
+        for host in (self.cpu_free, self.ram_free, self.cpu_total, self.ram_total):
+            host[row] = -1  # not even an empty shape fits
         for mask in self._masks.values():
             mask.members -= int(mask.devices[row].sum())
             mask.devices[row] = False
@@ -401,6 +405,7 @@ class Fleet:
             return new
 
         self.cpu_free, self.ram_free = grown(self.cpu_free, -1), grown(self.ram_free, -1)
+        self.cpu_total, self.ram_total = grown(self.cpu_total, -1), grown(self.ram_total, -1)
         self.changed, self.milli_left = grown(self.changed), grown(self.milli_left)
         self.there, self.usable = grown(self.there), grown(self.usable)
         self.idle, self.sliceable = grown(self.idle), grown(self.sliceable)

@@ -271,9 +271,9 @@ class _Row:
         more = [fleet.bytes_free, fleet.kind] if self.scores.by_bytes else []
         for column in [*more, fleet.micros] if self.price else more:
             kinds = kinds * 1000003 + column[rows]
-        if self.scores.selective:
-            for mask in {id(mask): mask for mask in self.scores.masks if mask is not None}.values():
-                kinds = kinds * 1000003 + mask.devices[rows]
+        partial = (self.scores.masks[column] for column in self.scores.partial)
+        for mask in {id(mask): mask for mask in partial if mask is not None}.values():
+            kinds = kinds * 1000003 + mask.devices[rows]
         return kinds
 
 

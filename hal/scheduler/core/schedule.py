@@ -220,6 +220,8 @@ def _why(cause: Cause, one: Waiting) -> str:
 
 def _where(one: Waiting, parts: tuple[Part, ...]) -> str:
     devices = [device for part in parts for spot in part.spots for device in spot.devices]
+    if not devices:
+        return "room on " + ", ".join(spot.node for part in parts for spot in part.spots)
     shown = ", ".join(devices[:4]) + (f" and {len(devices) - 4} more" if len(devices) > 4 else "")
     chosen = {
         f"alternative {part.alternative + 1}"

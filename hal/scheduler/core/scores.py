@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hal.scheduler.core.facts import WHOLE_MILLI
-from hal.scheduler.core.fleet import EVERYTHING, Fleet
+from hal.scheduler.core.fleet import Fleet
 from hal.scheduler.core.mix import Expected, extent
 from hal.scheduler.core.packing import WORTH, worth_of_rests
 from hal.scheduler.core.shape import Shape
@@ -64,9 +64,8 @@ class Scores:
         self.by_bytes = any(fleet.kinds)
         self.full = float(self.weight.sum()) * _GAIN
         self.expected = expected
-        masks = {one.eligible: fleet.mask(one.eligible) for one in expected}
-        self.selective = any(key != EVERYTHING for key in masks)
-        self.masks = [masks[one.eligible] for one in expected]
+        self.masks = [fleet.mask(one.eligible) for one in expected]
+        self.partial = _partial(fleet, expected)
         rows = len(fleet.cpu_free)
         self.size = fleet.there.shape
         self.known: Ints = np.full(rows, -1, np.int64)  # the tick at which a row was worked out
@@ -83,6 +82,7 @@ class Scores:
             and self.size == fleet.there.shape
             and self.by_bytes == any(fleet.kinds)
             and self.scarcity == _scarcity(fleet, expected)
+            and self.partial == _partial(fleet, expected)
         )
 
     # ---- nodes as they are ------------------------------------------------------------------
@@ -198,12 +198,9 @@ class Scores:
         usable = self.fleet.usable[rows, columns]
         room *= (part & usable)[:, None]
         room[:, self.whole] = (idle & usable)[:, None]
-        if self.selective:
-            for column, (mask, one) in enumerate(zip(self.masks, self.expected, strict=True)):
-                if mask is None:
-                    room[:, column] = 0.0
-                elif one.eligible != EVERYTHING:
-                    room[:, column] *= mask.devices[rows, columns]
+        for column in self.partial:
+            mask = self.masks[column]
+            room[:, column] *= 0.0 if mask is None else mask.devices[rows, columns]
         return room
 
     def _loss(self, rows: Ints, room: NDArray[np.floating], share: Floats, cpu: Ints, ram: Ints) -> Floats:
@@ -260,6 +257,13 @@ def _scarcity(fleet: Fleet, expected: tuple[Expected, ...]) -> tuple[int, ...]:
     return tuple(
         -1 if mask is None else (devices**4 // max(mask.members, 1) ** 4).bit_length() - 1 for mask in masks
     )
+
+
+def _partial(fleet: Fleet, expected: tuple[Expected, ...]) -> tuple[int, ...]:
+    """Which classes do not want all devices, or are not known to."""
+    masks = (fleet.mask(one.eligible) for one in expected)
+    devices = len(fleet.cell_of)
+    return tuple(n for n, mask in enumerate(masks) if mask is None or mask.members < devices)
 
 
 def _size(shape: Shape, total: int) -> int:

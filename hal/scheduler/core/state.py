@@ -50,9 +50,12 @@ class State:
         grace_ms: int = 60_000,
         half_life_ms: int = 24 * 3600 * 1000,
         partitioner: Partitioner | None = None,
+        hosts: bool = False,
     ) -> None:
+        """``hosts``: requests for CPU and RAM only, without a device, are taken too."""
         self.world = World(Policy() if policy is None else policy, half_life_ms)
         self.grace_ms = grace_ms
+        self.hosts = hosts
         self.scheduling = Scheduling(self.world, partitioner)
         self._by_key: dict[tuple[int, str], Lease | Waiting] = {}
         self._due: int | None = None  # nothing runs out before
@@ -170,7 +173,7 @@ class State:
     def _submit(self, event: on.Submit, now: int) -> list[Decision]:
         world, request = self.world, event.request
         try:
-            check(request)
+            check(request, hosts=self.hosts)
         except InvalidError as error:
             return [Refuse(Refusal.INVALID, str(error), event.id, error.field)]
         known = self._by_key.get((event.uid, event.key))

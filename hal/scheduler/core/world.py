@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from msgspec import Struct
 
-from hal.scheduler.core.facts import NodeFacts
+from hal.scheduler.core.facts import WHOLE_MILLI, NodeFacts
 from hal.scheduler.core.fleet import Fleet, Spot
 from hal.scheduler.core.lease import Amount, Lease, LeaseState, Part, Waiting, charge
 from hal.scheduler.core.line import Line
@@ -127,12 +127,13 @@ class World:
         self.fleet.join(node)
         for device in node.devices:
             self.fleet.set_usable(device.id, self.unusable(device.id, node.id) is None)
-        self._total()
+        self.tree.total += _lendable(node) - _lendable(before)
         self.freed += 1
 
     def leave(self, node: str) -> None:
+        facts = self.fleet.facts[self.fleet.row_of[node]]
         self.fleet.leave(node)
-        self._total()
+        self.tree.total -= _lendable(facts)
 
     def unusable(self, device: str, node: str) -> str | None:
         """Why nothing may be placed on a device; None when it may."""
@@ -155,14 +156,6 @@ class World:
         facts = self.fleet.facts[self.fleet.cell_of[device][0]]
         assert facts is not None
         return facts.id
-
-    def _total(self) -> None:
-        total = Amount()
-        for node in self.fleet.facts:
-            for device in node.devices if node else ():
-                if device.holds_slices:
-                    total += Amount(1000, device.memory_bytes)
-        self.tree.total = total
 
     # ---- what is set aside ------------------------------------------------------------------
 
@@ -197,3 +190,9 @@ class World:
 
     def ending(self) -> list[Lease]:
         return [one for one in self.leases.values() if one.state is LeaseState.ENDING]
+
+
+def _lendable(node: NodeFacts | None) -> Amount:
+    """What a node adds to what queues share."""
+    sizes = [device.memory_bytes for device in node.devices if device.holds_slices] if node else []
+    return Amount(WHOLE_MILLI * len(sizes), sum(sizes))
