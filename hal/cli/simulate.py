@@ -80,14 +80,7 @@ def configure_simulate(parser: argparse.ArgumentParser) -> Callable[[argparse.Na
         "--json", action="store_true", help="print JSON (schema hal.simulation-synthetic/1)"
     )
     synthetic.set_defaults(simulate=_synthetic)
-    return _simulate
-
-
-def _simulate(options: argparse.Namespace) -> int:
-    # Read when numpy is imported: its BLAS is not used, and need not start a thread for each core.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    simulate: Callable[[argparse.Namespace], int] = options.simulate
-    return simulate(options)
+    return lambda options: options.simulate(options)
 
 
 def _openb(options: argparse.Namespace) -> int:
