@@ -10,7 +10,7 @@ from contextlib import ExitStack
 
 import numpy as np
 
-from hal.scheduler.core.admit import Plan, plan
+from hal.scheduler.core.admit import Blocked, Plan, Why, plan
 from hal.scheduler.core.lease import Amount, Lease, LeaseState, Waiting
 from hal.scheduler.core.world import Reservation, World
 
@@ -19,8 +19,8 @@ __all__ = ["in_time", "leaves_room", "reserve"]
 _FIRST = 4  # leases that are thought away at first; then twice as many each time
 
 
-def reserve(world: World, one: Waiting, now: int) -> Reservation | None:
-    """What to keep for ``one``, which has no room now; None when it has none whatever ends.
+def reserve(world: World, one: Waiting, now: int) -> Reservation | Blocked:
+    """What to keep for ``one``, which has no room now; or why it has none whatever ends.
 
     Where nobody can tell when, what is kept stays the same as long as it serves, so that who waits is
     not strung along. Otherwise it is worked out anew: the time never becomes later, and earlier when
@@ -30,12 +30,12 @@ def reserve(world: World, one: Waiting, now: int) -> Reservation | None:
     if known is not None and known.id == one.id and known.at is None and _serves(world, known):
         return known
     leases = _in_order_of_end(world, one, now)
-    for number in _fewest(world, one, now, leases):
-        with world.without(leases[:number]):
-            found = plan(world, one, now)
-        if isinstance(found, Plan):
-            return _kept(world, one, found, leases[:number], now)
-    return None
+    number = _fewest(world, one, now, leases)
+    if isinstance(number, Blocked):
+        return number
+    with world.without(leases[:number]):
+        found = plan(world, one, now)
+    return _kept(world, one, found, leases[:number], now) if isinstance(found, Plan) else found
 
 
 def in_time(world: World, one: Waiting, now: int) -> bool:
@@ -62,15 +62,17 @@ def _serves(world: World, kept: Reservation) -> bool:
     )
 
 
-def _fewest(world: World, one: Waiting, now: int, leases: list[Lease]) -> list[int]:
-    """How many of the leases, in this order, have to end: as few as make room; none when none do."""
+def _fewest(world: World, one: Waiting, now: int, leases: list[Lease]) -> int | Blocked:
+    """How many of the leases, in this order, have to end: as few as make room; or why even all are too few."""
     done, step = 0, _FIRST
+    found: Plan | Blocked = Blocked(Why.ROOM, 0, plain=False)
     with ExitStack() as stack:
         while done < len(leases):
             more = leases[done : done + step]
             with ExitStack() as inner:
                 inner.enter_context(world.without(more))
-                fits = isinstance(plan(world, one, now), Plan)
+                found = plan(world, one, now)
+                fits = isinstance(found, Plan)
                 if not fits:
                     stack.push(inner.pop_all())
             if fits:
@@ -80,9 +82,10 @@ def _fewest(world: World, one: Waiting, now: int, leases: list[Lease]) -> list[i
                     with world.without(leases[done:middle]):
                         enough = isinstance(plan(world, one, now), Plan)
                     low, high = (low, middle) if enough else (middle, high)
-                return [high]
+                return high
             done, step = done + len(more), 2 * step
-    return []
+    assert isinstance(found, Blocked)
+    return found
 
 
 def _in_order_of_end(world: World, one: Waiting, now: int) -> list[Lease]:

@@ -61,6 +61,7 @@ class Fleet:
         self.facts: list[NodeFacts | None] = []
         self.row_of: dict[str, int] = {}
         self.cell_of: dict[str, tuple[int, int]] = {}
+        self.gained: set[int] = set()  # rows with more room than when this was last emptied
         self.tick = 0  # rises with every change
         self.layout = 0  # rises when nodes or their facts change
         self.cpu_free: NDArray[np.int64] = np.zeros(0, np.int64)
@@ -129,6 +130,7 @@ class Fleet:
             self._derive_device(row, column, device)
         self.cpu_total[row], self.ram_total[row] = node.cpu_milli, node.ram_bytes
         self._derive_node(row, node)
+        self.gained.add(row)
         self.layout += 1
         for mask in self._masks.values():
             self._fill(mask, row, node)
@@ -164,6 +166,8 @@ class Fleet:
             assert facts is not None
             self._derive_device(row, column, facts)
             self._touch(row)
+            if usable and self._undo is None:
+                self.gained.add(row)
 
     def device(self, device_id: str) -> DeviceFacts | None:
         if device_id not in self.cell_of:
@@ -199,6 +203,9 @@ class Fleet:
         self._unbook(spot)
         if self._undo is not None:
             self._undo.append((self.adopt, spot))
+        else:
+            self.gained.update(self.cell_of[device][0] for device in spot.devices if device in self.cell_of)
+            self.gained.update(row for row in (self.row_of.get(spot.node),) if row is not None)
 
     @contextmanager
     def trial(self) -> Iterator[None]:
@@ -207,7 +214,7 @@ class Fleet:
         try:
             yield
         finally:
-            steps, self._undo = self._undo, None
+            steps, self._undo = self._undo, []
             for step, spot in reversed(steps):
                 step(spot)
             self._undo = outer

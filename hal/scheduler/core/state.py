@@ -195,8 +195,6 @@ class State:
             world.mix.arrived(shape_of(first, first.count), key_of(first))
         world.note("mix", "mix")
         kind = world.line.add(one)
-        if kind.failed != world.freed:
-            world.line.fresh[kind.key] = kind
         decisions = self._scheduled(now)
         if event.id in world.leases:
             return decisions
@@ -414,5 +412,6 @@ class State:
         except QueueError as error:
             return [Refuse(Refusal.INVALID, str(error), event.queue.name, error.field)]
         self.world.note("queue", event.queue.name)
+        self.world.altered += 1
         self.world.freed += 1
         return []

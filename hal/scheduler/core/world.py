@@ -55,6 +55,7 @@ class World:
         self.line = Line()
         self.counters = Counters()
         self.freed = 0  # rises with everything that could let somebody run who could not before
+        self.altered = 0  # rises with every change of what there is, whoever holds it
         self.changed: dict[tuple[str, str], None] = {}  # what is to be written down
         self._withheld: frozenset[str] = frozenset()
 
@@ -128,12 +129,14 @@ class World:
         for device in node.devices:
             self.fleet.set_usable(device.id, self.unusable(device.id, node.id) is None)
         self.tree.total += _lendable(node) - _lendable(before)
+        self.altered += 1
         self.freed += 1
 
     def leave(self, node: str) -> None:
         facts = self.fleet.facts[self.fleet.row_of[node]]
         self.fleet.leave(node)
         self.tree.total -= _lendable(facts)
+        self.altered += 1
 
     def unusable(self, device: str, node: str) -> str | None:
         """Why nothing may be placed on a device; None when it may."""
@@ -150,6 +153,7 @@ class World:
         for device in devices:
             self.fleet.set_usable(device, self.unusable(device, self.node_of(device)) is None)
         self.note("meta", "counters")
+        self.altered += 1
         self.freed += 1
 
     def node_of(self, device: str) -> str:

@@ -17,7 +17,7 @@ from hal.scheduler.core.placement import Policy
 from hal.scheduler.core.request import Alternative, Member, Request
 from hal.scheduler.core.state import State
 
-__all__ = ["Synthetic", "cluster", "measure"]
+__all__ = ["Synthetic", "cluster", "measure", "request_of"]
 
 _GIB = 1 << 30
 _DAY = 24 * 3600 * 1000
@@ -73,11 +73,11 @@ def measure(
     state = State(policy)
     for node in cluster(nodes, devices_per_node):
         state.apply(NodeJoined(node), 0)
-    known = [_request(chance) for _ in range(shapes)]
+    known = [request_of(chance) for _ in range(shapes)]
     held: list[str] = []
     times, refused = [], 0
     for number in range(decisions):
-        request = chance.choice(known) if known else _request(chance)
+        request = chance.choice(known) if known else request_of(chance)
         id = f"r{number}"
         submit = Submit(request, id, id, 0)
         start = time.perf_counter()
@@ -108,7 +108,7 @@ def measure(
     )
 
 
-def _request(chance: random.Random) -> Request:
+def request_of(chance: random.Random) -> Request:
     if chance.random() < 0.1:
         count = chance.choice((1, 1, 2, 4, 8))
         one = Alternative(count=count, cpu_milli=8_000 * count, ram_bytes=64 * _GIB * count)
