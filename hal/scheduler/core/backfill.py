@@ -6,7 +6,10 @@ is over by then may run anywhere; anything else only on devices that are not kep
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import chain, islice
 
 import numpy as np
 
@@ -29,13 +32,12 @@ def reserve(world: World, one: Waiting, now: int) -> Reservation | Blocked:
     known = world.counters.reservation
     if known is not None and known.id == one.id and known.at is None and _serves(world, known):
         return known
-    leases = _in_order_of_end(world, one, now)
-    number = _fewest(world, one, now, leases)
-    if isinstance(number, Blocked):
-        return number
-    with world.without(leases[:number]):
-        found = plan(world, one, now)
-    return _kept(world, one, found, leases[:number], now) if isinstance(found, Plan) else found
+    found = _fewest(world, one, now)
+    if isinstance(found, Blocked):
+        return found
+    with world.without(found):
+        fitting = plan(world, one, now)
+    return _kept(world, one, fitting, found, now) if isinstance(fitting, Plan) else fitting
 
 
 def in_time(world: World, one: Waiting, now: int) -> bool:
@@ -62,33 +64,32 @@ def _serves(world: World, kept: Reservation) -> bool:
     )
 
 
-def _fewest(world: World, one: Waiting, now: int, leases: list[Lease]) -> int | Blocked:
-    """How many of the leases, in this order, have to end: as few as make room; or why even all are too few."""
-    done, step = 0, _FIRST
+def _fewest(world: World, one: Waiting, now: int) -> list[Lease] | Blocked:
+    """The leases, from the first to end, of which as few as make room; or why even all are too few."""
+    order, leases, step = _in_order_of_end(world, one, now), list[Lease](), _FIRST
     found: Plan | Blocked = Blocked(Why.ROOM, 0, plain=False)
     with ExitStack() as stack:
-        while done < len(leases):
-            more = leases[done : done + step]
+        while more := list(islice(order, step)):
             with ExitStack() as inner:
                 inner.enter_context(world.without(more))
                 found = plan(world, one, now)
-                fits = isinstance(found, Plan)
-                if not fits:
+                if isinstance(found, Blocked):
                     stack.push(inner.pop_all())
-            if fits:
-                low, high = done, done + len(more)  # not enough, enough
+            if isinstance(found, Plan):
+                low, high = 0, len(more)  # not enough, enough
                 while high - low > 1:
                     middle = (low + high) // 2
-                    with world.without(leases[done:middle]):
+                    with world.without(more[:middle]):
                         enough = isinstance(plan(world, one, now), Plan)
                     low, high = (low, middle) if enough else (middle, high)
-                return high
-            done, step = done + len(more), 2 * step
+                return leases + more[:high]
+            leases += more
+            step *= 2
     assert isinstance(found, Blocked)
     return found
 
 
-def _in_order_of_end(world: World, one: Waiting, now: int) -> list[Lease]:
+def _in_order_of_end(world: World, one: Waiting, now: int) -> Iterator[Lease]:
     """Of those on devices that it could have: who ends first; who did not say, where fewest are."""
     fleet = world.fleet
     wanted = np.zeros(fleet.there.shape, bool)
@@ -99,18 +100,6 @@ def _in_order_of_end(world: World, one: Waiting, now: int) -> list[Lease]:
             wanted |= mask.devices
             if alternative.cpu_milli or alternative.ram_bytes:
                 hosts |= mask.devices.any(1) if alternative.count else mask.nodes
-    crowd: dict[str, int] = {}
-    for lease in world.leases.values():
-        for spot in lease.spots():
-            crowd[spot.node] = crowd.get(spot.node, 0) + 1
-
-    def end(lease: Lease) -> tuple[int, int, int, str, int]:
-        if lease.state is LeaseState.ENDING:
-            return (0, 0, 0, "", lease.epoch)
-        if lease.ends is not None:
-            return (1, max(lease.ends, now), 0, "", lease.epoch)
-        node = lease.parts[0].spots[0].node
-        return (2, 0, crowd[node], node, lease.epoch)
 
     def matters(lease: Lease) -> bool:
         for spot in lease.spots():
@@ -121,7 +110,28 @@ def _in_order_of_end(world: World, one: Waiting, now: int) -> list[Lease]:
                 return True
         return False
 
-    return sorted(filter(matters, world.leases.values()), key=end)
+    return filter(matters, _by_end(world, now))
+
+
+def _by_end(world: World, now: int) -> Iterator[Lease]:
+    ending = world.ending()
+    yield from sorted(ending, key=_epoch)
+    late = bisect_right(world.by_end, now, key=_end)
+    declared = [world.leases[id] for _, _, id in world.by_end[:late]]
+    declared.sort(key=_epoch)
+    after = (world.leases[id] for _, _, id in world.by_end[late:])
+    yield from (lease for lease in chain(declared, after) if lease.state is not LeaseState.ENDING)
+    for node in sorted(world.endless, key=lambda node: (world.crowd[node], node)):
+        there = [lease for lease in world.endless[node].values() if lease.state is not LeaseState.ENDING]
+        yield from sorted(there, key=_epoch)
+
+
+def _epoch(lease: Lease) -> int:
+    return lease.epoch
+
+
+def _end(entry: tuple[int, int, str]) -> int:
+    return entry[0]
 
 
 def _kept(world: World, one: Waiting, found: Plan, ended: list[Lease], now: int) -> Reservation:

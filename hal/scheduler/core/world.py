@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -52,6 +53,9 @@ class World:
         self.policy = policy
         self.mix = Mix()
         self.leases: dict[str, Lease] = {}
+        self.by_end: list[tuple[int, int, str]] = []  # those that declared one: end, epoch and id, in order
+        self.endless: dict[str, dict[str, Lease]] = {}  # the others, by the first node that each is on
+        self.crowd: dict[str, int] = {}  # of each node, the slices on it
         self.line = Line()
         self.counters = Counters()
         self.freed = 0  # rises with everything that could let somebody run who could not before
@@ -82,7 +86,7 @@ class World:
             self.fleet.take(spot)
         firm = not waiting.request.preemptible
         self.tree.add(waiting.request.queue, amount, firm=firm, now=now)
-        self.leases[lease.id] = lease
+        self._list(lease)
         self.note("lease", lease.id)
         return lease
 
@@ -91,16 +95,39 @@ class World:
         for spot in lease.spots():
             self.fleet.adopt(spot)
         self.tree.shift(lease.request.queue, lease.charge, 1, firm=not lease.request.preemptible)
-        self.leases[lease.id] = lease
+        self._list(lease)
 
     def remove(self, lease: Lease, now: int) -> None:
         for spot in lease.spots():
             self.fleet.give(spot)
         firm = not lease.request.preemptible
         self.tree.take(lease.request.queue, lease.charge, firm=firm, now=now)
-        del self.leases[lease.id]
+        self._unlist(lease)
         self.note("lease", lease.id)
         self.freed += 1
+
+    def _list(self, lease: Lease) -> None:
+        self.leases[lease.id] = lease
+        if lease.ends is None:
+            self.endless.setdefault(lease.parts[0].spots[0].node, {})[lease.id] = lease
+        else:
+            insort(self.by_end, (lease.ends, lease.epoch, lease.id))
+        for spot in lease.spots():
+            self.crowd[spot.node] = self.crowd.get(spot.node, 0) + 1
+
+    def _unlist(self, lease: Lease) -> None:
+        del self.leases[lease.id]
+        if lease.ends is None:
+            there = self.endless[lease.parts[0].spots[0].node]
+            del there[lease.id]
+            if not there:
+                del self.endless[lease.parts[0].spots[0].node]
+        else:
+            del self.by_end[bisect_left(self.by_end, (lease.ends, lease.epoch, lease.id))]
+        for spot in lease.spots():
+            self.crowd[spot.node] -= 1
+            if not self.crowd[spot.node]:
+                del self.crowd[spot.node]
 
     def on_device(self, device: str) -> list[Lease]:
         return [one for one in self.leases.values() if any(device in spot.devices for spot in one.spots())]
@@ -175,7 +202,7 @@ class World:
 
     @contextmanager
     def without(self, leases: list[Lease]) -> Iterator[None]:
-        """As if these had ended."""
+        """As if these had ended; ``put_back`` and ``take_away`` change the list meanwhile."""
         with self.fleet.trial():
             for lease in leases:
                 for spot in lease.spots():
@@ -186,6 +213,18 @@ class World:
             finally:
                 for lease in leases:
                     self.tree.shift(lease.request.queue, lease.charge, 1, firm=not lease.request.preemptible)
+
+    def put_back(self, lease: Lease, away: list[Lease]) -> None:
+        for spot in lease.spots():
+            self.fleet.adopt(spot)
+        self.tree.shift(lease.request.queue, lease.charge, 1, firm=not lease.request.preemptible)
+        away.remove(lease)
+
+    def take_away(self, lease: Lease, away: list[Lease]) -> None:
+        for spot in lease.spots():
+            self.fleet.give(spot)
+        self.tree.shift(lease.request.queue, lease.charge, -1, firm=not lease.request.preemptible)
+        away.append(lease)
 
     # ---- what is written down ---------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from msgspec import Struct, structs
 
-from hal.scheduler.core.decisions import Grant, Revoke
+from hal.scheduler.core.decisions import Grant, Preempt, Revoke
 from hal.scheduler.core.events import Ended, Event, NodeJoined, Release, SetQueue, Submit, Tick
 from hal.scheduler.core.queues import Queue
 from hal.scheduler.core.state import State
@@ -17,7 +17,7 @@ from hal.scheduler.simulator.synthetic import cluster, request_of
 __all__ = ["Crowd", "crowd"]
 
 _QUEUES = ("one", "two", "two/left", "two/right")
-_STEP_MS = 1000
+_STEP_MS = 5000
 _SHORT_MS = (60_000, 600_000, None, None)  # what requests say of how long they take
 
 
@@ -53,7 +53,7 @@ def crowd(
         made = state.apply(event, now)
         taken = 1000 * (time.perf_counter() - start)
         for one in made:
-            if isinstance(one, Revoke):
+            if isinstance(one, Revoke | Preempt):
                 over.append(one.lease.id)
         return taken, sum(isinstance(one, Grant) for one in made)
 
