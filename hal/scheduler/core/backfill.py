@@ -32,12 +32,8 @@ def reserve(world: World, one: Waiting, now: int) -> Reservation | Blocked:
     known = world.counters.reservation
     if known is not None and known.id == one.id and known.at is None and _serves(world, known):
         return known
-    found = _fewest(world, one, now)
-    if isinstance(found, Blocked):
-        return found
-    with world.without(found):
-        fitting = plan(world, one, now)
-    return _kept(world, one, fitting, found, now) if isinstance(fitting, Plan) else fitting
+    leases, found = _fewest(world, one, now)
+    return _kept(world, one, found, leases, now) if isinstance(found, Plan) else found
 
 
 def in_time(world: World, one: Waiting, now: int) -> bool:
@@ -64,8 +60,8 @@ def _serves(world: World, kept: Reservation) -> bool:
     )
 
 
-def _fewest(world: World, one: Waiting, now: int) -> list[Lease] | Blocked:
-    """The leases, from the first to end, of which as few as make room; or why even all are too few."""
+def _fewest(world: World, one: Waiting, now: int) -> tuple[list[Lease], Plan | Blocked]:
+    """The leases, from the first to end, of which as few as make room, and where; or why all are too few."""
     order, leases, step = _in_order_of_end(world, one, now), list[Lease](), _FIRST
     found: Plan | Blocked = Blocked(Why.ROOM, 0, plain=False)
     with ExitStack() as stack:
@@ -80,13 +76,15 @@ def _fewest(world: World, one: Waiting, now: int) -> list[Lease] | Blocked:
                 while high - low > 1:
                     middle = (low + high) // 2
                     with world.without(more[:middle]):
-                        enough = isinstance(plan(world, one, now), Plan)
-                    low, high = (low, middle) if enough else (middle, high)
-                return leases + more[:high]
+                        fewer = plan(world, one, now)
+                    if isinstance(fewer, Plan):
+                        found, high = fewer, middle
+                    else:
+                        low = middle
+                return leases + more[:high], found
             leases += more
             step *= 2
-    assert isinstance(found, Blocked)
-    return found
+    return leases, found
 
 
 def _in_order_of_end(world: World, one: Waiting, now: int) -> Iterator[Lease]:

@@ -143,8 +143,8 @@ class _Row:
             # What is asked of all rows is asked of the columns as they lie.
             rows = changed if len(changed) < len(self.fits) // 4 else slice(None)
             self.fits[rows], cells = self._room(rows)
-            self.known[changed] = False
-            self.costs[changed] = np.inf
+            self.known[rows] = False
+            self.costs[rows] = np.inf
             if len(self.fits) > _ALL:
                 self.looks[rows] = self._look(rows, cells, policy)
         self.tick = fleet.tick
@@ -194,9 +194,7 @@ class _Row:
         if policy.strategy is Strategy.RANDOM:
             return np.zeros_like(looks)
         if policy.strategy is Strategy.FRAGMENTATION and shape.count and not shape.whole:
-            waste = self.scores.looks(shape, rows)
-            waste[~cells] = np.inf
-            looks += (100 * np.minimum(waste.min(1), 1e6)).astype(np.int64)
+            looks += self.scores.looks(shape, rows, cells)
         return looks
 
     def _work_out(self, rows: Ints, policy: Policy) -> None:

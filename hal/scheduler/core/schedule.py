@@ -1,7 +1,7 @@
 """One round after whatever has changed: who is next, who may go ahead, and who has to make room.
 
-The same round runs after every event, so that what a release frees is granted at once. Whoever was found
-not to fit is asked again only when something has been freed since, and then only if it could fit (``screen``).
+The same round runs after every event, so that what a release frees is granted at once. Whoever was found not
+to fit is asked again only when something has been freed since, and then only if it could fit (``screen``).
 """
 
 from __future__ import annotations
@@ -96,30 +96,31 @@ class Scheduling:
                 keeping = True
                 break
         screen.stale[left] = could[left]
-        while keeping and left.any():
-            could = left & self._could_beside(left, gained, now)
-            screen.stale[left] = could[left]
-            left = could
-            turns = turns.among(screen.of(left))
-            keeping = False
-            for kind in turns:
-                slot = screen.slot_of[id(kind)]
-                left[slot] = False
-                if self._turn(kind, turns, now, decisions, keeping=True) is _Came.GRANTED:
-                    left[slot] = kind.place is not None
-                    keeping = True  # for those left there is less room now
-                    break
+        if not keeping:
+            return
+        left = self._could_beside(left, gained, now)
+        turns = turns.among(screen.of(left))
+        for kind in turns:
+            slot = screen.slot_of[id(kind)]
+            if not left[slot]:
+                continue
+            left[slot] = False
+            if self._turn(kind, turns, now, decisions, keeping=True) is _Came.GRANTED:
+                left[slot] = kind.place is not None
+                left = self._could_beside(left, gained, now)  # there is less room now
 
     def _could_beside(self, slots: Bools, gained: set[int], now: int) -> Bools:
         """Who of these could have room beside what is kept; or on it, when they are over in time."""
         world, screen, kept = self.world, self.screen, self.world.counters.reservation
-        if kept is None:
-            return screen.could(world.fleet, slots, gained)
-        brief = slots & (screen.duration <= (-1 if kept.at is None else kept.at - now))
+        spare = -1 if kept is None or kept.at is None else kept.at - now
+        brief = slots & (screen.duration <= spare)
         world.withhold(_NOTHING)
         could = screen.could(world.fleet, brief, gained)
-        world.withhold(frozenset(kept.devices))
-        return could | screen.could(world.fleet, slots & ~brief, gained)
+        if kept is not None:
+            world.withhold(frozenset(kept.devices))
+        could |= screen.could(world.fleet, slots & ~brief, gained)
+        screen.stale[slots] = could[slots]
+        return could
 
     def _turn(
         self,
