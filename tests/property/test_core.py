@@ -164,7 +164,7 @@ def timeless(rows: Iterable[Row]) -> dict[tuple[str, str], object]:
 
 
 class Unscreened(State):
-    """Places every request again whenever something was freed: slow, and plain to see that nobody is left out."""
+    """Tries every request again whenever something was freed: slow, and plainly leaves nobody out."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -185,7 +185,9 @@ class Core(RuleBasedStateMachine):
         super().__init__()
         self.state = State(grace_ms=10_000, half_life_ms=64_000)
         self.twin: State | None = None  # one that was restored on the way, and has to decide alike
-        self.plain = Unscreened(grace_ms=10_000, half_life_ms=64_000)  # and one that tries everybody each time
+        self.plain = Unscreened(
+            grace_ms=10_000, half_life_ms=64_000
+        )  # and one without a screen
         self.written = {row[:2]: row for row in everything(self.state)}
         self.now = 1_000_000
         self.nodes: dict[str, NodeFacts] = {}

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from hal.cli import main
 from hal.scheduler.core import Decision, Event, State
 from hal.scheduler.core.shape import Shape
+from hal.scheduler.simulator.crowd import crowd
 from hal.scheduler.simulator.openb import Task, TraceError, arrivals, read_nodes, read_tasks
 from hal.scheduler.simulator.run import POLICIES, simulate
 from hal.scheduler.simulator.synthetic import cluster, measure
@@ -284,3 +285,16 @@ def test_a_made_up_cluster(capsys: pytest.CaptureFixture[str]) -> None:
     measured = json.loads(capsys.readouterr().out)["measured"]
     assert measured["devices"] == 6 and measured["refused"] <= 40
     assert main([*line, "--nodes", "0"]) == 2
+
+
+def test_a_full_cluster_with_many_who_wait(capsys: pytest.CaptureFixture[str]) -> None:
+    found = crowd(3, 4, 60, ticks=20, seed=1)
+    assert (found.devices, found.waiting, found.ticks) == (12, 60, 20)
+    assert found.leases > 12 and found.granted > 5
+    assert 0 < found.tick_p50_milliseconds <= found.tick_max_milliseconds
+    assert 0 < found.end_p50_milliseconds <= found.end_max_milliseconds
+    line = ["simulate", "synthetic", "--nodes", "3", "--devices", "4", "--waiting", "60", "--ticks", "3"]
+    assert main([*line, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["measured"]["waiting"] == 60
+    assert main(line) == 0
+    assert "waiting              60\n" in capsys.readouterr().out

@@ -148,7 +148,7 @@ class Scores:
         return cost
 
     def looks(self, shape: Shape, rows: Ints | slice, cells: NDArray[np.bool_]) -> Ints:
-        """About what the cut of the best of these cells wastes on some nodes, in hundred-thousandths of a device."""
+        """About what the cut of the best of these cells wastes on some nodes, in 1e-5 devices."""
         fleet = self.fleet
         waste = np.full((max(len(fleet.kinds), 1), WHOLE_MILLI + 1), np.inf)
         for kind in fleet.kinds_there():
