@@ -24,6 +24,7 @@ NODES, TASKS = "openb_node_list_gpu_node.csv", "openb_pod_list_{}.csv"
 
 def figures() -> Iterator[Figure]:
     yield from _decisions()
+    yield from _ticks()
     yield from _allocation()
 
 
@@ -37,6 +38,18 @@ def _decisions() -> Iterator[Figure]:
         yield at_most(f"{name}, p99", found["p99_milliseconds"], "ms", 5, remark)
         memory = found["memory_bytes"] / (1 << 20)
         yield at_most(f"memory with 100,000 devices, {what}", memory, "MiB", 1024, "whole process")
+
+
+def _ticks() -> Iterator[Figure]:
+    """The worst of each: also the ticks at which hundreds of leases have had their time at once."""
+    for nodes in ("100", "1000"):
+        progress(f"{nodes} nodes, 10,000 waiting")
+        found = _simulate("synthetic", "--nodes", nodes, "--devices", "8", "--waiting", "10000")["measured"]
+        where = f"10,000 waiting, {found['devices']:,} devices"
+        remark = f"worst of {found['ticks']}; {found['leases']:,} leases, all full"
+        yield at_most(f"a tick, {where}", found["tick_max_milliseconds"], "ms", 100, remark)
+        remark = f"p50 {found['end_p50_milliseconds']:.0f} ms; {found['granted']} granted by it"
+        yield at_most(f"the end of a lease, {where}", found["end_max_milliseconds"], "ms", 100, remark)
 
 
 def _allocation() -> Iterator[Figure]:

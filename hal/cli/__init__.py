@@ -46,6 +46,11 @@ _COMMANDS = {
     "demo": ("hal.cli.demo", "see slices lent and held, on what this machine has"),
 }
 
+# These decide in the scheduler's core, which asks nothing of numpy's BLAS: its threads, one for each core and
+# started with the first import, would only spin, and make a worker process slow to fork.
+_WITHOUT_BLAS = ("serve", "simulate")
+_BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
+
 
 class _Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
@@ -106,6 +111,8 @@ def _dispatch(arguments: list[str]) -> int:
             continue
         command = commands.add_parser(name, help=summary)
         if name == named:
+            for variable in _BLAS_THREADS if name in _WITHOUT_BLAS else ():
+                os.environ.setdefault(variable, "1")
             configure = getattr(import_module(module), f"configure_{name}")
             command.set_defaults(run=configure(command))
     options = parser.parse_args(arguments)

@@ -75,19 +75,16 @@ def configure_simulate(parser: argparse.ArgumentParser) -> Callable[[argparse.Na
     synthetic.add_argument(
         "--shapes", metavar="N", type=_number, default=64, help="different requests; 0: each is new (64)"
     )
+    synthetic.add_argument(
+        "--waiting", metavar="N", type=_count, help="fill it until so many wait, and measure ticks (none)"
+    )
+    synthetic.add_argument("--ticks", metavar="N", type=_count, default=20, help="with --waiting (20)")
     synthetic.add_argument("--seed", metavar="N", type=_number, default=42, help="(42)")
     synthetic.add_argument(
         "--json", action="store_true", help="print JSON (schema hal.simulation-synthetic/1)"
     )
     synthetic.set_defaults(simulate=_synthetic)
-    return _simulate
-
-
-def _simulate(options: argparse.Namespace) -> int:
-    # Read when numpy is imported: its BLAS is not used, and need not start a thread for each core.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    simulate: Callable[[argparse.Namespace], int] = options.simulate
-    return simulate(options)
+    return lambda options: options.simulate(options)
 
 
 def _openb(options: argparse.Namespace) -> int:
@@ -133,7 +130,38 @@ def _openb(options: argparse.Namespace) -> int:
     return 0
 
 
+def _crowded(options: argparse.Namespace) -> int:
+    from hal.scheduler.simulator.crowd import crowd
+
+    with _bar("filling", options.waiting) as done:
+        found = crowd(
+            options.nodes, options.devices, options.waiting, options.ticks, options.seed,
+            progress=lambda number: done(100) if number % 100 == 0 else None,
+        )  # fmt: skip
+    if options.json:
+        print_json("hal.simulation-synthetic/1", measured=found)
+        return 0
+    print_facts(
+        (
+            ("nodes", f"{options.nodes}"),
+            ("devices", f"{found.devices}"),
+            ("leases", f"{found.leases}"),
+            ("waiting", f"{found.waiting}"),
+            ("ticks", f"{found.ticks}"),
+            ("granted meanwhile", f"{found.granted}"),
+            ("tick, p50", f"{found.tick_p50_milliseconds:.3f} ms"),
+            ("tick, max", f"{found.tick_max_milliseconds:.3f} ms"),
+            ("end of a lease, p50", f"{found.end_p50_milliseconds:.3f} ms"),
+            ("end of a lease, max", f"{found.end_max_milliseconds:.3f} ms"),
+            ("request, max", f"{found.submit_max_milliseconds:.3f} ms"),
+        )
+    )
+    return 0
+
+
 def _synthetic(options: argparse.Namespace) -> int:
+    if options.waiting:
+        return _crowded(options)
     from hal.scheduler.simulator.synthetic import measure
 
     with _bar("deciding", options.decisions) as done:

@@ -55,7 +55,9 @@ from hal.scheduler.core import (
     Uncordon,
     Withdrawn,
 )
+from hal.scheduler.core.fleet import Fleet
 from hal.scheduler.core.records import Row, changes, everything, read, restore
+from hal.scheduler.core.screen import Bools, Screen
 
 # Selectors, and what they mean to somebody who cannot read CEL.
 SELECTORS = {
@@ -161,6 +163,19 @@ def timeless(rows: Iterable[Row]) -> dict[tuple[str, str], object]:
     return found
 
 
+class Unscreened(State):
+    """Tries every request again whenever something was freed: slow, and plainly leaves nobody out."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.scheduling.screen = TakesAll()
+
+
+class TakesAll(Screen):
+    def could(self, fleet: Fleet, slots: Bools, gained: Iterable[int]) -> Bools:
+        return slots.copy()
+
+
 class Core(RuleBasedStateMachine):
     """``held`` is the model: what has been granted and not yet ended, with its parts."""
 
@@ -170,6 +185,9 @@ class Core(RuleBasedStateMachine):
         super().__init__()
         self.state = State(grace_ms=10_000, half_life_ms=64_000)
         self.twin: State | None = None  # one that was restored on the way, and has to decide alike
+        self.plain = Unscreened(
+            grace_ms=10_000, half_life_ms=64_000
+        )  # and one without a screen
         self.written = {row[:2]: row for row in everything(self.state)}
         self.now = 1_000_000
         self.nodes: dict[str, NodeFacts] = {}
@@ -187,6 +205,7 @@ class Core(RuleBasedStateMachine):
     def apply(self, event: Event) -> list[Decision]:
         decisions = self.state.apply(event, self.now)
         self.log.append((event, self.now, encoded(decisions)))
+        assert encoded(self.plain.apply(event, self.now)) == self.log[-1][2]
         if self.twin is not None:
             assert encoded(self.twin.apply(event, self.now)) == self.log[-1][2]
         for kind, id, value in changes(self.state):

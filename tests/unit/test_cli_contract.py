@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -30,6 +31,20 @@ def test_help_has_an_example(command: str, hal: Hal) -> None:
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.startswith(f"usage: hal {command}")
     assert re.search(rf"^examples?:\n  hal (.*-- hal )?{command}\b", result.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", ["serve", "simulate"])
+def test_what_schedules_starts_no_threads_of_a_blas(command: str) -> None:
+    """They spin, and make each fork of a worker slow."""
+    code = (
+        "import os, sys\nfrom hal.cli import main\n"
+        "try:\n main([sys.argv[1], '--help'])\nexcept SystemExit:\n pass\n"
+        "import numpy\nassert len(os.listdir('/proc/self/task')) == 1\n"
+    )
+    unset = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
+    env = {name: value for name, value in os.environ.items() if name not in unset}
+    done = subprocess.run([sys.executable, "-c", code, command], env=env, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
 
 
 def verbs() -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 from collections import Counter
@@ -13,6 +14,7 @@ import pytest
 
 from hal.scheduler.core import (
     Alternative,
+    Amount,
     Cause,
     Cordon,
     Decision,
@@ -58,6 +60,7 @@ from hal.scheduler.core import (
 )
 from hal.scheduler.core.partition import Cut
 from hal.scheduler.core.records import everything, read, restore
+from hal.scheduler.core.refuse import _impossible, never
 
 GIB = 1 << 30
 H100 = 85_520_809_984
@@ -171,6 +174,67 @@ def test_an_ending_lease_counts_until_its_processes_are_gone() -> None:
 
 
 # ---- alternatives and gangs -------------------------------------------------------------------
+
+
+def test_a_member_may_need_cpu_and_ram_only_where_such_are_taken() -> None:
+    host = Alternative(count=0, cpu_milli=40_000)
+    live = Cluster(mixed())
+    (refused,) = live.ask("a", host)
+    assert isinstance(refused, Refuse) and refused.field == "members[0].alternatives[0].count"
+    cluster = Cluster(mixed(), hosts=True)
+    lease = cluster.granted("a", host)
+    assert [(spot.node, spot.devices) for spot in lease.spots()] == [("a", ())]
+    assert ids(cluster.ask("b", Alternative(memory_bytes=GIB, cpu_milli=30_000)), Queued) == ["b"]
+    assert "the end of 'a'" in cluster.told("b")
+    (refused,) = cluster.ask("c", host, wait=False)
+    assert isinstance(refused, Refuse) and refused.code is Refusal.NO_ROOM
+    (refused,) = cluster.ask("d", Alternative(count=0, cpu_milli=64_001))
+    assert isinstance(refused, Refuse) and refused.code is Refusal.TOO_LARGE
+    (refused,) = cluster.ask("e", Alternative("vendor == 'amd'", count=0))
+    assert isinstance(refused, Refuse) and refused.code is Refusal.INVALID
+    assert ids(cluster.end("a"), Grant) == ["b"]
+
+
+def test_who_waits_for_cpu_waits_for_those_that_hold_it_on_whatever_device() -> None:
+    cluster = Cluster(mixed())
+    cluster.granted("a", Alternative('vendor == "amd"', GIB, cpu_milli=64_000))
+    cluster.ask("b", Alternative('vendor == "nvidia"', cpu_milli=1_000))
+    assert "the end of 'a'" in cluster.told("b")
+
+
+@pytest.mark.parametrize("topology", list(Topology))
+def test_what_is_possible_is_found_alike_for_all_nodes_at_once_and_one_by_one(topology: Topology) -> None:
+    chance = random.Random(topology.value)
+    memory, cpu = (None, 1, 24 * GIB, 80 * GIB, 81 * GIB), (0, 8_000, 64_000, 64_001)
+
+    def size() -> int:
+        return chance.choice((24, 80))
+
+    for _ in range(20):
+        cluster = Cluster(*(
+            node(name, *(
+                device(f"nvidia:{name}{n}", size() * GIB, fabric=chance.choice((None, "f", "g")))
+                for n in range(chance.randrange(4))
+            ), cpu=chance.choice((8_000, 64_000)))
+            for name in "abc"
+        ))  # fmt: skip
+        for _ in range(40):
+            one = Alternative(
+                "", chance.choice(memory), count=chance.choice((1, 2, 3, 5)), cpu_milli=chance.choice(cpu),
+                topology=topology,
+            )  # fmt: skip
+            found = never(cluster.state.world, Request((Member((one,)),)))
+            assert (found is None) is (_impossible(cluster.state.world, one) is None), one
+
+
+def test_what_queues_share_follows_the_nodes() -> None:
+    cluster = Cluster(mixed(), node("b", device("nvidia:7")))
+    tree = cluster.state.world.tree
+    assert tree.total == Amount(4000, 432 * GIB)
+    cluster.apply(InventoryChanged(node("a", device("nvidia:0"), device("cpu:0", holds_slices=False))))
+    assert tree.total == Amount(2000, 160 * GIB)
+    cluster.apply(NodeLost("b"))
+    assert tree.total == Amount(1000, 80 * GIB)
 
 
 def test_the_heaviest_alternative_that_fits_is_taken() -> None:

@@ -10,12 +10,15 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hal.cli import main
+from hal.scheduler.core import Decision, Event, State
 from hal.scheduler.core.shape import Shape
+from hal.scheduler.simulator.crowd import crowd
 from hal.scheduler.simulator.openb import Task, TraceError, arrivals, read_nodes, read_tasks
 from hal.scheduler.simulator.run import POLICIES, simulate
 from hal.scheduler.simulator.synthetic import cluster, measure
@@ -42,7 +45,7 @@ def test_what_is_read(trace: tuple[Path, Path]) -> None:
     ]  # fmt: skip
     assert {device.model for device in nodes[1].devices} == {"G2"}
     assert [task.shape for task in tasks] == [
-        Shape(1, 0, 500, 4_000, 1 << 30),
+        Shape(1, 500, 500, 4_000, 1 << 30),
         Shape(1, 0, 0, 8_000, 2 << 30, whole=True),
         Shape(2, 0, 0, 16_000, 4 << 30, whole=True),
         Shape(0, 0, 0, 1_000, 512 << 20),
@@ -162,17 +165,44 @@ def test_a_run_is_the_same_each_time_and_within_the_cluster(trace: tuple[Path, P
     assert runs[0].placed <= runs[0].tasks
 
 
+@pytest.mark.parametrize("load", [0.5, 1.3])
+def test_what_runs_is_the_state_machine(
+    trace: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, load: float
+) -> None:
+    """Every node and task is an event, and what is counted are the leases that came of them."""
+    events, states = Counter[str](), []
+    apply = State.apply
+
+    def counted(state: State, event: Event, now: int) -> list[Decision]:
+        events[type(event).__name__] += 1
+        states.append(state)
+        return apply(state, event, now)
+
+    monkeypatch.setattr(State, "apply", counted)
+    nodes, tasks = read_nodes(trace[0]), arrivals(read_tasks(trace[1]), 12_000, load, 42)
+    run = simulate(nodes, tasks, POLICIES["fragmentation"])
+    assert events == {"NodeJoined": 3, "Submit": len(tasks)}
+    (state,) = {id(state): state for state in states}.values()
+    assert run.placed == len(state.leases)
+    assert round(run.allocation * 12_000) == sum(one.charge.devices_milli for one in state.leases.values())
+
+
 def test_fragmentation_is_minded() -> None:
     """On a cluster where it matters, more is allocated than by fitting best, and that more than by chance."""
-    nodes = cluster(30, 8)
+    nodes = [
+        msgspec.structs.replace(
+            one, devices=tuple(msgspec.structs.replace(d, memory_bytes=1000) for d in one.devices)
+        )
+        for one in cluster(30, 8)
+    ]
     chance = random.Random(1)
     shapes = [
-        Shape(1, 0, 470, 6_000),
-        Shape(1, 0, 650, 3_000),
-        Shape(1, 0, 350, 20_000),
+        Shape(1, 470, 470, 6_000),
+        Shape(1, 650, 650, 3_000),
+        Shape(1, 350, 350, 20_000),
         Shape(1, 0, 0, 18_000, whole=True),
         Shape(8, 0, 0, 90_000, whole=True),
-        Shape(1, 0, 810, 3_000),
+        Shape(1, 810, 810, 3_000),
     ]
     tasks = [Task("t", chance.choices(shapes, (6, 4, 4, 8, 1, 2))[0]) for _ in range(600)]
     found = {name: simulate(nodes, tasks, POLICIES[name]).allocation for name in POLICIES}
@@ -255,3 +285,16 @@ def test_a_made_up_cluster(capsys: pytest.CaptureFixture[str]) -> None:
     measured = json.loads(capsys.readouterr().out)["measured"]
     assert measured["devices"] == 6 and measured["refused"] <= 40
     assert main([*line, "--nodes", "0"]) == 2
+
+
+def test_a_full_cluster_with_many_who_wait(capsys: pytest.CaptureFixture[str]) -> None:
+    found = crowd(3, 4, 60, ticks=20, seed=1)
+    assert (found.devices, found.waiting, found.ticks) == (12, 60, 20)
+    assert found.leases > 12 and found.granted > 5
+    assert 0 < found.tick_p50_milliseconds <= found.tick_max_milliseconds
+    assert 0 < found.end_p50_milliseconds <= found.end_max_milliseconds
+    line = ["simulate", "synthetic", "--nodes", "3", "--devices", "4", "--waiting", "60", "--ticks", "3"]
+    assert main([*line, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["measured"]["waiting"] == 60
+    assert main(line) == 0
+    assert "waiting              60\n" in capsys.readouterr().out

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from hal.scheduler.core.fleet import Shape, Spot
 from hal.scheduler.core.lease import Amount, Part, Waiting
@@ -34,6 +34,7 @@ class Blocked(Struct, frozen=True):
     why: Why
     member: int
     queue: str = ""  # whose limit or quota it is
+    plain: bool = True  # nothing but room is lacking: no limit was met, and the search came to its end
 
 
 def shape_of(one: Alternative, count: int) -> Shape:
@@ -43,7 +44,7 @@ def shape_of(one: Alternative, count: int) -> Shape:
         compute_milli=0 if one.memory_bytes is None else one.compute_milli,
         cpu_milli=one.cpu_milli,
         ram_bytes=one.ram_bytes,
-        whole=one.memory_bytes is None,
+        whole=one.memory_bytes is None and count > 0,
     )
 
 
@@ -82,11 +83,13 @@ class _Search:
         self.parts: list[Part] = []
         self.blocked = Blocked(Why.ROOM, 0)
         self.reached = -1
+        self.met_limit = False
 
     def run(self) -> Plan | Blocked:
         charge = self._seat(0, Amount())
         if charge is None:
-            return self.blocked
+            plain = self.blocked.why is Why.ROOM and not self.met_limit and self.tries >= 0
+            return structs.replace(self.blocked, plain=plain)
         spots = tuple(spot for part in self.parts for spot in part.spots)
         parts = tuple(sorted(self.parts, key=lambda part: (part.member, part.replica)))
         return Plan(parts, charge, self._micros(spots))
@@ -102,6 +105,7 @@ class _Search:
         for number, spots in self._options(member, index):
             total = before + self.world.amount(spots)
             if self.limits and (barred := self._barred(total)):
+                self.met_limit = True
                 self._note(index, Blocked(barred[0], member, barred[1]))
                 continue
             self.parts.append(Part(member, replica, number, spots))
@@ -166,7 +170,7 @@ class _Search:
                 if (spot := self._place(one, one.count, fabric)) is not None:
                     return (spot,)
             return None
-        if one.count == 1 or one.topology in (Topology.NODE, Topology.FABRIC):
+        if one.count <= 1 or one.topology in (Topology.NODE, Topology.FABRIC):
             spot = self._place(one, one.count)
             return None if spot is None else (spot,)
         return self._apart(one)

@@ -6,11 +6,14 @@ is over by then may run anywhere; anything else only on devices that are not kep
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import chain, islice
 
 import numpy as np
 
-from hal.scheduler.core.admit import Plan, plan
+from hal.scheduler.core.admit import Blocked, Plan, Why, plan
 from hal.scheduler.core.lease import Amount, Lease, LeaseState, Waiting
 from hal.scheduler.core.world import Reservation, World
 
@@ -19,8 +22,8 @@ __all__ = ["in_time", "leaves_room", "reserve"]
 _FIRST = 4  # leases that are thought away at first; then twice as many each time
 
 
-def reserve(world: World, one: Waiting, now: int) -> Reservation | None:
-    """What to keep for ``one``, which has no room now; None when it has none whatever ends.
+def reserve(world: World, one: Waiting, now: int) -> Reservation | Blocked:
+    """What to keep for ``one``, which has no room now; or why it has none whatever ends.
 
     Where nobody can tell when, what is kept stays the same as long as it serves, so that who waits is
     not strung along. Otherwise it is worked out anew: the time never becomes later, and earlier when
@@ -29,13 +32,8 @@ def reserve(world: World, one: Waiting, now: int) -> Reservation | None:
     known = world.counters.reservation
     if known is not None and known.id == one.id and known.at is None and _serves(world, known):
         return known
-    leases = _in_order_of_end(world, one, now)
-    for number in _fewest(world, one, now, leases):
-        with world.without(leases[:number]):
-            found = plan(world, one, now)
-        if isinstance(found, Plan):
-            return _kept(world, one, found, leases[:number], now)
-    return None
+    leases, found = _fewest(world, one, now)
+    return _kept(world, one, found, leases, now) if isinstance(found, Plan) else found
 
 
 def in_time(world: World, one: Waiting, now: int) -> bool:
@@ -62,54 +60,76 @@ def _serves(world: World, kept: Reservation) -> bool:
     )
 
 
-def _fewest(world: World, one: Waiting, now: int, leases: list[Lease]) -> list[int]:
-    """How many of the leases, in this order, have to end: as few as make room; none when none do."""
-    done, step = 0, _FIRST
+def _fewest(world: World, one: Waiting, now: int) -> tuple[list[Lease], Plan | Blocked]:
+    """The leases, from the first to end, of which as few as make room, and where; or why all are too few."""
+    order, leases, step = _in_order_of_end(world, one, now), list[Lease](), _FIRST
+    found: Plan | Blocked = Blocked(Why.ROOM, 0, plain=False)
     with ExitStack() as stack:
-        while done < len(leases):
-            more = leases[done : done + step]
+        while more := list(islice(order, step)):
             with ExitStack() as inner:
                 inner.enter_context(world.without(more))
-                fits = isinstance(plan(world, one, now), Plan)
-                if not fits:
+                found = plan(world, one, now)
+                if isinstance(found, Blocked):
                     stack.push(inner.pop_all())
-            if fits:
-                low, high = done, done + len(more)  # not enough, enough
+            if isinstance(found, Plan):
+                low, high = 0, len(more)  # not enough, enough
                 while high - low > 1:
                     middle = (low + high) // 2
-                    with world.without(leases[done:middle]):
-                        enough = isinstance(plan(world, one, now), Plan)
-                    low, high = (low, middle) if enough else (middle, high)
-                return [high]
-            done, step = done + len(more), 2 * step
-    return []
+                    with world.without(more[:middle]):
+                        fewer = plan(world, one, now)
+                    if isinstance(fewer, Plan):
+                        found, high = fewer, middle
+                    else:
+                        low = middle
+                return leases + more[:high], found
+            leases += more
+            step *= 2
+    return leases, found
 
 
-def _in_order_of_end(world: World, one: Waiting, now: int) -> list[Lease]:
+def _in_order_of_end(world: World, one: Waiting, now: int) -> Iterator[Lease]:
     """Of those on devices that it could have: who ends first; who did not say, where fewest are."""
     fleet = world.fleet
     wanted = np.zeros(fleet.there.shape, bool)
+    hosts = np.zeros(len(fleet.cpu_free), bool)  # nodes whose CPU or RAM it could have
     for member in one.request.members:
         for alternative in member.alternatives:
-            wanted |= world.matcher.eligible(fleet, alternative).devices
-    crowd: dict[str, int] = {}
-    for lease in world.leases.values():
-        for spot in lease.spots():
-            crowd[spot.node] = crowd.get(spot.node, 0) + 1
-
-    def end(lease: Lease) -> tuple[int, int, int, str, int]:
-        if lease.state is LeaseState.ENDING:
-            return (0, 0, 0, "", lease.epoch)
-        if lease.ends is not None:
-            return (1, max(lease.ends, now), 0, "", lease.epoch)
-        node = lease.parts[0].spots[0].node
-        return (2, 0, crowd[node], node, lease.epoch)
+            mask = world.matcher.eligible(fleet, alternative)
+            wanted |= mask.devices
+            if alternative.cpu_milli or alternative.ram_bytes:
+                hosts |= mask.devices.any(1) if alternative.count else mask.nodes
 
     def matters(lease: Lease) -> bool:
-        cells = (fleet.cell_of.get(device) for spot in lease.spots() for device in spot.devices)
-        return any(cell is not None and wanted[cell] for cell in cells)
+        for spot in lease.spots():
+            row = fleet.row_of.get(spot.node)
+            if row is not None and hosts[row] and (spot.shape.cpu_milli or spot.shape.ram_bytes):
+                return True
+            if any(wanted[cell] for device in spot.devices if (cell := fleet.cell_of.get(device))):
+                return True
+        return False
 
-    return sorted(filter(matters, world.leases.values()), key=end)
+    return filter(matters, _by_end(world, now))
+
+
+def _by_end(world: World, now: int) -> Iterator[Lease]:
+    ending = world.ending()
+    yield from sorted(ending, key=_epoch)
+    late = bisect_right(world.by_end, now, key=_end)
+    declared = [world.leases[id] for _, _, id in world.by_end[:late]]
+    declared.sort(key=_epoch)
+    after = (world.leases[id] for _, _, id in world.by_end[late:])
+    yield from (lease for lease in chain(declared, after) if lease.state is not LeaseState.ENDING)
+    for node in sorted(world.endless, key=lambda node: (world.crowd[node], node)):
+        there = [lease for lease in world.endless[node].values() if lease.state is not LeaseState.ENDING]
+        yield from sorted(there, key=_epoch)
+
+
+def _epoch(lease: Lease) -> int:
+    return lease.epoch
+
+
+def _end(entry: tuple[int, int, str]) -> int:
+    return entry[0]
 
 
 def _kept(world: World, one: Waiting, found: Plan, ended: list[Lease], now: int) -> Reservation:

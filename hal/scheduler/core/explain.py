@@ -86,6 +86,8 @@ def in_short(world: World, one: Waiting, found: Blocked, now: int) -> str:
             if free[row, column] > best and node is not None:
                 best, name = int(free[row, column]), node.devices[int(column)].id
     first = wanted[0]
+    if not first.count:
+        return "no node has so much CPU and RAM free now; try again when a lease has ended"
     size = "a whole device" if first.memory_bytes is None else format_bytes(first.memory_bytes)
     what = (
         size
@@ -201,7 +203,7 @@ def _nearest(world: World, one: Waiting, found: object, now: int) -> str:
             return f"'{kept.id}' is served first; or a declared duration short enough to be over before"
         return "its turn"
     found_kept = kept if kept is not None and kept.id == one.id else reserve(world, one, now)
-    if found_kept is None:
+    if isinstance(found_kept, Blocked):
         return "more devices: it would not fit even if every lease ended"
     living = [world.leases[id] for id in found_kept.waits_for if id in world.leases]
     names = ", ".join(f"'{lease.id}'" for lease in living[:4])

@@ -51,6 +51,9 @@ class _Use(Struct):
     whole: int = 0  # of the holders, those that hold all of it
 
 
+_NO_USE = _Use()
+
+
 def _always(_: object) -> bool:
     return True
 
@@ -73,10 +76,13 @@ class Fleet:
         self.facts: list[NodeFacts | None] = []
         self.row_of: dict[str, int] = {}
         self.cell_of: dict[str, tuple[int, int]] = {}
+        self.gained: set[int] = set()  # rows with more room than when this was last emptied
         self.tick = 0  # rises with every change
         self.layout = 0  # rises when nodes or their facts change
         self.cpu_free: NDArray[np.int64] = np.zeros(0, np.int64)
         self.ram_free: NDArray[np.int64] = np.zeros(0, np.int64)
+        self.cpu_total: NDArray[np.int64] = np.zeros(0, np.int64)
+        self.ram_total: NDArray[np.int64] = np.zeros(0, np.int64)
         self.milli_left: NDArray[np.int64] = np.zeros(0, np.int64)  # on all devices: to compare nodes by only
         self.changed: NDArray[np.int64] = np.zeros(0, np.int64)  # the tick of each row's last change
         self.there: NDArray[np.bool_] = np.zeros((0, 0), bool)  # a device is in this cell
@@ -95,6 +101,7 @@ class Fleet:
         self.memo: dict[Hashable, Any] = {}  # what placement keeps between two calls
         self.masks_made = 0  # rises with every new selector
         self._ranks: NDArray[np.int64] | None = None
+        self._kinds_there: tuple[int, tuple[int, ...]] = (-1, ())  # at which layout, and they
         self._top_price = (-1, 0)  # at which layout, and the price
         self._vacant: list[int] = []
         self._unusable: set[str] = set()
@@ -143,7 +150,9 @@ class Fleet:
             self.bytes_total[row, column] = device.memory_bytes
             self.micros[row, column] = device.micros_per_hour
             self._derive_device(row, column, device)
+        self.cpu_total[row], self.ram_total[row] = node.cpu_milli, node.ram_bytes
         self._derive_node(row, node)
+        self.gained.add(row)
         self.layout += 1
         for mask in self._masks.values():
             self._fill(mask, row, node)
@@ -156,7 +165,8 @@ class Fleet:
         self._ranks = None
         self._clear(row)
         self.facts[row] = None
-        self.cpu_free[row] = self.ram_free[row] = -1  # not even an empty shape fits
+        for host in (self.cpu_free, self.ram_free, self.cpu_total, self.ram_total):
+            host[row] = -1  # not even an empty shape fits
         for mask in self._masks.values():
             mask.members -= int(mask.devices[row].sum())
             mask.devices[row] = False
@@ -178,6 +188,8 @@ class Fleet:
             assert facts is not None
             self._derive_device(row, column, facts)
             self._touch(row)
+            if usable and self._undo is None:
+                self.gained.add(row)
 
     def device(self, device_id: str) -> DeviceFacts | None:
         if device_id not in self.cell_of:
@@ -203,16 +215,19 @@ class Fleet:
     def give(self, spot: Spot) -> None:
         """End a booking. ValueError when there is none, and then nothing changes."""
         for device in spot.devices:
-            use = self._devices_use.get(device, _Use())
+            use = self._devices_use.get(device, _NO_USE)
             wrong = use.whole < 1 if spot.shape.whole else use.holders - use.whole < 1
             if wrong or use.bytes < spot.shape.memory_bytes * (not spot.shape.whole):
                 raise ValueError(f"device '{device}' is not held by such a slice")
-        host = self._nodes_use.get(spot.node, _Use())
+        host = self._nodes_use.get(spot.node, _NO_USE)
         if host.holders < 1 or host.milli < spot.shape.cpu_milli or host.bytes < spot.shape.ram_bytes:
             raise ValueError(f"node '{spot.node}' is not held by such a slice")
         self._unbook(spot)
         if self._undo is not None:
             self._undo.append((self.adopt, spot))
+        else:
+            self.gained.update(self.cell_of[device][0] for device in spot.devices if device in self.cell_of)
+            self.gained.update(row for row in (self.row_of.get(spot.node),) if row is not None)
 
     @contextmanager
     def trial(self) -> Iterator[None]:
@@ -221,7 +236,7 @@ class Fleet:
         try:
             yield
         finally:
-            steps, self._undo = self._undo, None
+            steps, self._undo = self._undo, []
             for step, spot in reversed(steps):
                 step(spot)
             self._undo = outer
@@ -283,6 +298,13 @@ class Fleet:
             self._ranks[[self.row_of[node] for node in sorted(self.row_of)]] = np.arange(len(self.row_of))
         return self._ranks
 
+    def kinds_there(self) -> tuple[int, ...]:
+        """Which sizes of memory there are, as numbers in ``kinds``."""
+        if self._kinds_there[0] != self.layout:
+            there = np.flatnonzero(np.bincount(self.kind.ravel(order="K"), minlength=1)[: len(self.kinds)])
+            self._kinds_there = (self.layout, tuple(there.tolist()))
+        return self._kinds_there[1]
+
     def top_price(self) -> int:
         """The highest price per hour of a device, in millionths."""
         if self._top_price[0] != self.layout:
@@ -335,14 +357,14 @@ class Fleet:
 
     def _book(self, spot: Spot, sign: int) -> None:
         shape = spot.shape
-        host = self._nodes_use.setdefault(spot.node, _Use())
+        host = self._nodes_use.get(spot.node) or self._nodes_use.setdefault(spot.node, _Use())
         host.bytes += sign * shape.ram_bytes
         host.milli += sign * shape.cpu_milli
         host.holders += sign
         if not host.holders:
             del self._nodes_use[spot.node]
         for device in spot.devices:
-            use = self._devices_use.setdefault(device, _Use())
+            use = self._devices_use.get(device) or self._devices_use.setdefault(device, _Use())
             use.holders += sign
             if shape.whole:
                 use.whole += sign
@@ -363,34 +385,33 @@ class Fleet:
             self._derive_node(row, node)
 
     def _derive_device(self, row: int, column: int, device: DeviceFacts) -> None:
-        use = self._devices_use.get(device.id, _Use())
+        use = self._devices_use.get(device.id, _NO_USE)
         outside = device.memory_bytes if device.outside_bytes is None else device.outside_bytes
         unused = device.outside_bytes is not None and outside <= max(device.memory_bytes // 20, _DRIVERS_OWN)
-        self.usable[row, column] = device.id not in self._unusable
         shared = not device.holds_slices  # a host, whose memory others always use
-        self.idle[row, column] = not use.holders and (unused or shared)
-        self.slices[row, column] = device.holds_slices
-        self.sliceable[row, column] = device.holds_slices and not use.whole
-        free = device.memory_bytes - outside - use.bytes
-        self.bytes_free[row, column] = 0 if use.whole else max(free, 0)
-        self.milli_free[row, column] = 0 if use.whole else max(WHOLE_MILLI - use.milli, 0)
-        self.share_free[row, column] = self._share(row, column, device)
-
-    def _share(self, row: int, column: int, device: DeviceFacts) -> int:
-        if not self.usable[row, column]:
-            return 0
-        if not device.holds_slices:
-            return WHOLE_MILLI if self.idle[row, column] else 0
-        milli = int(self.milli_free[row, column])
-        if not device.memory_bytes:
-            return milli
-        return min(milli, int(self.bytes_free[row, column]) * WHOLE_MILLI // device.memory_bytes)
+        usable = device.id not in self._unusable
+        idle = not use.holders and (unused or shared)
+        size = 0 if use.whole else max(device.memory_bytes - outside - use.bytes, 0)
+        milli = 0 if use.whole else max(WHOLE_MILLI - use.milli, 0)
+        share = milli
+        if shared:
+            share = WHOLE_MILLI if idle else 0
+        elif device.memory_bytes:
+            share = min(milli, size * WHOLE_MILLI // device.memory_bytes)
+        cell = row, column
+        self.usable[cell] = usable
+        self.idle[cell] = idle
+        self.slices[cell] = device.holds_slices
+        self.sliceable[cell] = device.holds_slices and not use.whole
+        self.bytes_free[cell] = size
+        self.milli_left[row] += milli - self.milli_free.item(cell)
+        self.milli_free[cell] = milli
+        self.share_free[cell] = share if usable else 0
 
     def _derive_node(self, row: int, node: NodeFacts) -> None:
-        use = self._nodes_use.get(node.id, _Use())
+        use = self._nodes_use.get(node.id, _NO_USE)
         self.cpu_free[row] = max(node.cpu_milli - use.milli, 0)
         self.ram_free[row] = max(node.ram_bytes - use.bytes, 0)
-        self.milli_left[row] = self.milli_free[row].sum()
         self._touch(row)
 
     def _touch(self, row: int) -> None:
@@ -411,6 +432,7 @@ class Fleet:
             self.micros,
             self.kind,
             self.group,
+            self.milli_left,
         ):
             amounts[row] = 0
 
@@ -433,6 +455,7 @@ class Fleet:
             return new
 
         self.cpu_free, self.ram_free = grown(self.cpu_free, -1), grown(self.ram_free, -1)
+        self.cpu_total, self.ram_total = grown(self.cpu_total, -1), grown(self.ram_total, -1)
         self.changed, self.milli_left = grown(self.changed), grown(self.milli_left)
         self.there, self.usable = grown(self.there), grown(self.usable)
         self.idle, self.sliceable = grown(self.idle), grown(self.sliceable)

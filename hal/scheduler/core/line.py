@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_left, insort
 from typing import Any
 
 from hal.scheduler.core.lease import Waiting
 from hal.scheduler.core.request import Request
 
-__all__ = ["Kind", "Line"]
+__all__ = ["Entry", "Kind", "Line", "Place", "place_of"]
+
+Place = tuple[int, int]  # in a queue: the priority, negated, and the order of arrival
 
 
 class Kind:
@@ -18,11 +21,18 @@ class Kind:
         self.key = key
         self.request = request
         self.queue = request.queue
-        self.failed = -1  # the world's ``freed`` when it was last found not to fit
-        self.told = ""  # why not, for people
+        self.place: Place | None = None  # of the one that has waited longest
+        members = request.members
+        self.single = len(members) == 1 and members[0].replicas == 1
+        self.stale = True  # not known to lack nothing but room, where the fleet has gained none since
+        self.hopeless = -1  # the world's ``altered`` at which it was found not to fit whoever ends
+        self.told = ""  # why it does not fit, for people
         self.barred = False  # a limit or quota is in the way, not the devices
         self.told_at: tuple[int, int, str] | None = None
         self.heap: list[tuple[int, str]] = []
+
+
+Entry = tuple[Place, Kind]
 
 
 class Line:
@@ -32,16 +42,20 @@ class Line:
         self.waiting: dict[str, Waiting] = {}
         self.kinds: dict[tuple[Any, ...], Kind] = {}
         self.kind_of: dict[str, Kind] = {}
+        self.queues: dict[str, list[Entry]] = {}  # of each, its kinds in their order
         self.fresh: dict[tuple[Any, ...], Kind] = {}  # to be tried
+        self.came: dict[tuple[Any, ...], Kind] = {}  # kinds that the screen does not know yet
+        self.went: list[Kind] = []  # and those that it still knows
 
     def add(self, one: Waiting) -> Kind:
         key = _key(one)
         kind = self.kinds.get(key)
         if kind is None:
-            kind = self.kinds[key] = Kind(key, one.request)
+            kind = self.kinds[key] = self.fresh[key] = self.came[key] = Kind(key, one.request)
         heapq.heappush(kind.heap, (one.order, one.id))
         self.waiting[one.id] = one
         self.kind_of[one.id] = kind
+        self._settle(kind)
         return kind
 
     def has_kind_of(self, one: Waiting) -> bool:
@@ -50,9 +64,12 @@ class Line:
     def remove(self, id: str) -> Waiting:
         one = self.waiting.pop(id)
         kind = self.kind_of.pop(id)
-        if self.first(kind) is None:
+        self._settle(kind)
+        if kind.place is None:
             del self.kinds[kind.key]
             self.fresh.pop(kind.key, None)
+            if self.came.pop(kind.key, None) is None:
+                self.went.append(kind)
         return one
 
     def first(self, kind: Kind) -> Waiting | None:
@@ -64,6 +81,23 @@ class Line:
                 return one
             heapq.heappop(kind.heap)
         return None
+
+    def _settle(self, kind: Kind) -> None:
+        """Put it where the first of it belongs."""
+        one = self.first(kind)
+        place = None if one is None else (-kind.request.priority, one.order)
+        if place == kind.place:
+            return
+        there = self.queues.setdefault(kind.queue, [])
+        if kind.place is not None:
+            del there[bisect_left(there, kind.place, key=place_of)]
+        if place is not None:
+            insort(there, (place, kind), key=place_of)
+        kind.place = place
+
+
+def place_of(entry: Entry) -> Place:
+    return entry[0]
 
 
 def _key(one: Waiting) -> tuple[Any, ...]:

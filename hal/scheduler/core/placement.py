@@ -160,8 +160,8 @@ class _Row:
             # What is asked of all rows is asked of the columns as they lie.
             rows = changed if len(changed) < len(self.fits) // 4 else slice(None)
             self.fits[rows], cells = self._room(rows)
-            self.known[changed] = False
-            self.costs[changed] = np.inf
+            self.known[rows] = False
+            self.costs[rows] = np.inf
             if len(self.fits) > _ALL:
                 self.looks[rows] = self._look(rows, cells, policy)
         self.tick = fleet.tick
@@ -228,9 +228,7 @@ class _Row:
         if policy.strategy is Strategy.RANDOM:
             return np.zeros_like(looks)
         if policy.strategy is Strategy.FRAGMENTATION and shape.count and not shape.whole:
-            waste = self.scores.looks(shape, rows)
-            waste[~cells] = np.inf
-            looks += (100 * np.minimum(waste.min(1), 1e6)).astype(np.int64)
+            looks += self.scores.looks(shape, rows, cells)
         return looks
 
     def _work_out(self, rows: Ints, policy: Policy) -> None:
@@ -305,9 +303,9 @@ class _Row:
         more = [fleet.bytes_free, fleet.kind] if self.scores.by_bytes else []
         for column in [*more, fleet.micros] if self.price else more:
             kinds = kinds * 1000003 + column[rows]
-        if self.scores.selective:
-            for mask in {id(mask): mask for mask in self.scores.masks if mask is not None}.values():
-                kinds = kinds * 1000003 + mask.devices[rows]
+        partial = (self.scores.masks[column] for column in self.scores.partial)
+        for mask in {id(mask): mask for mask in partial if mask is not None}.values():
+            kinds = kinds * 1000003 + mask.devices[rows]
         return kinds
 
 

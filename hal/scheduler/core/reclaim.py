@@ -19,7 +19,8 @@ from hal.scheduler.core.world import World
 __all__ = ["least", "victims"]
 
 _SINGLY = 8  # devices that are tried one by one; then twice as many at a time
-_SWAPS = 64  # attempts to spare a victim or to take a younger one
+_SPARED = 256  # attempts to spare a victim
+_SWAPS = 64  # and to take a younger one
 _NEVER = 1 << 30
 
 Fits = Callable[[list[str]], bool]  # whether the request fits without these leases
@@ -81,63 +82,87 @@ class _Taken:
         self.queue = one.request.queue
         self.allowed = allowed
         self.ids: list[str] = []
+        self._back: dict[str, Amount] = {}  # what the queues of `ids` give back
 
-    def may(self, id: str, beside: Iterable[str]) -> bool:
+    def take(self, id: str) -> None:
+        """One more, if it may go after those before."""
+        if id not in self.ids and self.may(id, self._back):
+            self.ids.append(id)
+            self._give_back(id, self._back)
+
+    def may(self, id: str, back: dict[str, Amount]) -> bool:
         if self.allowed[id] is not Cause.RECLAIMED:
             return True
-        back: dict[str, Amount] = {}
-        for other in beside:
-            lease = self.world.leases[other]
-            for queue in self.world.tree.path(lease.request.queue):
-                back[queue] = back.get(queue, Amount()) + lease.charge
         return self.world.tree.owes(self.world.leases[id].request.queue, self.queue, back)
+
+    def _give_back(self, id: str, back: dict[str, Amount]) -> None:
+        lease = self.world.leases[id]
+        for queue in self.world.tree.path(lease.request.queue):
+            back[queue] = back.get(queue, Amount()) + lease.charge
 
     def lawful(self, ids: list[str]) -> bool:
         """Each may go, whoever of the others has gone before."""
-        ordered = sorted(ids, key=lambda id: -self.world.leases[id].epoch)
-        return all(self.may(id, ordered[:number]) for number, id in enumerate(ordered))
+        if not any(self.allowed[id] is Cause.RECLAIMED for id in ids):
+            return True
+        back: dict[str, Amount] = {}
+        for id in sorted(ids, key=lambda id: -self.world.leases[id].epoch):
+            if not self.may(id, back):
+                return False
+            self._give_back(id, back)
+        return True
 
 
 def _chosen(world: World, one: Waiting, now: int, allowed: dict[str, Cause]) -> dict[str, Cause] | None:
     taken = _Taken(world, one, allowed)
 
+    def has_room(ids: Iterable[str]) -> bool:
+        found = plan(world, one, now)
+        if not isinstance(found, Plan):
+            return False
+        # Who goes beyond its own quota by it has nothing to reclaim.
+        reclaims = any(allowed[id] is Cause.RECLAIMED for id in ids)
+        return not reclaims or world.tree.within_quota(one.request.queue, found.charge)
+
     def fits(ids: list[str]) -> bool:
         with world.without([world.leases[id] for id in ids]):
-            found = plan(world, one, now)
-            if not isinstance(found, Plan):
-                return False
-            # Who goes beyond its own quota by it has nothing to reclaim.
-            reclaims = any(allowed[id] is Cause.RECLAIMED for id in ids)
-            return not reclaims or world.tree.within_quota(one.request.queue, found.charge)
+            return has_room(ids)
 
     groups = _by_cost(world, one, now, allowed)
-    position = 0
+    ends = [0]  # how many have been taken after each group
     while True:
+        position = len(ends) - 1
         if position == len(groups):
             return None
-        step = 1 if position < _SINGLY else position
-        for group in groups[position : position + step]:
+        for group in groups[position : position + (1 if position < _SINGLY else position)]:
             for id in group:
-                if id not in taken.ids and taken.may(id, taken.ids):
-                    taken.ids.append(id)
-        position = min(position + step, len(groups))
+                taken.take(id)
+            ends.append(len(taken.ids))
         if fits(taken.ids):
             break
-    chosen = _spared(taken, fits)
+    low, high = position, len(ends) - 1  # groups: not enough, enough
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(taken.ids[: ends[middle]]) else (middle, high)
+    chosen = _spared(taken, taken.ids[: ends[high]], has_room)
     chosen = _younger(world, taken, chosen, fits)
     return {id: allowed[id] for id in sorted(chosen, key=lambda id: world.leases[id].epoch)}
 
 
-def _spared(taken: _Taken, fits: Fits) -> list[str]:
+def _spared(taken: _Taken, ids: list[str], has_room: Callable[[Iterable[str]], bool]) -> list[str]:
     """Without those who are not needed, the oldest spared first."""
-    chosen = list(taken.ids)
-    tries = _SWAPS
-    for id in sorted(taken.ids, key=lambda id: taken.world.leases[id].epoch):
-        without = [other for other in chosen if other != id]
-        if tries and without and taken.lawful(without):
-            tries -= 1
-            if fits(without):
-                chosen = without
+    world, chosen = taken.world, list(ids)
+    away = [world.leases[id] for id in ids]
+    tries = _SPARED
+    with world.without(away):
+        for lease in sorted(away, key=lambda lease: lease.epoch):
+            without = [other for other in chosen if other != lease.id]
+            if tries and without and taken.lawful(without):
+                tries -= 1
+                world.put_back(lease, away)
+                if has_room(without):
+                    chosen = without
+                else:
+                    world.take_away(lease, away)
     return chosen
 
 

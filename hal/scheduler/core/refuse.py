@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from hal.scheduler.core.decisions import Refusal
-from hal.scheduler.core.facts import DeviceFacts
+from hal.scheduler.core.facts import DeviceFacts, NodeFacts
+from hal.scheduler.core.match import key_of
 from hal.scheduler.core.request import Alternative, Request, Topology
 from hal.scheduler.core.world import World
 from hal.units import format_bytes
 
 __all__ = ["never"]
 
-_KEPT = 256  # answers, as long as the nodes' facts are the same
+_KNOWN = 32  # sizes that are remembered, of those of which none is smaller than another
 
 
 def never(world: World, request: Request) -> tuple[Refusal, str] | None:
     """None when every member has an alternative that would fit if nothing else were here."""
-    fleet = world.fleet
-    layout, known = fleet.memo.get("never", (-1, {}))
-    if layout != fleet.layout or len(known) >= _KEPT:
-        known = {}
-        fleet.memo["never"] = fleet.layout, known
-    if request.members not in known:
-        known[request.members] = _never(world, request)
-    found: tuple[Refusal, str] | None = known[request.members]
-    return found
-
-
-def _never(world: World, request: Request) -> tuple[Refusal, str] | None:
+    known = world.fleet.memo.get("possible")
+    if known is None or known.layout != world.fleet.layout:
+        known = world.fleet.memo["possible"] = _Possible(world)
     for number, member in enumerate(request.members):
+        if any(known.is_possible(alternative) for alternative in member.alternatives):
+            continue
         found = [_impossible(world, alternative) for alternative in member.alternatives]
         refusals = [refusal for refusal in found if refusal is not None]
         if len(refusals) < len(found):
@@ -39,8 +35,57 @@ def _never(world: World, request: Request) -> tuple[Refusal, str] | None:
     return None
 
 
+class _Possible:
+    """What the nodes as they are could hold if nothing else were here: asked once for all that is smaller."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.layout = world.fleet.layout
+        self.found: dict[tuple[str, int, Topology], list[tuple[int, int, int]]] = {}
+
+    def is_possible(self, one: Alternative) -> bool:
+        # A key says whether memory is asked for only where that changes which devices are meant.
+        wanted = one.memory_bytes or 0, one.cpu_milli, one.ram_bytes
+        known = self.found.setdefault((key_of(one), one.count, one.topology), [])
+        if any(wanted[0] <= size and wanted[1] <= cpu and wanted[2] <= ram for size, cpu, ram in known):
+            return True
+        if not self._fits(one):
+            return False
+        smaller = [k for k in known if k[0] <= wanted[0] and k[1] <= wanted[1] and k[2] <= wanted[2]]
+        for each in smaller:
+            known.remove(each)
+        if len(known) >= _KNOWN:
+            known.pop(0)
+        known.append(wanted)
+        return True
+
+    def _fits(self, one: Alternative) -> bool:
+        if one.topology is Topology.FABRIC and one.count > 1:
+            return _impossible(self.world, one) is None
+        fleet = self.world.fleet
+        hosts = (fleet.cpu_total >= one.cpu_milli) & (fleet.ram_total >= one.ram_bytes)
+        if not one.count:
+            return bool(hosts.any())
+        cells = self.world.matcher.eligible(fleet, one).devices & hosts[:, None]
+        if one.memory_bytes is not None:
+            cells &= fleet.slices & (fleet.bytes_total >= one.memory_bytes)
+        each = cells.sum(1)
+        match one.topology:
+            case Topology.ANY:
+                most = each.sum()
+            case Topology.SPREAD:
+                most = np.count_nonzero(each)
+            case _:
+                most = each.max(initial=0)
+        return bool(most >= one.count)
+
+
 def _impossible(world: World, one: Alternative) -> tuple[Refusal, str] | None:
     fleet = world.fleet
+    if not one.count:
+        nodes = [node for node in fleet.facts if node is not None]
+        fits = any(node.cpu_milli >= one.cpu_milli and node.ram_bytes >= one.ram_bytes for node in nodes)
+        return None if fits else (Refusal.TOO_LARGE, _too_small_hosts(nodes, "no node"))
     mask = world.matcher.eligible(fleet, one).devices
     devices = [
         [d for column, d in enumerate(node.devices) if mask[row, column]]
@@ -78,11 +123,7 @@ def _too_many(world: World, one: Alternative, devices: list[list[DeviceFacts]]) 
         if node.cpu_milli >= one.cpu_milli and node.ram_bytes >= one.ram_bytes
     ]
     if not any(fitting):
-        most = max(node.cpu_milli for node in nodes), max(node.ram_bytes for node in nodes)
-        return Refusal.TOO_LARGE, (
-            f"no node with such a device has so much CPU and RAM: the most is {most[0] / 1000:g} cores "
-            f"and {format_bytes(most[1])}"
-        )
+        return Refusal.TOO_LARGE, _too_small_hosts(nodes, "no node with such a device")
     match one.topology:
         case Topology.ANY:
             most_devices, where = sum(map(len, fitting)), "there are"
@@ -101,6 +142,12 @@ def _too_many(world: World, one: Alternative, devices: list[list[DeviceFacts]]) 
     if most_devices < one.count:
         return Refusal.TOO_LARGE, f"{one.count} such devices are wanted, and {where} {most_devices}"
     return None
+
+
+def _too_small_hosts(nodes: list[NodeFacts], which: str) -> str:
+    cpu = max((node.cpu_milli for node in nodes), default=0)
+    ram = max((node.ram_bytes for node in nodes), default=0)
+    return f"{which} has so much CPU and RAM: the most is {cpu / 1000:g} cores and {format_bytes(ram)}"
 
 
 def _nothing_is_meant(world: World, one: Alternative) -> str:

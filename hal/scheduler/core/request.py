@@ -56,7 +56,7 @@ class Alternative(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields
     selector: str = ""  # any accelerator
     memory_bytes: int | None = None  # of each device
     compute_milli: int = 0  # of each device; 0: no share is set aside
-    count: int = 1
+    count: int = 1  # 0: CPU and RAM of a node only, where the scheduler takes such
     weight: int = 1  # the heaviest that can be had is taken
     cpu_milli: int = 0
     ram_bytes: int = 0
@@ -90,8 +90,8 @@ class Request(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=Tru
     ttl_ms: int = 15_000
 
 
-def check(request: Request) -> None:
-    """Raises InvalidError, which names the field."""
+def check(request: Request, *, hosts: bool = False) -> None:
+    """Raises InvalidError, which names the field. ``hosts``: a member may do without devices (count 0)."""
     if not request.members:
         raise InvalidError("members", "there is none")
     _between("ttl_ms", request.ttl_ms, 1000, 24 * 3600 * 1000)
@@ -119,12 +119,12 @@ def _check_members(members: tuple[Member, ...]) -> None:
         if not 1 <= len(member.alternatives) <= MAX_ALTERNATIVES:
             raise InvalidError(f"{where}.alternatives", f"there are 1 to {MAX_ALTERNATIVES}")
         for position, alternative in enumerate(member.alternatives):
-            _check_alternative(f"{where}.alternatives[{position}]", alternative)
+            _check_alternative(f"{where}.alternatives[{position}]", alternative, 0 if hosts else 1)
     if total > MAX_MEMBERS:
         raise InvalidError("members", f"there are {total} with their replicas, and {MAX_MEMBERS} are allowed")
 
 
-def _check_alternative(where: str, one: Alternative) -> None:
+def _check_alternative(where: str, one: Alternative, least: int) -> None:
     if one.selector:
         try:
             selector(one.selector)
@@ -135,7 +135,9 @@ def _check_alternative(where: str, one: Alternative) -> None:
     elif one.compute_milli not in (0, WHOLE_MILLI):
         raise InvalidError(f"{where}.compute_milli", "a share of a device needs memory_bytes")
     _between(f"{where}.compute_milli", one.compute_milli, 0, WHOLE_MILLI)
-    _between(f"{where}.count", one.count, 1, MAX_COUNT)
+    _between(f"{where}.count", one.count, least, MAX_COUNT)
+    if not one.count and one != Alternative(count=0, cpu_milli=one.cpu_milli, ram_bytes=one.ram_bytes):
+        raise InvalidError(f"{where}.count", "without devices there are only cpu_milli and ram_bytes")
     _between(f"{where}.weight", one.weight, 1, MAX_PRIORITY)
     _between(f"{where}.cpu_milli", one.cpu_milli, 0, 1 << 40)
     _between(f"{where}.ram_bytes", one.ram_bytes, 0, MAX_BYTES)

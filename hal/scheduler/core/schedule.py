@@ -1,12 +1,13 @@
 """One round after whatever has changed: who is next, who may go ahead, and who has to make room.
 
-The same round runs after every event, so that what a release frees is granted at once. A kind of
-request that was found not to fit is tried again only when something has been freed since.
+The same round runs after every event, so that what a release frees is granted at once. Whoever was found not
+to fit is asked again only when something has been freed since, and then only if it could fit (``screen``).
 """
 
 from __future__ import annotations
 
-import heapq
+from enum import Enum
+from typing import Any
 
 from hal.scheduler.core.admit import Blocked, Plan, Why, plan
 from hal.scheduler.core.backfill import in_time, leaves_room, reserve
@@ -16,6 +17,8 @@ from hal.scheduler.core.lease import LeaseState, Part, Waiting
 from hal.scheduler.core.line import Kind
 from hal.scheduler.core.partition import Partitioner
 from hal.scheduler.core.reclaim import least, victims
+from hal.scheduler.core.screen import Bools, Screen
+from hal.scheduler.core.turns import Turns, in_order
 from hal.scheduler.core.world import World
 
 __all__ = ["Scheduling"]
@@ -23,7 +26,13 @@ __all__ = ["Scheduling"]
 _ROUNDS = 1000  # an end for what has none; each round grants something or moves what is kept
 _NOTHING: frozenset[str] = frozenset()
 
-_Heap = list[tuple[int, int, Kind]]
+
+class _Came(Enum):
+    """What came of a turn."""
+
+    GRANTED = "granted"
+    NEXT = "next"  # it is next: from here on, what it needs is kept
+    NOTHING = "nothing"
 
 
 class Scheduling:
@@ -32,24 +41,30 @@ class Scheduling:
     def __init__(self, world: World, partitioner: Partitioner | None) -> None:
         self.world = world
         self.partitioner = partitioner
+        self.screen = Screen()
         self._seen = -1  # the world's ``freed`` at the last round
+        self._asked = -1  # and when the next in line was last found not to fit
 
     def settled(self) -> None:
         """Nobody who waits now would fit: so it was when this was written down."""
-        for kind in self.world.line.kinds.values():
-            kind.failed = self.world.freed
-        self._seen = self.world.freed
+        self.world.line.fresh.clear()
+        self._seen = self._asked = self.world.freed
 
     def run(self, now: int) -> list[Decision]:
         decisions: list[Decision] = []
         world = self.world
         for _ in range(_ROUNDS):
-            if world.freed != self._seen:
-                self._seen = world.freed
-                world.line.fresh = dict(world.line.kinds)
-            if not world.line.fresh:
+            everybody = world.freed != self._seen
+            fresh, world.line.fresh = world.line.fresh, {}
+            if not everybody and not fresh:
                 break
-            self._round(now, decisions)
+            self._seen = world.freed
+            self._forget_head_that_is_gone()
+            if everybody:
+                self._all(now, decisions)
+            else:
+                self._some(fresh, now, decisions)
+            world.withhold(_NOTHING)
         return decisions
 
     def at_once(self, one: Waiting, now: int) -> Grant | None:
@@ -64,61 +79,96 @@ class Scheduling:
 
     # ---- a round ----------------------------------------------------------------------------
 
-    def _round(self, now: int, decisions: list[Decision]) -> None:
-        world = self.world
-        self._forget_head_that_is_gone()
-        heaps = self._by_queue()
-        world.line.fresh = {}
-        names = set(heaps)
-        closed: set[str] = set()  # queues at their limit, with somebody in front who waits for it
-        closed_quotas: set[str] = set()
-        keeping = False  # the next in line has had its turn
-        while (queue := world.tree.next_of(names, now)) is not None:
-            heap = heaps[queue]
-            if not heap:
-                names.discard(queue)
-                continue
-            _, _, kind = heapq.heappop(heap)
-            one = world.line.first(kind)
-            if one is None:
-                continue
-            path = set(world.tree.path(queue))
-            if path & closed or (not one.request.preemptible and path & closed_quotas):
-                kind.failed = world.freed
-                continue
-            kept = world.counters.reservation
-            if kept is not None and kept.id == one.id and kind.failed == world.freed:
-                keeping = True
-                continue
-            found = self._find(one, now, keeping)
-            if isinstance(found, Plan):
-                decisions.append(self._grant(one, found, now))
-                if (following := world.line.first(kind)) is not None:
-                    heapq.heappush(heap, (-kind.request.priority, following.order, kind))
-                continue
-            kind.failed = world.freed
-            if not one.request.wait:
-                continue
-            if found.why is Why.ROOM:
-                keeping = keeping or self._becomes_next(one, now, decisions)
-            elif not self._never(one, found):
-                (closed if found.why is Why.LIMIT else closed_quotas).add(found.queue)
-        world.withhold(_NOTHING)
-
-    def _by_queue(self) -> dict[str, _Heap]:
+    def _some(self, fresh: dict[tuple[Any, ...], Kind], now: int, decisions: list[Decision]) -> None:
+        """Those who have come, as the others are known not to fit; in turn with who is next."""
         line, kept = self.world.line, self.world.counters.reservation
-        kinds = dict(line.fresh)
+        kinds = list(fresh.values())
+        if kept is not None and line.kind_of[kept.id].key not in fresh:
+            kinds.append(line.kind_of[kept.id])
+        turns, keeping = Turns(self.world.tree, in_order(kinds), now), False
+        for kind in turns:
+            came = self._turn(kind, turns, now, decisions, keeping=keeping)
+            keeping = keeping or came is _Came.NEXT
+
+    def _all(self, now: int, decisions: list[Decision]) -> None:
+        """Everybody, as something was freed. Of those behind who is next, only who could have room."""
+        world, screen = self.world, self.screen
+        screen.follow(world.line)
+        gained, world.fleet.gained = world.fleet.gained, set()
+        could = screen.could(world.fleet, screen.alive, gained)
+        left, keeping = screen.alive.copy(), False
+        turns = Turns(world.tree, world.line.queues, now)
+        for kind in turns:
+            slot = screen.slot_of[id(kind)]
+            left[slot] = False
+            came = self._turn(kind, turns, now, decisions, lacks_room=not could[slot])
+            if came is _Came.NEXT:
+                keeping = True
+                break
+        screen.stale[left] = could[left]
+        if not keeping:
+            return
+        left = self._could_beside(left, gained, now)
+        turns = turns.among(screen.of(left))
+        for kind in turns:
+            slot = screen.slot_of[id(kind)]
+            if not left[slot]:
+                continue
+            left[slot] = False
+            if self._turn(kind, turns, now, decisions, keeping=True) is _Came.GRANTED:
+                left[slot] = kind.place is not None
+                left = self._could_beside(left, gained, now)  # there is less room now
+
+    def _could_beside(self, slots: Bools, gained: set[int], now: int) -> Bools:
+        """Who of these could have room beside what is kept; or on it, when they are over in time."""
+        world, screen, kept = self.world, self.screen, self.world.counters.reservation
+        spare = -1 if kept is None or kept.at is None else kept.at - now
+        brief = slots & (screen.duration <= spare)
+        world.withhold(_NOTHING)
+        could = screen.could(world.fleet, brief, gained)
         if kept is not None:
-            head = line.kind_of[kept.id]
-            kinds[head.key] = head
-        heaps: dict[str, _Heap] = {}
-        for kind in kinds.values():
-            one = line.first(kind)
-            if one is not None:
-                heaps.setdefault(kind.queue, []).append((-kind.request.priority, one.order, kind))
-        for heap in heaps.values():
-            heapq.heapify(heap)
-        return heaps
+            world.withhold(frozenset(kept.devices))
+        could |= screen.could(world.fleet, slots & ~brief, gained)
+        screen.stale[slots] = could[slots]
+        return could
+
+    def _turn(
+        self,
+        kind: Kind,
+        turns: Turns,
+        now: int,
+        decisions: list[Decision],
+        *,
+        keeping: bool = False,
+        lacks_room: bool = False,
+    ) -> _Came:
+        """The turn of the first of a kind. ``keeping``: who is next has had its own before."""
+        world, kept = self.world, self.world.counters.reservation
+        one = world.line.first(kind)
+        assert one is not None
+        if turns.is_closed_for(kind):
+            self.screen.learn(kind, True)
+            return _Came.NOTHING
+        is_next = kept is not None and kept.id == one.id
+        if is_next and self._asked == world.freed:
+            return _Came.NEXT
+        found = Blocked(Why.ROOM, 0) if lacks_room else self._find(one, now, keeping)
+        if isinstance(found, Plan):
+            self.screen.learn(kind, True)
+            decisions.append(self._grant(one, found, now))
+            turns.granted(kind)
+            return _Came.GRANTED
+        self.screen.learn(kind, not found.plain)
+        if is_next:
+            self._asked = world.freed
+        if not one.request.wait:
+            return _Came.NOTHING
+        if found.why is Why.ROOM:
+            came = not keeping and self._becomes_next(kind, one, now, decisions)
+            return _Came.NEXT if came else _Came.NOTHING
+        if not self._never(one, found):
+            (turns.closed if found.why is Why.LIMIT else turns.closed_quotas).add(found.queue)
+        return _Came.NOTHING
 
     def _forget_head_that_is_gone(self) -> None:
         kept = self.world.counters.reservation
@@ -139,7 +189,7 @@ class Scheduling:
         world.withhold(frozenset(kept.devices) if held_off and kept is not None else _NOTHING)
         found = plan(world, one, now)
         if held_off and isinstance(found, Plan) and not leaves_room(world, one, found.charge):
-            return Blocked(Why.ROOM, 0)
+            return Blocked(Why.ROOM, 0, plain=False)
         return found
 
     def _never(self, one: Waiting, found: Blocked) -> bool:
@@ -161,13 +211,17 @@ class Scheduling:
         lease = world.grant(one, found.parts, found.charge, now)
         return Grant(lease, _where(one, found.parts))
 
-    def _becomes_next(self, one: Waiting, now: int, decisions: list[Decision]) -> bool:
+    def _becomes_next(self, kind: Kind, one: Waiting, now: int, decisions: list[Decision]) -> bool:
         """Make room for it if that may be, and keep what it needs."""
         world = self.world
+        if kind.hopeless == world.altered and self.partitioner is None:
+            return False
         world.withhold(_NOTHING)
         self._make_room(one, now, decisions)
         reservation = reserve(world, one, now)
-        if reservation is None:
+        if isinstance(reservation, Blocked):
+            if reservation.plain and kind.single:
+                kind.hopeless = world.altered
             return False
         known = world.counters.reservation
         if reservation != known:
@@ -175,7 +229,7 @@ class Scheduling:
             world.note("meta", "counters")
             if known is not None and (known.id, known.devices) != (reservation.id, reservation.devices):
                 world.freed += 1
-                world.line.kind_of[one.id].failed = world.freed
+        self._asked = world.freed
         return True
 
     def _make_room(self, one: Waiting, now: int, decisions: list[Decision]) -> None:
@@ -230,6 +284,8 @@ def _why(cause: Cause, one: Waiting) -> str:
 
 def _where(one: Waiting, parts: tuple[Part, ...]) -> str:
     devices = [device for part in parts for spot in part.spots for device in spot.devices]
+    if not devices:
+        return "room on " + ", ".join(spot.node for part in parts for spot in part.spots)
     shown = ", ".join(devices[:4]) + (f" and {len(devices) - 4} more" if len(devices) > 4 else "")
     chosen = {
         f"alternative {part.alternative + 1}"

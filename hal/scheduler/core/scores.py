@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hal.scheduler.core.facts import WHOLE_MILLI
-from hal.scheduler.core.fleet import EVERYTHING, Fleet
+from hal.scheduler.core.fleet import Fleet
 from hal.scheduler.core.mix import Expected, extent
 from hal.scheduler.core.packing import WORTH, worth_of_rests
 from hal.scheduler.core.shape import Shape
@@ -36,6 +36,7 @@ _GAINS: Floats = np.array(
 )
 _NOTHING = 1e-6  # divides instead of 0: what needs none of something is not limited by it
 _MOST = 4096.0  # no more than so many of a class are counted on one device
+_TOO_MUCH = 1e6
 _WASTE = 10.0  # how much more a wasteful cut counts than the expected loss
 
 
@@ -64,9 +65,8 @@ class Scores:
         self.by_bytes = any(fleet.kinds)
         self.full = float(self.weight.sum()) * _GAIN
         self.expected = expected
-        masks = {one.eligible: fleet.mask(one.eligible) for one in expected}
-        self.selective = any(key != EVERYTHING for key in masks)
-        self.masks = [masks[one.eligible] for one in expected]
+        self.masks = [fleet.mask(one.eligible) for one in expected]
+        self.partial = _partial(fleet, expected)
         rows = len(fleet.cpu_free)
         self.size = fleet.there.shape
         self.known: Ints = np.full(rows, -1, np.int64)  # the tick at which a row was worked out
@@ -83,6 +83,7 @@ class Scores:
             and self.size == fleet.there.shape
             and self.by_bytes == any(fleet.kinds)
             and self.scarcity == _scarcity(fleet, expected)
+            and self.partial == _partial(fleet, expected)
         )
 
     # ---- nodes as they are ------------------------------------------------------------------
@@ -146,15 +147,20 @@ class Scores:
             cost += waste.reshape(members).sum(1)
         return cost
 
-    def looks(self, shape: Shape, rows: Ints | slice) -> Floats:
-        """About what the cut of each device of some nodes wastes; infinite where the part is too large."""
-        kinds, shares = self.fleet.kind[rows], self.fleet.share_free[rows]
-        waste = np.full((max(len(self.fleet.kinds), 1), WHOLE_MILLI + 1), np.inf)
-        for kind in np.flatnonzero(np.bincount(kinds.ravel(order="K"), minlength=1)[: len(self.fleet.kinds)]):
-            worth, size = self._worth_on(int(kind)), _size(shape, self.fleet.kinds[kind])
+    def looks(self, shape: Shape, rows: Ints | slice, cells: NDArray[np.bool_]) -> Ints:
+        """About what the cut of the best of these cells wastes on some nodes, in 1e-5 devices."""
+        fleet = self.fleet
+        waste = np.full((max(len(fleet.kinds), 1), WHOLE_MILLI + 1), np.inf)
+        for kind in fleet.kinds_there():
+            worth, size = self._worth_on(kind), _size(shape, fleet.kinds[kind])
             waste[kind, size:] = worth[size:] - worth[: WHOLE_MILLI + 1 - size] - worth[size]
-        lost: Floats = waste.take(kinds * (WHOLE_MILLI + 1) + shares)
-        return lost * (_WASTE * WHOLE_MILLI / WORTH)
+        counts = (100 * np.minimum(waste * (_WASTE * WHOLE_MILLI / WORTH), _TOO_MUCH)).astype(np.int32)
+        # Column by column, and without a branch for each cell: this is asked of every device of the fleet.
+        places = fleet.kind[rows].T * (WHOLE_MILLI + 1) + fleet.share_free[rows].T
+        lost = counts.take(places, mode="clip")
+        lost |= (~cells.T).astype(np.int32) << 27
+        least: Ints = np.minimum(lost.min(0), int(100 * _TOO_MUCH)).astype(np.int64)
+        return least
 
     # ---- inside -----------------------------------------------------------------------------
 
@@ -198,12 +204,9 @@ class Scores:
         usable = self.fleet.usable[rows, columns]
         room *= (part & usable)[:, None]
         room[:, self.whole] = (idle & usable)[:, None]
-        if self.selective:
-            for column, (mask, one) in enumerate(zip(self.masks, self.expected, strict=True)):
-                if mask is None:
-                    room[:, column] = 0.0
-                elif one.eligible != EVERYTHING:
-                    room[:, column] *= mask.devices[rows, columns]
+        for column in self.partial:
+            mask = self.masks[column]
+            room[:, column] *= 0.0 if mask is None else mask.devices[rows, columns]
         return room
 
     def _loss(self, rows: Ints, room: NDArray[np.floating], share: Floats, cpu: Ints, ram: Ints) -> Floats:
@@ -260,6 +263,13 @@ def _scarcity(fleet: Fleet, expected: tuple[Expected, ...]) -> tuple[int, ...]:
     return tuple(
         -1 if mask is None else (devices**4 // max(mask.members, 1) ** 4).bit_length() - 1 for mask in masks
     )
+
+
+def _partial(fleet: Fleet, expected: tuple[Expected, ...]) -> tuple[int, ...]:
+    """Which classes do not want all devices, or are not known to."""
+    masks = (fleet.mask(one.eligible) for one in expected)
+    devices = len(fleet.cell_of)
+    return tuple(n for n, mask in enumerate(masks) if mask is None or mask.members < devices)
 
 
 def _size(shape: Shape, total: int) -> int:

@@ -50,9 +50,12 @@ class State:
         grace_ms: int = 60_000,
         half_life_ms: int = 24 * 3600 * 1000,
         partitioner: Partitioner | None = None,
+        hosts: bool = False,
     ) -> None:
+        """``hosts``: requests for CPU and RAM only, without a device, are taken too."""
         self.world = World(Policy() if policy is None else policy, half_life_ms)
         self.grace_ms = grace_ms
+        self.hosts = hosts
         self.scheduling = Scheduling(self.world, partitioner)
         self._by_key: dict[tuple[int, str], Lease | Waiting] = {}
         self._due: int | None = None  # nothing runs out before
@@ -172,7 +175,7 @@ class State:
     def _submit(self, event: on.Submit, now: int) -> list[Decision]:
         world, request = self.world, event.request
         try:
-            check(request)
+            check(request, hosts=self.hosts)
         except InvalidError as error:
             return [Refuse(Refusal.INVALID, str(error), event.id, error.field)]
         known = self._by_key.get((event.uid, event.key))
@@ -197,8 +200,6 @@ class State:
             self._granted(grant)
             return [grant]
         kind = world.line.add(one)
-        if kind.failed != world.freed:
-            world.line.fresh[kind.key] = kind
         decisions = self._scheduled(now)
         if event.id in world.leases:
             return decisions
@@ -419,5 +420,6 @@ class State:
         except QueueError as error:
             return [Refuse(Refusal.INVALID, str(error), event.queue.name, error.field)]
         self.world.note("queue", event.queue.name)
+        self.world.altered += 1
         self.world.freed += 1
         return []

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from msgspec import Struct
 
-from hal.scheduler.core.facts import NodeFacts
+from hal.scheduler.core.facts import WHOLE_MILLI, NodeFacts
 from hal.scheduler.core.fleet import Fleet, Spot
 from hal.scheduler.core.lease import Amount, Lease, LeaseState, Part, Waiting, charge
 from hal.scheduler.core.line import Line
@@ -54,9 +55,13 @@ class World:
         self.policy = policy
         self.mix = Mix()
         self.leases: dict[str, Lease] = {}
+        self.by_end: list[tuple[int, int, str]] = []  # those that declared one: end, epoch and id, in order
+        self.endless: dict[str, dict[str, Lease]] = {}  # the others, by the first node that each is on
+        self.crowd: dict[str, int] = {}  # of each node, the slices on it
         self.line = Line()
         self.counters = Counters()
         self.freed = 0  # rises with everything that could let somebody run who could not before
+        self.altered = 0  # rises with every change of what there is, whoever holds it
         self.changed: dict[tuple[str, str], None] = {}  # what is to be written down
         self._withheld: frozenset[str] = frozenset()
 
@@ -83,7 +88,7 @@ class World:
             self.fleet.take(spot)
         firm = not waiting.request.preemptible
         self.tree.add(waiting.request.queue, amount, firm=firm, now=now)
-        self.leases[lease.id] = lease
+        self._list(lease)
         self.note("lease", lease.id)
         return lease
 
@@ -92,16 +97,39 @@ class World:
         for spot in lease.spots():
             self.fleet.adopt(spot)
         self.tree.shift(lease.request.queue, lease.charge, 1, firm=not lease.request.preemptible)
-        self.leases[lease.id] = lease
+        self._list(lease)
 
     def remove(self, lease: Lease, now: int) -> None:
         for spot in lease.spots():
             self.fleet.give(spot)
         firm = not lease.request.preemptible
         self.tree.take(lease.request.queue, lease.charge, firm=firm, now=now)
-        del self.leases[lease.id]
+        self._unlist(lease)
         self.note("lease", lease.id)
         self.freed += 1
+
+    def _list(self, lease: Lease) -> None:
+        self.leases[lease.id] = lease
+        if lease.ends is None:
+            self.endless.setdefault(lease.parts[0].spots[0].node, {})[lease.id] = lease
+        else:
+            insort(self.by_end, (lease.ends, lease.epoch, lease.id))
+        for spot in lease.spots():
+            self.crowd[spot.node] = self.crowd.get(spot.node, 0) + 1
+
+    def _unlist(self, lease: Lease) -> None:
+        del self.leases[lease.id]
+        if lease.ends is None:
+            there = self.endless[lease.parts[0].spots[0].node]
+            del there[lease.id]
+            if not there:
+                del self.endless[lease.parts[0].spots[0].node]
+        else:
+            del self.by_end[bisect_left(self.by_end, (lease.ends, lease.epoch, lease.id))]
+        for spot in lease.spots():
+            self.crowd[spot.node] -= 1
+            if not self.crowd[spot.node]:
+                del self.crowd[spot.node]
 
     def on_device(self, device: str) -> list[Lease]:
         return [one for one in self.leases.values() if any(device in spot.devices for spot in one.spots())]
@@ -131,12 +159,15 @@ class World:
         if self.fleet.layout != layout:
             for device in node.devices:
                 self.fleet.set_usable(device.id, self.unusable(device.id, node.id) is None)
-            self.tree.total = self.tree.total - _lendable(before) + _lendable(node)
+            self.tree.total += _lendable(node) - _lendable(before)
+            self.altered += 1
         self.freed += 1
 
     def leave(self, node: str) -> None:
-        self.tree.total = self.tree.total - _lendable(self.fleet.facts[self.fleet.row_of[node]])
+        facts = self.fleet.facts[self.fleet.row_of[node]]
         self.fleet.leave(node)
+        self.tree.total -= _lendable(facts)
+        self.altered += 1
 
     def unusable(self, device: str, node: str) -> str | None:
         """Why nothing may be placed on a device; None when it may."""
@@ -153,6 +184,7 @@ class World:
         for device in devices:
             self.fleet.set_usable(device, self.unusable(device, self.node_of(device)) is None)
         self.note("meta", "counters")
+        self.altered += 1
         self.freed += 1
 
     def node_of(self, device: str) -> str:
@@ -174,7 +206,7 @@ class World:
 
     @contextmanager
     def without(self, leases: list[Lease]) -> Iterator[None]:
-        """As if these had ended."""
+        """As if these had ended; ``put_back`` and ``take_away`` change the list meanwhile."""
         with self.fleet.trial():
             for lease in leases:
                 for spot in lease.spots():
@@ -186,6 +218,18 @@ class World:
                 for lease in leases:
                     self.tree.shift(lease.request.queue, lease.charge, 1, firm=not lease.request.preemptible)
 
+    def put_back(self, lease: Lease, away: list[Lease]) -> None:
+        for spot in lease.spots():
+            self.fleet.adopt(spot)
+        self.tree.shift(lease.request.queue, lease.charge, 1, firm=not lease.request.preemptible)
+        away.remove(lease)
+
+    def take_away(self, lease: Lease, away: list[Lease]) -> None:
+        for spot in lease.spots():
+            self.fleet.give(spot)
+        self.tree.shift(lease.request.queue, lease.charge, -1, firm=not lease.request.preemptible)
+        away.append(lease)
+
     # ---- what is written down ---------------------------------------------------------------
 
     def note(self, kind: str, id: str) -> None:
@@ -196,6 +240,6 @@ class World:
 
 
 def _lendable(node: NodeFacts | None) -> Amount:
-    """What of a node counts when queues are compared."""
-    devices = [device for device in node.devices if device.holds_slices] if node is not None else []
-    return Amount(1000 * len(devices), sum(device.memory_bytes for device in devices))
+    """What a node adds to what queues share."""
+    sizes = [device.memory_bytes for device in node.devices if device.holds_slices] if node else []
+    return Amount(WHOLE_MILLI * len(sizes), sum(sizes))

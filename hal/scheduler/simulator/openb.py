@@ -96,7 +96,7 @@ def _lines(path: Path, needed: tuple[str, ...]) -> Iterator[_Line]:
 def read_nodes(path: Path) -> list[NodeFacts]:
     """The nodes of ``sn, cpu_milli, memory_mib, gpu, model``. TraceError says what is wrong and where.
 
-    The trace does not say how much memory a GPU has, so the devices have none to give.
+    The trace has thousandths of a GPU and not its bytes: that many is the memory each has here.
     """
     nodes: dict[str, NodeFacts] = {}
     for line in _lines(path, ("sn", "cpu_milli", "memory_mib", "gpu", "model")):
@@ -112,7 +112,7 @@ def read_nodes(path: Path) -> list[NodeFacts]:
             name,
             line.whole("cpu_milli"),
             line.whole("memory_mib", _MOST // _MIB) * _MIB,
-            tuple(DeviceFacts(f"{name}/{i}", "", model, 0) for i in range(count)),
+            tuple(DeviceFacts(f"{name}/{i}", "", model, WHOLE_MILLI) for i in range(count)),
         )
     if not any(node.devices for node in nodes.values()):
         raise TraceError(f"{path}: there is no GPU in it")
@@ -132,9 +132,11 @@ def read_tasks(path: Path) -> list[Task]:
                 "gpu_milli", f"a task with {count} GPUs needs all of each, which is {WHOLE_MILLI}"
             )
         whole = count > 1 or milli == WHOLE_MILLI
+        part = 0 if whole or not count else milli
         shape = Shape(
             count=count,
-            compute_milli=0 if whole or not count else milli,
+            memory_bytes=part,  # in thousandths, as the nodes' is
+            compute_milli=part,
             cpu_milli=line.whole("cpu_milli"),
             ram_bytes=line.whole("memory_mib", _MOST // _MIB) * _MIB,
             whole=whole and count > 0,

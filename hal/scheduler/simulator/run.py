@@ -1,20 +1,25 @@
-"""One run: tasks arrive one by one at a fleet, and are placed as the scheduler places them."""
+"""One run: tasks arrive one by one, as events of the scheduler's own state machine."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 
 from msgspec import Struct
 
+from hal.scheduler.core.decisions import Grant
+from hal.scheduler.core.events import NodeJoined, Submit
 from hal.scheduler.core.facts import WHOLE_MILLI, NodeFacts
-from hal.scheduler.core.fleet import EVERYTHING, Fleet
-from hal.scheduler.core.mix import Mix
-from hal.scheduler.core.placement import Policy, Strategy, place
+from hal.scheduler.core.fleet import EVERYTHING
+from hal.scheduler.core.placement import Policy, Strategy
+from hal.scheduler.core.request import Alternative, Member, Request
+from hal.scheduler.core.state import State
 from hal.scheduler.simulator.openb import Task
 
-__all__ = ["POLICIES", "STEP", "Run", "simulate"]
+__all__ = ["POLICIES", "STEP", "Run", "request_of", "simulate"]
 
 STEP = 0.01  # of the capacity: at each step of the arrived load the curve has a point
+_DAY = 24 * 3600 * 1000
 
 POLICIES: dict[str, Policy] = {
     "fragmentation": Policy(Strategy.FRAGMENTATION),
@@ -39,24 +44,22 @@ def simulate(
     policy: Policy,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Run:
-    """Place the tasks in their order; what fits nowhere is dropped."""
-    fleet, mix = Fleet(), Mix()
+    """Submit the tasks in their order; what fits nowhere is refused. No time passes."""
+    state = State(policy, hosts=True)
     for node in nodes:
-        fleet.join(node)
+        state.apply(NodeJoined(node), 0)
     capacity = sum(len(node.devices) for node in nodes) * WHOLE_MILLI
     arrived = allocated = placed = 0
     curve = [0.0]
+    requests: dict[Task, Request] = {}
     for number, task in enumerate(tasks):
-        if task.models == EVERYTHING:
-            eligible = fleet.everything
-        else:
-            wanted = frozenset(task.models.split("|"))
-            eligible = fleet.select(task.models, lambda device, wanted=wanted: device.model in wanted)  # type: ignore[misc]
-        mix.arrived(task.shape, task.models)
-        spot = place(fleet, task.shape, eligible, policy, mix)
+        request = requests.get(task)
+        if request is None:
+            request = requests[task] = request_of(task)
+        id = f"t{number}"
+        decisions = state.apply(Submit(request, id, id, 0), 0)
         arrived += task.milli
-        if spot is not None:
-            fleet.take(spot)
+        if isinstance(decisions[-1], Grant):
             allocated += task.milli
             placed += 1
         while arrived >= len(curve) * STEP * capacity:
@@ -64,3 +67,19 @@ def simulate(
         if number % 100 == 0:
             progress(number)
     return Run(len(tasks), placed, allocated / capacity, tuple(curve))
+
+
+def request_of(task: Task) -> Request:
+    """A task as a request that does not wait. A part of a GPU is a part of its memory and of its compute."""
+    shape = task.shape
+    models = [] if task.models == EVERYTHING else task.models.split("|")
+    part = shape.count and not shape.whole
+    one = Alternative(
+        selector=f"model in {json.dumps(models)}" if models and shape.count else "",
+        memory_bytes=shape.memory_bytes if part else None,
+        compute_milli=shape.compute_milli if part else 0,
+        count=shape.count,
+        cpu_milli=shape.cpu_milli,
+        ram_bytes=shape.ram_bytes,
+    )
+    return Request((Member((one,)),), ttl_ms=_DAY)

@@ -10,21 +10,23 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
+from hal.scheduler.core.decisions import Grant
+from hal.scheduler.core.events import Ended, NodeJoined, Release, Submit
 from hal.scheduler.core.facts import DeviceFacts, NodeFacts
-from hal.scheduler.core.fleet import Fleet
-from hal.scheduler.core.mix import Mix
-from hal.scheduler.core.placement import Policy, place
-from hal.scheduler.core.shape import Shape
+from hal.scheduler.core.placement import Policy
+from hal.scheduler.core.request import Alternative, Member, Request
+from hal.scheduler.core.state import State
 
-__all__ = ["Synthetic", "cluster", "measure"]
+__all__ = ["Synthetic", "cluster", "measure", "request_of"]
 
 _GIB = 1 << 30
+_DAY = 24 * 3600 * 1000
 _MODELS = (("green", "small", 24), ("green", "large", 80), ("blue", "large", 192))
 _PER_DEVICE = 1.5  # slices held at a time: enough that nodes differ, and that most requests find room
 
 
 class Synthetic(Struct, frozen=True):
-    """What was measured. Times are of one decision: the mix told, the spot chosen, not yet taken."""
+    """What was measured. Times are of one request: from the event to the lease, or to the refusal."""
 
     nodes: int
     devices: int
@@ -66,28 +68,31 @@ def measure(
     policy: Policy | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Synthetic:
-    """Fill the cluster, then take and give at random. ``shapes`` different ones; 0: each is new."""
+    """Fill the cluster, then take and give at random. ``shapes`` different requests; 0: each is new."""
     chance = random.Random(seed)  # noqa: S311 - a simulation's, to be the same each time
-    fleet, mix, policy = Fleet(), Mix(), policy or Policy()
+    state = State(policy)
     for node in cluster(nodes, devices_per_node):
-        fleet.join(node)
-    known = [_shape(chance) for _ in range(shapes)]
-    held, times, refused = [], [], 0
+        state.apply(NodeJoined(node), 0)
+    known = [request_of(chance) for _ in range(shapes)]
+    held: list[str] = []
+    times, refused = [], 0
     for number in range(decisions):
-        shape = chance.choice(known) if known else _shape(chance)
+        request = chance.choice(known) if known else request_of(chance)
+        id = f"r{number}"
+        submit = Submit(request, id, id, 0)
         start = time.perf_counter()
-        mix.arrived(shape)
-        spot = place(fleet, shape, fleet.everything, policy, mix)
+        made = state.apply(submit, 0)
         times.append(1000 * (time.perf_counter() - start))
-        if spot is None:
-            refused += 1
+        granted = isinstance(made[-1], Grant)
+        if granted:
+            held.append(id)
         else:
-            fleet.take(spot)
-            held.append(spot)
-        if len(held) > nodes * devices_per_node * _PER_DEVICE or (spot is None and held):
+            refused += 1
+        if len(held) > nodes * devices_per_node * _PER_DEVICE or (held and not granted):
             index = chance.randrange(len(held))
             held[index], held[-1] = held[-1], held[index]
-            fleet.give(held.pop())
+            state.apply(Release(held[-1], 0), 0)
+            state.apply(Ended(held.pop()), 0)
         progress(number + 1)
     times.sort()
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -103,14 +108,15 @@ def measure(
     )
 
 
-def _shape(chance: random.Random) -> Shape:
+def request_of(chance: random.Random) -> Request:
     if chance.random() < 0.1:
         count = chance.choice((1, 1, 2, 4, 8))
-        return Shape(count, 0, 0, 8_000 * count, 64 * _GIB * count, whole=True)
-    return Shape(
-        1,
-        chance.randrange(1, 128) * (_GIB // 4),
-        chance.choice((0, 100, 250, 500)),
-        chance.randrange(500, 8_000),
-        chance.randrange(1, 33) * _GIB,
-    )
+        one = Alternative(count=count, cpu_milli=8_000 * count, ram_bytes=64 * _GIB * count)
+    else:
+        one = Alternative(
+            memory_bytes=chance.randrange(1, 128) * (_GIB // 4),
+            compute_milli=chance.choice((0, 100, 250, 500)),
+            cpu_milli=chance.randrange(500, 8_000),
+            ram_bytes=chance.randrange(1, 33) * _GIB,
+        )
+    return Request((Member((one,)),), ttl_ms=_DAY)
