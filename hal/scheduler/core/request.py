@@ -105,11 +105,11 @@ def check(request: Request, *, hosts: bool = False) -> None:
         raise InvalidError("name", f"it has at most {_MAX_NAME} characters")
     if not 1 <= len(request.queue) <= _MAX_NAME:
         raise InvalidError("queue", f"it has 1 to {_MAX_NAME} characters")
-    _check_members(request.members)
+    _check_members(request.members, hosts)
 
 
 @lru_cache(256)
-def _check_members(members: tuple[Member, ...]) -> None:
+def _check_members(members: tuple[Member, ...], hosts: bool) -> None:
     """Asked again for each request of a kind: what was right before is right."""
     total = 0
     for number, member in enumerate(members):
