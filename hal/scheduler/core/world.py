@@ -160,7 +160,7 @@ class World:
             for device in node.devices:
                 self.fleet.set_usable(device.id, self.unusable(device.id, node.id) is None)
             self.tree.total += _lendable(node) - _lendable(before)
-            self.altered += 1
+        self.altered += 1
         self.freed += 1
 
     def leave(self, node: str) -> None:
