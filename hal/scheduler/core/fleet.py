@@ -134,6 +134,7 @@ class Fleet:
             for column, device in enumerate(node.devices):
                 self._derive_device(row, column, device)
             self._derive_node(row, node)
+            self.gained.add(row)
             return
         self._clear(row)
         self._widen(len(node.devices))
