@@ -168,6 +168,7 @@ class State:
                     self.world.note("lease", lease.id)
                 lost = self.world.counters.lost
                 lost.update(dict.fromkeys(lost, now + self.grace_ms))
+                self.world.note("meta", "counters")
                 return []
 
     # ---- requests ---------------------------------------------------------------------------
