@@ -29,6 +29,7 @@ class Places:
         self.lock = self.directory / "scheduler.lock"
         self.store = self.directory / "leases.db"
         self.slices = self.directory / "slices"
+        self.jobs = self.directory / "jobs"
         self.log = self.directory / "scheduler.log"
         self.term = self.directory / "agent.term"
         self.agent_lock = self.directory / "agent.lock"

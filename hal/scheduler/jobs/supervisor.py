@@ -23,6 +23,7 @@ import select
 import signal
 import sys
 import time
+from contextlib import suppress
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -170,7 +171,7 @@ class Supervisor:
         null = os.open(os.devnull, os.O_RDONLY)
         for there, number in ((null, 0), (stdout, 1), (stderr, 2)):
             os.dup2(there, number)
-        os.execvpe(spec["command"][0], spec["command"], spec["environment"])
+        os.execvpe(spec["command"][0], spec["command"], spec["environment"])  # noqa: S606
 
     # ---- until it ends ----------------------------------------------------------------------
 
@@ -204,10 +205,8 @@ class Supervisor:
     def _pass_on(self, number: int) -> None:
         """To the program's group. It is not reaped yet, so that the number is still its own."""
         if self._status is None:
-            try:
+            with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._pid, number)
-            except (ProcessLookupError, PermissionError):
-                pass
 
     def _reap(self) -> bool:
         """Collect who has died; False when there is no child left."""
@@ -232,10 +231,8 @@ class Supervisor:
         pause = 0.001
         while self._reap():
             for pid in _descendants(os.getpid()):
-                try:
+                with suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)
-                except (ProcessLookupError, PermissionError):
-                    pass
             time.sleep(pause)
             pause = min(pause * 2, 0.1)
 

@@ -153,7 +153,7 @@ class Jobs:
     # ---- what has ended ---------------------------------------------------------------------
 
     def turn(self) -> None:
-        """Notice who has ended, and sweep up after supervisors that were killed. Often costs next to nothing."""
+        """Notice who has ended, and sweep up after killed supervisors. Often it costs next to nothing."""
         now = time.monotonic()
         if not self._living or not (self.busy or self._epoll.poll(0) or now - self._looked >= _LOOK):
             return
@@ -198,7 +198,7 @@ class Jobs:
         return self._directory / f"{lease}.{epoch}.{member}"
 
     def _watch(self, run: _Run) -> None:
-        """One that cannot be watched, because it has gone or has not said who it is, is asked for by turns."""
+        """One that has gone, or has not said yet who it is, is looked at by turns."""
         pid = run.process.pid if run.process is not None else _alive(run.path)
         if pid is None:
             return
