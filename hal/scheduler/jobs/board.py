@@ -99,7 +99,7 @@ class Board:
         """The jobs of this key, made now unless they were before. Raises Refused, and then there is none."""
         if (known := self._by_key.get((peer.uid, key))) is not None:
             return known
-        request = msgspec.structs.replace(request, wait=True, requeue=False, ttl_ms=_TTL_MS)
+        request = msgspec.structs.replace(request, wait=True, requeue=retries > 0, ttl_ms=_TTL_MS)
         base = self._fresh_id()
         owner = owner_name(peer.name, peer.uid)
         self.accounts.know(peer.name, peer.uid)
@@ -239,6 +239,9 @@ class Board:
         job.nodes = [part.spots[0].node for part in lease.parts]
         job.devices = [device for spot in lease.spots() for device in spot.devices]
         job.state = JobState.STARTING
+        if job.attempt > job.retries and lease.request.requeue:  # it was the last time
+            lease.request = msgspec.structs.replace(lease.request, requeue=False)
+            self._daemon.state.world.note("lease", lease.id)
         taken = {
             self.jobs[id].port
             for id in self._living
@@ -354,8 +357,7 @@ class Board:
 
     def _release(self, job: Job) -> None:
         state = self._daemon.state
-        lease = state.leases.get(job.id)
-        if job.id in state.waiting or (lease is not None and lease.state is not core.LeaseState.ENDING):
+        if job.id in state.waiting or job.id in state.leases:
             reason = job.reason
             self._daemon.happens(core.Release(job.id, job.uid))
             job.reason = reason
