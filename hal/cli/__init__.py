@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from hal.backend import HalError
+from hal.backend import HalError, StateError
 from hal.cli.exits import UsageError, exit_code
 
 __all__ = ["main"]
@@ -57,7 +57,23 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter} | options)
 
     def error(self, message: str) -> None:  # type: ignore[override]
-        raise UsageError(f"{message}; see '{self.prog} --help'")
+        raise UsageError(f"{_plainly(message)}; see '{self.prog} --help'")
+
+
+def _plainly(message: str) -> str:
+    """What argparse says, without the names of our functions, and with what was probably meant."""
+    import re
+
+    if found := re.fullmatch(r"(.*: )invalid _?\w+ value: (.*)", message):
+        return f"{found[1]}{found[2]} is not a number that can be given here"
+    if message.endswith(": expected one argument"):
+        return f"{message}, which does not begin with '-'"
+    if found := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
+        import difflib
+
+        near = difflib.get_close_matches(found[1], re.findall(r"[\w-]+", found[2]), 1)
+        return f"{message}: did you mean '{near[0]}'?" if near else message
+    return message
 
 
 class _Version(argparse.Action):
@@ -85,8 +101,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGPIPE
     except OSError as error:
         _discard_output()  # a full disk, for one
-        print(f"hal: {error}", file=sys.stderr)
-        return 1
+        if error.filename is None:
+            print(f"hal: {error.strerror or error}", file=sys.stderr)
+            return 1
+        print(f"hal: cannot use {os.fspath(error.filename)}: {error.strerror}", file=sys.stderr)
+        return exit_code(StateError(""))
 
 
 def _discard_output() -> None:
@@ -115,7 +134,9 @@ def _dispatch(arguments: list[str]) -> int:
                 os.environ.setdefault(variable, "1")
             configure = getattr(import_module(module), f"configure_{name}")
             command.set_defaults(run=configure(command))
-    options = parser.parse_args(arguments)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        commands.choices.get(options.command or "", parser).error(f"unknown arguments: {' '.join(unknown)}")
     if options.command is None:
         parser.print_help()
         return 0

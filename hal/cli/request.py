@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from hal.backend import StateError
 from hal.cli.exits import UsageError
 from hal.inventory import Machine
 from hal.scheduler.core.request import Alternative, InvalidError, Member, Request, Topology, check
@@ -64,7 +65,8 @@ def configure_request(parser: argparse.ArgumentParser) -> None:
 def the_request(options: argparse.Namespace) -> tuple[Request, str | None]:
     """The request, and the class that it is of.
 
-    Raises UsageError that names the option or field; GoneError when the device named is not here.
+    Raises UsageError that names the option or field, StateError that names the file and field; GoneError
+    when the device named is not here.
     """
     try:
         request, preset = _of_file(Path(options.request)) if options.request else (_of_options(options), None)
@@ -110,7 +112,9 @@ def _of_options(options: argparse.Namespace) -> Request:
         alternatives = tuple(_alternative(text, plain) for text in options.any)
     else:
         alternatives = (Alternative(selector=_selector(options), **plain),)
-    return Request(members=(Member(alternatives, options.gang or 1),))
+    if options.gang is not None and options.gang < 1:
+        raise ValueError(f"--gang {options.gang}: a gang has at least one member")
+    return Request(members=(Member(alternatives, 1 if options.gang is None else options.gang),))
 
 
 def _selector(options: argparse.Namespace) -> str:
@@ -164,9 +168,11 @@ def _of_file(path: Path) -> tuple[Request, str | None]:
     try:
         content = tomllib.loads(path.read_text())
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not TOML: {error}") from None
+        raise StateError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise StateError(f"{path} is not TOML: it is not UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        raise StateError(f"{path} is not TOML: {error}") from None
     try:
         fields = _fields(content, "")
         if "member" in fields:
@@ -178,7 +184,7 @@ def _of_file(path: Path) -> tuple[Request, str | None]:
         preset = msgspec.convert(fields.pop("class", None), str | None)
         return msgspec.convert(fields, Request), preset
     except (msgspec.ValidationError, ValueError) as error:
-        raise UsageError(f"{path}: {error}") from None
+        raise StateError(f"{path}: {error}") from None
 
 
 def _member(table: dict[str, Any], number: int) -> dict[str, Any]:

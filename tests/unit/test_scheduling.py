@@ -581,10 +581,44 @@ def test_explain_counts_what_each_condition_rules_out() -> None:
 
 def test_explain_says_when_nothing_would_do() -> None:
     cluster = Cluster(node("a", device("nvidia:0")), node("b", device("nvidia:1")))
-    gang = (Member((Alternative(),), replicas=3),)
+    gang = (Member((Alternative(memory_bytes=50 * GIB),), replicas=3),)  # one fits on each
     assert ids(cluster.ask("x", members=gang), Queued) == ["x"]
     assert "nearest: more devices: it would not fit even if every lease ended" in cluster.told("x")
     assert cluster.granted("beside")  # and it holds up nobody
+
+
+@pytest.mark.parametrize(
+    ("alternative", "said"),
+    [
+        (Alternative(), "the gang needs 3 such devices, and there are 2"),
+        (
+            Alternative(memory_bytes=60 * GIB),
+            "the gang needs 180.0 GiB of device memory, and there is 160.0 GiB",
+        ),
+        (
+            Alternative(memory_bytes=GIB, compute_milli=700),
+            "the gang needs 2.1 such devices, and there are 2",
+        ),
+    ],
+)
+def test_a_gang_that_can_never_be_is_refused_and_does_not_wait(alternative: Alternative, said: str) -> None:
+    cluster = Cluster(node("a", device("nvidia:0")), node("b", device("nvidia:1")))
+    (refused,) = cluster.ask("x", members=(Member((alternative,), replicas=3),), wait=True)
+    assert isinstance(refused, Refuse)
+    assert (refused.code, refused.reason) == (Refusal.TOO_LARGE, said)
+
+
+@pytest.mark.parametrize(
+    ("selector", "said"),
+    [
+        ('vendr == "amd"', "no device here has an attribute 'vendr'; did you mean 'vendor'?"),
+        ("nvidia", "no device here has an attribute 'nvidia'; for the vendor write vendor == \"nvidia\""),
+    ],
+)
+def test_a_misspelt_attribute_is_named(selector: str, said: str) -> None:
+    (refused,) = Cluster(node("a", device("nvidia:0"))).ask("x", Alternative(selector))
+    assert isinstance(refused, Refuse)
+    assert refused.reason == said
 
 
 def either(*alternatives: Alternative) -> Request:
@@ -629,6 +663,9 @@ def test_a_malformed_request_gets_an_error_that_names_the_field(request_: Reques
     ("queue", "field"),
     [
         (Queue(""), "name"),
+        (Queue("a b"), "name"),
+        (Queue("../x"), "name"),
+        (Queue("x", quota=Limits(9), limit=Limits(1)), "quota.devices_milli"),
         (Queue("x", weight=0), "weight"),
         (Queue("x", "nobody's"), "parent"),
         (Queue("default", "x"), "parent"),
