@@ -25,6 +25,7 @@ __all__ = ["Scheduling"]
 
 _ROUNDS = 1000  # an end for what has none; each round grants something or moves what is kept
 _NOTHING: frozenset[str] = frozenset()
+_BATCH = 64  # so many new kinds are shown to the screen, lest one round has to take in thousands
 
 
 class _Came(Enum):
@@ -79,6 +80,8 @@ class Scheduling:
         for kind in turns:
             came = self._turn(kind, turns, now, decisions, keeping=keeping)
             keeping = keeping or came is _Came.NEXT
+        if len(line.came) >= _BATCH:
+            self.screen.follow(line)
 
     def _all(self, now: int, decisions: list[Decision]) -> None:
         """Everybody, as something was freed. Of those behind who is next, only who could have room."""
