@@ -88,6 +88,8 @@ class Scheduling:
         world, screen = self.world, self.screen
         screen.follow(world.line)
         gained, world.fleet.gained = world.fleet.gained, set()
+        if not world.line.kinds:
+            return
         could = screen.could(world.fleet, screen.alive, gained)
         left, keeping = screen.alive.copy(), False
         turns = Turns(world.tree, world.line.queues, now)
