@@ -104,15 +104,20 @@ class Scheduling:
         if not keeping:
             return
         left = self._could_beside(left, gained, now)
-        turns = turns.among(screen.of(left))
-        for kind in turns:
-            slot = screen.slot_of[id(kind)]
-            if not left[slot]:
-                continue
-            left[slot] = False
-            if self._turn(kind, turns, now, decisions, keeping=True) is _Came.GRANTED:
-                left[slot] = kind.place is not None
-                left = self._could_beside(left, gained, now)  # there is less room now
+        while listed := int(left.sum()):
+            turns = turns.among(screen.of(left))
+            for kind in turns:
+                slot = screen.slot_of[id(kind)]
+                if not left[slot]:
+                    continue
+                left[slot] = False
+                if self._turn(kind, turns, now, decisions, keeping=True) is _Came.GRANTED:
+                    left[slot] = kind.place is not None
+                    left = self._could_beside(left, gained, now)  # there is less room now
+                    if 2 * int(left.sum()) < listed:
+                        break
+            else:
+                return
 
     def _could_beside(self, slots: Bools, gained: set[int], now: int) -> Bools:
         """Who of these could have room beside what is kept; or on it, when they are over in time."""
