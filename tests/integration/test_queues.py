@@ -229,11 +229,20 @@ def test_a_request_that_cannot_be_is_one_sentence(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("queue = 3", "Expected `str`, got `int` - at `$.queue`"),
-        ("[[member]]\nreplicas = 'x'", "$.members[0].replicas"),
-        ("[[any]]\nmemory = 'much'", "member[0].any[0].memory: 'much' is not a size"),
-        ("[[any]]\nvendor = 'x'", "unknown field `vendor`"),
-        ("any = 3", "write members as [[member]]"),
+        ("queue = 3", "line 1, field 'queue': Expected `str`, got `int`"),
+        ("[[member]]\nreplicas = 'x'", "line 2, field 'replicas': Expected `int`, got `str`"),
+        ("[[any]]\nmemory = 'much'", "line 2, field 'memory': 'much' is not a size"),
+        ("[[any]]\nvendor = 'x'", "line 2, field 'vendor': there is no such field"),
+        ("[[any]]\ncount = 1\n\n[[any]]\ncount = 0", "line 5, field 'count': it is between 1 and 64, not 0"),
+        (
+            "[[member]]\n[[member.any]]\n[[member]]\n[[member.any]]\n[[member.any]]\nslack = 'x'",
+            "line 6, field 'slack': 'x' is no time",
+        ),
+        ("[[any]]\nselector = 'vendor =='", "line 2, field 'selector': an expression is expected"),
+        ("[[any]]\ncompute = '50%'", "line 2, field 'compute': a share of a device needs memory_bytes"),
+        ("priority = 1\nany = [{count = 1}, {count = 0}]", "line 2, field 'count': it is between 1"),
+        ("any = 3", "line 1, field 'any': write members as [[member]]"),
+        ("class = 3", "line 1, field 'class': it is the name of a class"),
         ("= x", "is not TOML"),
     ],
 )

@@ -237,6 +237,27 @@ def test_what_queues_share_follows_the_nodes() -> None:
     assert tree.total == Amount(1000, 80 * GIB)
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (Cordon("nvidia:0"), Uncordon("nvidia:0")),
+        (DeviceFailed("nvidia:0", "it said so"), DeviceRecovered("nvidia:0")),
+        (NodeLost("a"), NodeJoined(node("a", device("nvidia:0")))),
+        (InventoryChanged(node("a", device("nvidia:0", outside_bytes=79 * GIB))),
+         InventoryChanged(node("a", device("nvidia:0")))),
+        (SetQueue(Queue("default", limit=Limits(0, 0))), SetQueue(Queue("default"))),
+    ],
+)  # fmt: skip
+def test_what_makes_room_is_followed_by_the_grant_at_once(before: Event, after: Event) -> None:
+    """With no tick to wait for; so is a release (below)."""
+    cluster = Cluster(node("a", device("nvidia:0")))
+    cluster.granted("first", Alternative(memory_bytes=70 * GIB))
+    cluster.ask("waits", Alternative(memory_bytes=20 * GIB))
+    assert ids(cluster.apply(before), Grant) == []
+    assert ids(cluster.end("first"), Grant) == []
+    assert ids(cluster.apply(after), Grant) == ["waits"]
+
+
 def test_the_heaviest_alternative_that_fits_is_taken() -> None:
     cluster = Cluster(mixed())
     for number in range(4):

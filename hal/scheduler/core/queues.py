@@ -156,15 +156,15 @@ class Tree:
     def has_quota(self, name: str) -> bool:
         return any(self.queues[one].quota.are_set for one in self.path(name))
 
-    def owes(self, name: str, to: str, given_back: dict[str, Amount]) -> bool:
+    def owes(self, name: str, to: str, used: dict[str, Amount], given_back: dict[str, Amount]) -> bool:
         """Whether the queue has more than its quota, below where its path meets that of ``to``.
 
-        ``given_back`` is what is to be taken from each queue already.
+        ``used`` is what each has, ``given_back`` what is to be taken from it already.
         """
         shared = set(self.path(to))
         return any(
             self.queues[one].quota.are_set
-            and not self.queues[one].quota.hold(self.used[one] - given_back.get(one, Amount()))
+            and not self.queues[one].quota.hold(used[one] - given_back.get(one, Amount()))
             for one in self.path(name)
             if one not in shared
         )
