@@ -19,6 +19,7 @@ from hal.scheduler.logs import Log
 from hal.scheduler.pages import Pages
 from hal.scheduler.places import Places
 from hal.scheduler.presets import load
+from hal.scheduler.process import tell_systemd
 from hal.scheduler.security.door import Door, group_id
 from hal.scheduler.security.keys import Keys
 
@@ -81,6 +82,7 @@ def _serve(options: argparse.Namespace) -> int:
                 pages = stack.enter_context(Pages(config.scheduler.metrics, places))
                 where.append(pages.url)
             log(f"serving leases at {', '.join(where)}")
+            tell_systemd("READY=1")
 
         try:
             daemon.run(ready)
