@@ -447,6 +447,8 @@ class Daemon:
         now = time.monotonic()
         try:
             saved = records.read(self._store.rows())
+            if saved.counters is not None:
+                self.state.world.counters = saved.counters  # has the labels to be laid over nodes
             gone = [lease for lease in saved.leases if not self.nodes.take_over(lease, now)]
             saved.leases = [lease for lease in saved.leases if lease not in gone]
             lost = set() if saved.counters is None else set(saved.counters.lost)
