@@ -96,6 +96,16 @@ class LimitsSection(Struct, frozen=True, kw_only=True):
             le=10_000,
         ),
     ] = 128
+    connections: Annotated[
+        int,
+        _key(
+            "to the scheduler; with more, those of the user or host that has the most are cut. The limit of "
+            "open files (`LimitNOFILE`) has to be four times as much",
+            live=False,
+            ge=64,
+            le=100_000,
+        ),
+    ] = 4096
     memory: Annotated[
         str,
         _key(
@@ -183,7 +193,11 @@ class SecuritySection(Struct, frozen=True, kw_only=True):
     ] = {}
     audit: Annotated[
         str | None,
-        _key("where it is noted who did what; none: `audit.log` in the runtime directory", live=False),
+        _key(
+            "where it is noted who did what, seen from the runtime directory; none: `audit.log` in it when "
+            "others than the scheduler's own user are served, else nowhere",
+            live=False,
+        ),
     ] = None
     audit_size: Annotated[str, _key("a file larger than this is put aside as `audit.log.1` and so on")] = (
         "16MiB"

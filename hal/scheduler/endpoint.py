@@ -95,7 +95,8 @@ class Endpoint:
                 )
             if event in _FAILED:
                 raise StateError(
-                    f"what answers at {self.address} is not the scheduler of the key '{self.key.name}'"
+                    f"what answers at {self.address} is not the scheduler of the key '{self.key.name}', "
+                    "or is on its way out"
                 )
             if event == zmq.EVENT_CLOSED:  # the connection was refused
                 raise self.nobody()
