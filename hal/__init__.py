@@ -26,18 +26,23 @@ if TYPE_CHECKING:
         TemporaryError,
         UnsupportedError,
     )
+    from hal.client import AsyncClient, AsyncLease, Client, Lease
     from hal.inventory import Machine
     from hal.model import Device, DeviceKind, Reading, Status
     from hal.scheduler.lease import HeldLease, lease
     from hal.telemetry.sampler import Sample
 
 __all__ = [
+    "AsyncClient",
+    "AsyncLease",
+    "Client",
     "Device",
     "DeviceKind",
     "GoneError",
     "Group",
     "HalError",
     "HeldLease",
+    "Lease",
     "Machine",
     "Reading",
     "Sample",
@@ -62,6 +67,7 @@ _HOMES = {
         "TemporaryError",
         "UnsupportedError",
     ),
+    "hal.client": ("AsyncClient", "AsyncLease", "Client", "Lease"),
     "hal.inventory": ("Machine",),
     "hal.model": ("Device", "DeviceKind", "Reading", "Status"),
     "hal.scheduler.lease": ("HeldLease", "lease"),

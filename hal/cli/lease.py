@@ -52,9 +52,9 @@ def configure_lease(parser: argparse.ArgumentParser) -> Callable[[argparse.Names
 
 def _list(options: argparse.Namespace) -> int:
     with Client() as client:
-        answer = client.call("list")
-    leases: list[dict[str, Any]] = answer["leases"]
-    waiting: list[dict[str, Any]] = answer["waiting"]
+        answer = client.listed("list", "leases", "waiting")
+    leases = answer["leases"]
+    waiting = answer["waiting"]
     if options.json:
         print_json("hal.leases/1", leases=leases, waiting=waiting)
         return 0

@@ -13,12 +13,13 @@ from hal.scheduler import wire
 from hal.scheduler.endpoint import Endpoint, Unreachable
 from hal.scheduler.places import Places
 
-__all__ = ["Client", "Unreachable"]
+__all__ = ["Client", "Unreachable", "refusal"]
 
 _BY_CODE: dict[str, type[HalError]] = {
     "no_room": TemporaryError,
     "limit": TemporaryError,
     "busy": TemporaryError,
+    "late": TemporaryError,
     "no_device": UnsupportedError,
     "too_large": UnsupportedError,
     "not_found": GoneError,
@@ -26,6 +27,12 @@ _BY_CODE: dict[str, type[HalError]] = {
     "denied": StateError,
     "failed": StateError,
 }
+
+
+def refusal(error: wire.ErrorBody | None) -> HalError:
+    """What to raise for an error that was answered."""
+    found = error or wire.ErrorBody("failed", "the scheduler gave no reason")
+    return _BY_CODE.get(found.code, HalError)(found.message)
 
 
 class Client:
@@ -62,8 +69,19 @@ class Client:
         if reply.error is not None and reply.error.code == "leaving":
             self._hang_up()
             raise self._endpoint.nobody()
-        error = reply.error or wire.ErrorBody("failed", "the scheduler gave no reason")
-        raise _BY_CODE.get(error.code, HalError)(error.message)
+        raise refusal(reply.error)
+
+    def listed(self, op: str, *names: str) -> dict[str, list[dict[str, Any]]]:
+        """Lists of an operation that answers with a page at a time, whole."""
+        found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+        page: dict[str, Any] = {}
+        while True:
+            answer = self.call(op, **page)
+            for name in names:
+                found[name] += answer[name]
+            if answer.get("next") is None:
+                return found
+            page = {"after": answer["next"]}
 
     def _exchange(self, request: wire.Request, timeout: float) -> wire.Reply:
         if self._socket is None:

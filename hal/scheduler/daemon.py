@@ -80,6 +80,7 @@ class Daemon:
         self._door = Door(self.config, places, None) if door is None else door
         self._reread = reread
         self._joined: dict[str, Peer] = {}  # who speaks for each other node
+        self._agents: dict[bytes, str] = {}  # their names, by what ZeroMQ calls them
         self._ending: dict[str, float] = {}  # lease id -> since when
         self.monitor = Monitor(log)
         self.watch_ring = Watch(tell=self.monitor.happened)
@@ -226,7 +227,9 @@ class Daemon:
             message = wire.unpack_message(parts[0].bytes)
             who = self._door.admit(address, parts[0], message, now)
             if isinstance(message, wire.Reply):
-                self.nodes.answered(address, message)
+                # An identity is free again when its connection has ended: the name has to be the same.
+                if self._agents.get(address.identity) == who.name:
+                    self.nodes.answered(address, message)
                 return None
             self._needed = now
             self._door.gate.check(who, message.op)
@@ -322,11 +325,13 @@ class Daemon:
 
     def join(self, joining: Join, who: Peer) -> wire.Body:
         """An agent reports for its node. Raises Refused."""
-        if not who.speaks_for(joining.node):
-            raise Refused("denied", f"the key '{who.name}' is not that of node '{joining.node:.64}'")
+        _must_speak_for(who, joining.node)
         answer = self.nodes.join(who.address, joining, self.state.leases, time.monotonic())
         facts = self.nodes.nodes[joining.node].facts
+        if (before := self._joined.get(joining.node)) is not None:
+            self._agents.pop(before.address.identity, None)
         self._joined[joining.node] = who
+        self._agents[who.address.identity] = who.name
         if facts is not None and not answer.again:
             self.decide(core.NodeJoined(self.laid_over(facts)))
             self._store.put([("node", facts.id, msgspec.msgpack.encode(facts))])
@@ -334,6 +339,7 @@ class Daemon:
 
     def beat(self, beat: Beat, who: Peer) -> None:
         """Raises Refused when the agent has to join first."""
+        _must_speak_for(who, beat.node)
         if not self.nodes.beat(who.address, beat, time.monotonic()):
             raise Refused("not_joined", f"node '{beat.node:.64}' has to join first")
         facts = self.nodes.nodes[beat.node].facts
@@ -345,6 +351,7 @@ class Daemon:
         for id, who in list(self._joined.items()):
             if not self._door.gate.still(who):
                 del self._joined[id]
+                self._agents.pop(who.address.identity, None)
                 self.nodes.nodes[id].address = None
         self._waiters.touch_all()
 
@@ -531,6 +538,12 @@ def _latest(saved: records.Saved) -> int:
     """The latest time that anything written down happened at."""
     times = [lease.granted for lease in saved.leases] + [one.arrived for one in saved.waiting]
     return max([*times, 0 if saved.counters is None else saved.counters.faded_until])
+
+
+def _must_speak_for(who: Peer, node: str) -> None:
+    """Raises Refused."""
+    if not who.speaks_for(node):
+        raise Refused("denied", f"the key '{who.name}' is not that of node '{node:.64}'")
 
 
 def _id(message: wire.Request | wire.Reply | None) -> str:

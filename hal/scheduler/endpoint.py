@@ -10,6 +10,7 @@ import socket
 import struct
 import time
 from pathlib import Path
+from typing import Any
 
 import zmq
 
@@ -68,7 +69,7 @@ class Endpoint:
             dealer.disable_monitor()
             monitor.close(linger=0)
 
-    def dial(self, dealer: zmq.Socket[bytes]) -> None:
+    def dial(self, dealer: zmq.Socket[Any]) -> None:
         """Connect without waiting for what becomes of it. Raises StateError when the address is none."""
         if self.key is not None:
             dealer.set(zmq.CURVE_SERVERKEY, self.key.scheduler.encode())
@@ -94,7 +95,8 @@ class Endpoint:
                 )
             if event in _FAILED:
                 raise StateError(
-                    f"what answers at {self.address} is not the scheduler of the key '{self.key.name}'"
+                    f"what answers at {self.address} is not the scheduler of the key '{self.key.name}', "
+                    "or is on its way out"
                 )
             if event == zmq.EVENT_CLOSED:  # the connection was refused
                 raise self.nobody()

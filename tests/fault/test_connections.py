@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import resource
 import select
 import socket
@@ -10,6 +12,7 @@ import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zmq
@@ -18,6 +21,7 @@ from hal.emulation.description import load
 from hal.emulation.run import emulated
 from hal.scheduler.client import Client
 from hal.scheduler.endpoint import Endpoint
+from hal.scheduler.security.connections import Pressure
 from hal.scheduler.security.keys import read_client_key
 from hal.scheduler.wire import Request, pack
 from tests.conftest import HAL, wait_until
@@ -28,12 +32,16 @@ SILENT = 2000
 
 
 class Daemon:
-    def __init__(self, env: Env, folder: Path) -> None:
+    def __init__(self, env: Env, folder: Path, limits: str = "", first: str = "", **options: Any) -> None:
         self.env, self.folder = env, folder
         config = folder / "hal.toml"
-        config.write_text('[scheduler]\nlisten = ["tcp://127.0.0.1:*"]\n[limits]\nmemory = "512MiB"\n')
-        self.process = start(env, *HAL, "serve", "--config", str(config), stdin=subprocess.DEVNULL)
+        config.write_text(
+            f'[scheduler]\nlisten = ["tcp://127.0.0.1:*"]\n[limits]\nmemory = "512MiB"\n{limits}\n'
+        )
+        self.process = start(env, *HAL, "serve", "--config", str(config), stdin=subprocess.DEVNULL, **options)
         assert self.process.stderr is not None
+        if first:
+            assert self.process.stderr.readline().startswith(first)
         said = self.process.stderr.readline()
         assert said.startswith("hal: serving"), said
         self.tcp = said.strip().split(", ")[-1]
@@ -63,6 +71,53 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
         assert daemon_pid(env) == daemon.process.pid  # the same, to the end
         daemon.process.terminate()
         assert daemon.process.wait(60) == 0
+
+
+def test_more_connections_than_there_may_be_are_cut(tmp_path: Path) -> None:
+    """Long before there is no file left for one more."""
+    with emulated(load("none")) as env:
+        daemon = Daemon(env, tmp_path, "connections = 300")
+        silent = [connected(places(env).socket) for _ in range(400)]
+        wait_until(lambda: bool(daemon.notes()))
+        wait_until(lambda: daemon.files() < 300)
+        daemon.answers()
+        (note,) = daemon.notes()
+        assert (note["op"], note["outcome"]) == ("connections", "cut")
+        for one in silent:
+            one.close()
+        daemon.process.terminate()
+        assert daemon.process.wait(60) == 0
+
+
+def test_files_that_are_no_connections_are_no_pressure(tmp_path: Path) -> None:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "s"))
+    listener.listen(100)
+    address = {f"ipc://{tmp_path / 's'}"}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(listener)
+        pressure = Pressure(None, 40)
+        stack.callback(pressure.close)
+        for number in range(100):
+            stack.enter_context((tmp_path / str(number)).open("w"))
+        assert pressure.look(1.0, address) is None
+        accepted = []
+        for _ in range(41):
+            stack.enter_context(connected(tmp_path / "s"))
+            accepted.append(stack.enter_context(listener.accept()[0]))
+        assert pressure.look(1.1, address) is None  # it has looked a moment ago
+        assert pressure.look(2.0, address) == f"41 connections: some were cut, 41 of uid:{os.geteuid()}"
+        assert all(one.recv(1) == b"" for one in accepted)
+        assert pressure.look(3.0, {"ipc:///another"}) is None
+
+
+def test_few_files_are_few_connections(tmp_path: Path) -> None:
+    def few() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+
+    with emulated(load("none")) as env:
+        daemon = Daemon(env, tmp_path, preexec_fn=few, first="hal: there can be 64 connections, not 4096: ")
+        daemon.answers()
 
 
 def connected(path: Path) -> socket.socket:
@@ -141,7 +196,7 @@ def test_a_message_that_never_ends_costs_its_sender_the_connection(daemon: Daemo
         daemon.answers()
         innocent.call("hello")  # was cut off, too, and has come back by itself
     wait_until(lambda: daemon.memory() < 256 * MIB)
-    assert [(note["op"], note["outcome"]) for note in daemon.notes()] == [("memory", "cut")]
+    assert [(note["op"], note["outcome"]) for note in daemon.notes()] == [("connections", "cut")]
 
 
 def endless_message(path: Path) -> socket.socket:

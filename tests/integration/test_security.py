@@ -255,9 +255,11 @@ def test_an_agent_speaks_for_the_node_that_its_key_is_named_for(serving: Head) -
     assert body["lease"]["parts"][0]["node"] == "green"
     forged = serving.named("liar", "agent")
     facts = {"id": "green", "cpu_milli": 1, "ram_bytes": 1}
-    joining = {"node": "green", "boot": "b", "term": 0, "version": "0", "facts": facts}
+    joining = {"node": "green", "boot": "b", "term": 0, "version": "0", "facts": facts, "sent": 0.0}
     with pytest.raises(StateError, match="the key 'liar' is not that of node 'green'"):
         forged.call("join", **joining)
+    with pytest.raises(StateError, match="the key 'liar' is not that of node 'green'"):
+        forged.call("beat", node="green", term=1)
     serving.keys("revoke", "green")
     assert "no longer, known" in joined.stderr.readline()
     root = serving.client(places(serving.env))

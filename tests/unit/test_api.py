@@ -20,9 +20,12 @@ from hal.backend import EVERY_COST, Cost, Group
 from hal.inventory import Machine
 from hal.model import Device, DeviceKind, Heap, Inventory, Probe, ProbeState, Reading, whole
 from hal.registry import Source
+from tests.integration.support import serving
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), flags=re.DOTALL)
+ALL_EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), flags=re.DOTALL)
+EXAMPLES = [example for example in ALL_EXAMPLES if "Client" not in example]
+OF_CLIENTS = [example for example in ALL_EXAMPLES if "Client" in example]
 Hal = Callable[..., CompletedProcess[str]]
 
 
@@ -156,6 +159,17 @@ def test_examples_of_the_page_run(number: int, hal: Hal) -> None:
     assert (result.returncode, result.stderr) == (0, "")
     assert "nvidia:GPU-" in result.stdout
     assert "amd:pci-" in result.stdout
+
+
+@pytest.mark.parametrize("number", range(len(OF_CLIENTS)))
+def test_examples_of_clients_run(number: int, machine_env: dict[str, str]) -> None:
+    with serving(machine_env):
+        command = [sys.executable, "-c", OF_CLIENTS[number]]
+        result = subprocess.run(
+            command, env=machine_env, capture_output=True, text=True, check=False, timeout=60
+        )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout
 
 
 def test_importing_hal_imports_nothing_of_it() -> None:

@@ -48,7 +48,7 @@ def _value(device: DeviceFacts, path: Path) -> Any:
     return None
 
 
-@lru_cache(1024)
+@lru_cache(256)
 def key_of(one: Alternative, fabric: str | None = None) -> str:
     """What stands for the devices that an alternative means, in each run the same."""
     isolation = Isolation.ANY if one.memory_bytes is None else one.isolation

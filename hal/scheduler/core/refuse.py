@@ -10,7 +10,7 @@ from hal.units import format_bytes
 
 __all__ = ["never"]
 
-_KEPT = 1024  # answers, as long as the nodes' facts are the same
+_KEPT = 256  # answers, as long as the nodes' facts are the same
 
 
 def never(world: World, request: Request) -> tuple[Refusal, str] | None:

@@ -108,7 +108,7 @@ def check(request: Request) -> None:
     _check_members(request.members)
 
 
-@lru_cache(1024)
+@lru_cache(256)
 def _check_members(members: tuple[Member, ...]) -> None:
     """Asked again for each request of a kind: what was right before is right."""
     total = 0

@@ -18,12 +18,12 @@ from hal.scheduler.config import Config
 from hal.scheduler.places import Places
 from hal.scheduler.security import connections
 from hal.scheduler.security.audit import Audit
-from hal.scheduler.security.connections import Memory
+from hal.scheduler.security.connections import Pressure
 from hal.scheduler.security.gate import Gate
 from hal.scheduler.security.keys import Keys
 from hal.scheduler.security.limits import Limits
 from hal.scheduler.security.roles import ACCESS, Role
-from hal.units import format_bytes, parse_bytes
+from hal.units import parse_bytes
 
 __all__ = ["Door", "group_id"]
 
@@ -72,7 +72,8 @@ class Door:
             self.audit.kept = config.security.audit_files
         self._queued = config.limits.queued
         self._cap = config.limits.memory_bytes
-        self._memory = None if self._cap is None else Memory(self._cap)
+        self._most = config.limits.connections
+        self._pressure: Pressure | None = None
         self._strangers = 0
         self._second = 0.0
 
@@ -89,9 +90,12 @@ class Door:
 
     def open(self, context: zmq.Context[zmq.Socket[bytes]], poller: zmq.Poller) -> zmq.Socket[bytes]:
         """The ROUTER at all addresses, registered with the poller. Raises StateError."""
-        connections.raise_files()
+        most = connections.raise_files(self._most)
+        if most < self._most and self.audit is not None:  # else all who connect are one's own
+            self._tell(f"there can be {most} connections, not {self._most}: raise the limit of open files")
         if self._cap is not None:
             connections.cap_memory(self._cap)
+        self._pressure = Pressure(self._cap, most)
         router = context.socket(zmq.ROUTER)
         try:
             connections.bounded(router, queued=self._queued)
@@ -128,6 +132,8 @@ class Door:
 
     def close(self) -> None:
         self.gate.close()
+        if self._pressure is not None:
+            self._pressure.close()
         if self.audit is not None:
             self.audit.close()
 
@@ -140,10 +146,9 @@ class Door:
         self.gate.serve(events)
         if self.gate.complaint is not None:
             self._tell(f"{self.gate.complaint}; the keys known before are still in force")
-        if self._memory is not None and (number := self._memory.look(now, self._endpoints)):
-            most = format_bytes(self._memory.mark)
-            self._tell(f"more than {most} of memory were in use: {number} connections were cut")
-            self.note(None, "memory", "cut", connections=number)
+        if self._pressure is not None and (cut := self._pressure.look(now, self._endpoints)):
+            self.say(cut)
+            self.note(None, "connections", "cut", reason=cut)
         if now - self._second >= 1:
             self._second = now
             if self._strangers > _MOST_STRANGERS:
@@ -160,7 +165,7 @@ class Door:
 
     def patience(self, now: float) -> float:
         """Seconds until it wants a turn."""
-        return 1.0 if self._memory is None else self._memory.patience(now)
+        return 1.0 if self._pressure is None else self._pressure.patience(now)
 
     # ---- each request -------------------------------------------------------------------------
 

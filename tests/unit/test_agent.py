@@ -1,0 +1,117 @@
+"""Whom an agent obeys, and what the scheduler makes of late messages and of other versions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import msgspec
+import pytest
+
+from hal.scheduler import core
+from hal.scheduler.agent import binding as on
+from hal.scheduler.agent.agent import Agent, StaleError
+from hal.scheduler.answers import Address, Refused
+from hal.scheduler.core.fleet import Spot
+from hal.scheduler.core.shape import Shape
+from hal.scheduler.nodes import Nodes
+from hal.scheduler.places import Places
+from tests.property.test_agents import PlayedSlices
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Agent:
+    return begin(tmp_path)
+
+
+def begin(directory: Path) -> Agent:
+    directory.chmod(0o700)
+    one = Agent(PlayedSlices("a"), Places(directory), "a")  # type: ignore[arg-type]
+    one.start()
+    return one
+
+
+def wanted(lease: str = "l", epoch: int = 1) -> on.Binding:
+    spot = Spot("a", ("gpu0",), Shape(memory_bytes=1 << 30))
+    return on.Binding(lease, epoch, lease, 7, 1, (on.BoundPart(0, (spot,)),))
+
+
+def test_no_older_scheduler_is_obeyed_not_even_after_a_restart(agent: Agent, tmp_path: Path) -> None:
+    agent.bind(on.BindOrder(5, wanted()))
+    for one in (agent, begin(tmp_path)):
+        with pytest.raises(StaleError, match="newer scheduler"):
+            one.unbind(on.UnbindOrder(4, "l", 1), 0.0)
+        with pytest.raises(StaleError):
+            one.bind(on.BindOrder(4, wanted("m", 9)))
+        with pytest.raises(StaleError):
+            one.keep(4, {}, 0.0)
+    assert agent.bound() == {"l": 1}
+
+
+def test_an_order_for_an_older_grant_touches_nothing(agent: Agent) -> None:
+    agent.bind(on.BindOrder(1, wanted(epoch=3)))
+    with pytest.raises(StaleError):
+        agent.unbind(on.UnbindOrder(1, "l", 2), 0.0)
+    with pytest.raises(StaleError):
+        agent.bind(on.BindOrder(1, wanted(epoch=2)))
+    assert agent.bound() == {"l": 3}
+
+
+def test_what_has_ended_is_not_bound_again_by_a_late_order(agent: Agent) -> None:
+    agent.bind(on.BindOrder(1, wanted()))
+    assert agent.unbind(on.UnbindOrder(1, "l", 1), 0.0)
+    with pytest.raises(StaleError, match="has ended here"):
+        agent.bind(on.BindOrder(1, wanted()))
+    assert agent.unbind(on.UnbindOrder(1, "m", 1), 0.0)  # it overtook its order to bind
+    with pytest.raises(StaleError):
+        agent.bind(on.BindOrder(1, wanted("m")))
+    agent.bind(on.BindOrder(1, wanted(epoch=2)))
+    assert agent.bound() == {"l": 2}
+
+
+def test_a_late_join_and_a_second_node_of_a_name_are_refused() -> None:
+    nodes = Nodes(None, lost_seconds=5, grace_seconds=60)
+    facts = core.NodeFacts("a", 1000, 1 << 30)
+    joining = on.Join("a", "boot-1", 0, 10.0, "1", facts)
+    here, elsewhere = Address(Mock(), b"1"), Address(Mock(), b"2")
+    assert not nodes.join(here, joining, {}, 0.0).again
+    for late in (joining, msgspec.structs.replace(joining, sent=9.0)):
+        with pytest.raises(Refused, match="joined again since"):
+            nodes.join(here, late, {}, 1.0)
+    with pytest.raises(Refused, match="a node 'a' already"):
+        nodes.join(elsewhere, msgspec.structs.replace(joining, boot="boot-2", sent=1.0), {}, 1.0)
+    assert nodes.lost(5.5) == ["a"]
+    assert not nodes.join(elsewhere, msgspec.structs.replace(joining, boot="boot-2", sent=1.0), {}, 6.0).again
+
+
+def test_a_node_joins_only_without_what_is_not_its_own() -> None:
+    nodes = Nodes(None, lost_seconds=5, grace_seconds=60)
+    joining = on.Join("a", "boot", 0, 1.0, "1", core.NodeFacts("a", 1000, 1 << 30), bound={"x": 1})
+    answer = nodes.join(Address(Mock(), b"1"), joining, {}, 0.0)
+    assert answer.again
+    assert answer.keep == {}
+    assert nodes.nodes["a"].address is None
+
+
+MESSAGES = [
+    on.Join("a", "boot", 1, 1.0, "9", core.NodeFacts("a", 1, 1), {"l": 1}, {"rack": "a3"}),
+    on.Joined(1, 1.0, 55.0, {"l": 1}),
+    on.Beat("a", 1, core.NodeFacts("a", 1, 1), [("l", 1)]),
+    on.BindOrder(1, wanted()),
+    on.UnbindOrder(1, "l", 1),
+    on.Bound([(0, {"A": "b"})], PlayedSlices("a").enforcement(wanted())),
+    on.Unbound(True),
+]
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda one: type(one).__name__)
+def test_what_a_later_version_adds_is_passed_over(message: msgspec.Struct) -> None:
+    """Scheduler and agents may be of two neighbouring versions: fields are added, never changed."""
+
+    def with_more(value: Any) -> Any:
+        if isinstance(value, dict) and not set(value) <= {"A", "l", "rack"}:
+            return {key: with_more(one) for key, one in value.items()} | {"of_later": [1, {"x": None}]}
+        return [with_more(one) for one in value] if isinstance(value, list | tuple) else value
+
+    assert msgspec.convert(with_more(msgspec.to_builtins(message)), type(message)) == message
