@@ -159,9 +159,10 @@ class Ledger:
 
         Of a file that was cut short, those that were there before."""
         if not self.is_lost:
-            found = [lib.hal_ledger_living(self._ledger, slot) for slot in range(lib.HAL_LEDGER_SLOTS)]
+            pids = ffi.new("uint32_t[]", lib.HAL_LEDGER_SLOTS)
+            count = lib.hal_ledger_pids(self._ledger, pids)
             if not self.is_lost:
-                self._pids = [pid for pid in found if pid]
+                self._pids = list(pids[0:count])
                 return list(self._pids)
         self._pids = [pid for pid in self._pids if _exists(pid)]
         return list(self._pids)

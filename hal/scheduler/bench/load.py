@@ -14,14 +14,17 @@ import itertools
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import zmq
 
 from hal.scheduler import wire
+from hal.scheduler.endpoint import Endpoint
+from hal.scheduler.security.keys import ClientKey, read_client_key
 
-__all__ = ["Measured"]
+__all__ = ["Measured", "own_key"]
 
 _PATIENCE = 30_000  # milliseconds for any one answer
 _AT_ONCE = 64  # requests for leases that are kept
@@ -41,6 +44,12 @@ class Measured(msgspec.Struct):
     took: list[float] = []  # each: from the request to acquire to the reply to release
 
 
+def own_key(address: str) -> ClientKey | None:
+    """HAL_KEY's, where the address needs one. Raises StateError when it cannot be used."""
+    file = os.environ.get("HAL_KEY")
+    return read_client_key(Path(file)) if file and address.startswith("tcp://") else None
+
+
 class _Answer(msgspec.Struct):
     id: str
     ok: bool
@@ -55,7 +64,7 @@ class _Client:
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
         self._socket.set(zmq.LINGER, 0)
-        self._socket.connect(address)
+        Endpoint(address, own_key(address)).dial(self._socket)
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(_Answer).decode
 

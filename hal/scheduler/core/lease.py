@@ -79,6 +79,8 @@ class Lease(Struct):
         return None if duration is None else self.granted + duration
 
     def spots(self) -> tuple[Spot, ...]:
+        if len(self.parts) == 1:
+            return self.parts[0].spots
         return tuple(spot for part in self.parts for spot in part.spots)
 
 
