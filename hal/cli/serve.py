@@ -55,6 +55,8 @@ def configure_serve(parser: argparse.ArgumentParser) -> Callable[[argparse.Names
 
 
 def _serve(options: argparse.Namespace) -> int:
+    from hal import __version__
+
     places = Places()
     config = _configuration(options, places)
     group = config.security.group
@@ -74,6 +76,7 @@ def _serve(options: argparse.Namespace) -> int:
             private=options.private,
             reread=lambda: _configuration(options, places),
             log=log,
+            version=__version__,
         )
 
         def ready() -> None:

@@ -65,10 +65,12 @@ class Daemon:
         private: bool = False,
         reread: Callable[[], Config] | None = None,
         log: Log | None = None,
+        version: str = "",
     ) -> None:
         """``reread`` gives the configuration again, at SIGHUP; ``log``: without one, nothing is told."""
         self.pid = os.getpid()
         self.private = private
+        self.version = version
         self.config = Config() if config is None else config
         self.prices = Prices(self.config.prices)
         lost, grace = self.config.scheduler.lost_seconds, self.config.scheduler.grace_seconds

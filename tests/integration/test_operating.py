@@ -7,6 +7,7 @@ import subprocess
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def test_only_admins_change_nodes() -> None:
 def test_a_cordon_keeps_requests_away_and_a_drain_ends_what_is_there(client: Client) -> None:
     lease = client.call("acquire", key="a", memory_bytes=GIB, ttl_seconds=1)["lease"]["id"]
     (node,) = client.call("nodes")["nodes"]
-    assert (node["state"], node["leases"]) == ("up", 1)
+    assert (node["state"], node["leases"], node["agent_version"]) == ("up", 1, version("gpu-hal"))
     lent = [device for device in node["devices"] if device["lent_bytes"]]
     assert [device["lent_bytes"] for device in lent] == [GIB]
     assert client.call("cordon", target="local", reason="dust") == {"target": "local", "leases": 1}
