@@ -21,6 +21,7 @@ from hal.scheduler.logs import Log
 from hal.scheduler.pages import Pages
 from hal.scheduler.places import Places
 from hal.scheduler.presets import load
+from hal.scheduler.process import tell_systemd
 from hal.scheduler.security.door import Door, group_id
 from hal.scheduler.security.keys import Keys
 
@@ -58,6 +59,8 @@ def configure_serve(parser: argparse.ArgumentParser) -> Callable[[argparse.Names
 
 
 def _serve(options: argparse.Namespace) -> int:
+    from hal import __version__
+
     places = Places()
     config = _configuration(options, places)
     group = config.security.group
@@ -77,6 +80,7 @@ def _serve(options: argparse.Namespace) -> int:
             private=options.private,
             reread=lambda: _configuration(options, places),
             log=log,
+            version=__version__,
         )
 
         def ready() -> None:
@@ -85,6 +89,7 @@ def _serve(options: argparse.Namespace) -> int:
                 pages = stack.enter_context(Pages(config.scheduler.metrics, places))
                 where.append(pages.url)
             log(f"serving leases at {', '.join(where)}")
+            tell_systemd("READY=1")
 
         patience: float | None = None
         while True:

@@ -65,10 +65,12 @@ class Daemon:
         private: bool = False,
         reread: Callable[[], Config] | None = None,
         log: Log | None = None,
+        version: str = "",
     ) -> None:
         """``reread`` gives the configuration again, at SIGHUP; ``log``: without one, nothing is told."""
         self.pid = os.getpid()
         self.private = private
+        self.version = version
         self.config = Config() if config is None else config
         self.prices = Prices(self.config.prices)
         lost, grace = self.config.scheduler.lost_seconds, self.config.scheduler.grace_seconds
@@ -454,6 +456,8 @@ class Daemon:
         now = time.monotonic()
         try:
             saved = records.read(self._store.rows())
+            if saved.counters is not None:
+                self.state.world.counters = saved.counters  # has the labels to be laid over nodes
             gone = [lease for lease in saved.leases if not self.nodes.take_over(lease, now)]
             saved.leases = [lease for lease in saved.leases if lease not in gone]
             lost = set() if saved.counters is None else set(saved.counters.lost)

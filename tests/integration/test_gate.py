@@ -299,6 +299,12 @@ MAY = {
     "watch": "admin user reader",
     "queues": "admin user reader",
     "set_queue": "admin",
+    "nodes": "admin user reader",
+    "status": "admin user reader",
+    "cordon": "admin",
+    "drain": "admin",
+    "uncordon": "admin",
+    "label": "admin",
     "join": "admin agent",
     "beat": "admin agent",
 }
