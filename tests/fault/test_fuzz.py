@@ -190,7 +190,7 @@ class Fuzzer:
                 "key": key,
                 "memory_bytes": size,
                 "ttl_seconds": 1.0,
-                "vendor": chance.choice((None, "amd")),
+                "vendor": chance.choice((None, "simulated")),
             }
         alternative = {
             "memory_bytes": chance.choice((None, GIB, 90 * GIB)),
@@ -210,7 +210,7 @@ class Fuzzer:
     def agent(self) -> tuple[str, dict[str, Any]]:
         name = self.chance.choice(("local", "n1", "n2"))
         if self.chance.random() < 0.5:
-            facts = node_facts(name, self.chance.randrange(3), ("elsewhere",))
+            facts = node_facts(name, self.chance.randrange(3))
             sent = self.chance.random() * 100
             joining = Join(
                 node=name, boot="b", term=self.chance.randrange(3), sent=sent, version="1", facts=facts

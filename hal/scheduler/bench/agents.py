@@ -1,6 +1,6 @@
 """Many nodes in one process, each with a connection of its own: they join, beat, and do as they are told.
 
-    python -m hal.scheduler.bench.agents ADDRESS NODES DEVICES VENDOR…
+    python -m hal.scheduler.bench.agents ADDRESS NODES DEVICES GIB
 
 Says ``ready`` when all have joined, and ends with its standard input. Each second every node beats, and one
 in ten of them says that others use more or less of a device than before.
@@ -73,7 +73,7 @@ class _Node:
         self.socket.send(wire.pack(request), flags=zmq.DONTWAIT)
 
 
-def main(address: str, count: int, devices: int, vendors: tuple[str, ...]) -> None:
+def main(address: str, count: int, devices: int, gib: int) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     stopping = threading.Event()
@@ -86,7 +86,7 @@ def main(address: str, count: int, devices: int, vendors: tuple[str, ...]) -> No
     context = zmq.Context()
     context.set(zmq.MAX_SOCKETS, 2 * count + 16)
     nodes = [
-        _Node(number, context, address, node_facts(f"node-{number:04d}", devices, vendors))
+        _Node(number, context, address, node_facts(f"node-{number:04d}", devices, gib))
         for number in range(count)
     ]
     poller = zmq.Poller()
@@ -110,4 +110,4 @@ def main(address: str, count: int, devices: int, vendors: tuple[str, ...]) -> No
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), tuple(sys.argv[4:]))
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))

@@ -29,9 +29,9 @@ __all__ = ["Measured", "own_key"]
 _PATIENCE = 30_000  # milliseconds for any one answer
 _AT_ONCE = 64  # requests for leases that are kept
 _WARM = 0.3  # seconds that do not count
-# What a user asks for: a slice, of whichever vendor has room.
+# What a user asks for: a slice, on one of the large devices, or else on any that has room.
 _SLICE = {"memory_bytes": 1 << 30}
-_CHOICE = [{"selector": f'vendor == "{vendor}"', **_SLICE} for vendor in ("nvidia", "amd")]
+_CHOICE = [{"selector": "memory >= 100Gi", **_SLICE}, _SLICE]
 _REQUEST = {"members": [{"alternatives": _CHOICE}], "ttl_ms": 60_000}
 
 

@@ -184,7 +184,7 @@ def _agents(seconds: float) -> Iterator[Figure]:
     with _directory() as directory, _process("ground", directory, "64"):
         address = f"ipc://{directory}/scheduler.sock"
         before = loaded(address, seconds, clients=8)
-        with _process("agents", address, str(_NODES), str(_PER_NODE), "elsewhere"):
+        with _process("agents", address, str(_NODES), str(_PER_NODE), "0"):
             beside = loaded(address, seconds, clients=8)
     with simulated() as address:
         after = loaded(address, seconds, clients=8)
@@ -199,7 +199,7 @@ def _memory(_: float) -> Iterator[Figure]:
     with _directory() as directory, _process("ground", directory, "0") as daemon:
         address = f"ipc://{directory}/scheduler.sock"
         with (
-            _process("agents", address, str(_NODES), str(_PER_NODE), "nvidia", "amd"),
+            _process("agents", address, str(_NODES), str(_PER_NODE), "192"),
             _process("load", address, "hold", str(_LEASES)),
         ):
             status = Path(f"/proc/{daemon.pid}/status").read_text()
