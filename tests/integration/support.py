@@ -156,7 +156,7 @@ def all_is_back(env: Env, *, but: int | None = None) -> None:
     remaining: list[object] = []
 
     def done() -> bool:
-        left = [path for path in files(env) if but is None or "/slices/" in path]
+        left = [path for path in files(env) if but is None or ("/slices/" in path and ".spare" not in path)]
         remaining[:] = [living(env).keys() - {but}, memory_in_slices(env), left]
         return not any(remaining)
 
