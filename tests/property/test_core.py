@@ -185,9 +185,7 @@ class Core(RuleBasedStateMachine):
         super().__init__()
         self.state = State(grace_ms=10_000, half_life_ms=64_000)
         self.twin: State | None = None  # one that was restored on the way, and has to decide alike
-        self.plain = Unscreened(
-            grace_ms=10_000, half_life_ms=64_000
-        )  # and one without a screen
+        self.plain = Unscreened(grace_ms=10_000, half_life_ms=64_000)  # and one without a screen
         self.written = {row[:2]: row for row in everything(self.state)}
         self.now = 1_000_000
         self.nodes: dict[str, NodeFacts] = {}

@@ -22,7 +22,7 @@ from hal.scheduler.core.records import Row
 from hal.scheduler.store import journal
 from hal.scheduler.store.migrations import taken_out
 
-__all__ = ["VERSION", "NotDurable", "Store", "verified"]
+__all__ = ["VERSION", "NotDurable", "Store", "base_value", "batch", "damage", "damaged", "verified"]
 
 VERSION = 3
 KEPT = 100_000  # events that the journal holds at least, once there were so many
@@ -126,7 +126,9 @@ class Store:
             return False
         return self._lost_entries or self._events >= (self._kept if quiet else self._kept + self._kept // 2)
 
-    def rebase(self, now: int, rows: Iterable[Row], nodes: tuple[NodeFacts | None, ...], grace_ms: int) -> None:
+    def rebase(
+        self, now: int, rows: Iterable[Row], nodes: tuple[NodeFacts | None, ...], grace_ms: int
+    ) -> None:
         """From here on the journal can be replayed from these rows, which are all, and nodes."""
         self._close_batch()
         self.put(rows)
@@ -237,7 +239,9 @@ class Store:
     def _write_entries(self, number: int, total: int, entries: list[tuple[int, journal.Entry]]) -> None:
         value = journal.encode(entries)
         mark = journal.mark_of_batch(number, len(entries), total, value)
-        self._db.execute("INSERT INTO journal VALUES (?, ?, ?, ?, ?)", (number, len(entries), total, value, mark))
+        self._db.execute(
+            "INSERT INTO journal VALUES (?, ?, ?, ?, ?)", (number, len(entries), total, value, mark)
+        )
 
     def _write_base(self, number: int, base: journal.Base) -> None:
         value = journal.encode(base)
@@ -278,72 +282,72 @@ def damage(path: Path) -> Iterator[None]:
     except (sqlite3.Error, msgspec.DecodeError, UnicodeError, OverflowError) as error:
         if isinstance(error, sqlite3.OperationalError) and "unable to open" in str(error):
             raise StateError(f"cannot use the lease store {path}: {error}") from error
-        raise StateError(_damaged(path, str(error))) from error
-    except _Damage as error:
-        raise StateError(_damaged(path, str(error))) from None
+        raise StateError(damaged(path, str(error))) from error
+    except Damage as error:
+        raise StateError(damaged(path, str(error))) from None
 
 
-def _damaged(path: Path, what: str) -> str:
+def damaged(path: Path, what: str) -> str:
     return f"the lease store {path} is damaged: {what}; 'hal admin restore' puts a backup in its place"
 
 
-class _Damage(Exception):
+class Damage(Exception):
     """What is written cannot be what was written."""
 
 
 def verified(db: sqlite3.Connection) -> Found:
     """Read every row and compare it with its mark, and all with the journal's last word.
 
-    Raises _Damage, sqlite3.Error, UnicodeError (see ``damage``).
+    Raises Damage, sqlite3.Error, UnicodeError (see ``damage``).
     """
     marks: dict[tuple[str, str], int] = {}
     total = 0
     for kind, id, value, said in db.execute("SELECT kind, id, value, mark FROM record"):
         if not (isinstance(kind, str) and isinstance(id, str) and isinstance(value, bytes)):
-            raise _Damage("a row is none of ours")
+            raise Damage("a row is none of ours")
         if journal.mark_of(kind, id, value) != said:
-            raise _Damage(f"the {kind:.20} '{id:.64}' is not as it was written")
+            raise Damage(f"the {kind:.20} '{id:.64}' is not as it was written")
         marks[kind, id] = said
         total ^= said
     bases = [number for (number,) in db.execute("SELECT number FROM base ORDER BY number")]
     first, last, count = db.execute("SELECT min(number), max(number), count(*) FROM journal").fetchone()
     if not bases:
-        raise _Damage("the journal has no base")
+        raise Damage("the journal has no base")
     if not count:
         if bases != [0]:
-            raise _Damage("the journal is not there")
+            raise Damage("the journal is not there")
         rows = journal.decode_base(base_value(db, 0)).rows
         told, first, last = 0, 1, 0
         for row in rows:
             told ^= journal.mark_of(*row)
     else:
         if last - first + 1 != count or bases[-1] > last or first > bases[0] + 1:
-            raise _Damage("batches of the journal are not there")
+            raise Damage("batches of the journal are not there")
         told = batch(db, last).sum
     if told != total:
-        raise _Damage("some rows are older than others, or are not there")
+        raise Damage("some rows are older than others, or are not there")
     (since,) = db.execute("SELECT total(events) FROM journal WHERE number > ?", (bases[-1],)).fetchone()
     return Found(marks, total, first, last, bases, int(since))
 
 
 def batch(db: sqlite3.Connection, number: int) -> journal.Batch:
-    """Raises _Damage, sqlite3.Error, msgspec.DecodeError (see ``damage``)."""
+    """Raises Damage, sqlite3.Error, msgspec.DecodeError (see ``damage``)."""
     row = db.execute("SELECT events, sum, value, mark FROM journal WHERE number = ?", (number,)).fetchone()
     if row is None:
-        raise _Damage(f"batch {number} of the journal is not there")
+        raise Damage(f"batch {number} of the journal is not there")
     events, total, value, said = row
     whole = isinstance(value, bytes) and isinstance(events, int) and isinstance(total, int)
     if not whole or journal.mark_of_batch(number, events, total, value) != said:
-        raise _Damage(f"batch {number} of the journal is not as it was written")
+        raise Damage(f"batch {number} of the journal is not as it was written")
     return journal.Batch(number, journal.decode_entries(value), total)
 
 
 def base_value(db: sqlite3.Connection, number: int) -> bytes:
-    """Raises _Damage and sqlite3.Error (see ``damage``)."""
+    """Raises Damage and sqlite3.Error (see ``damage``)."""
     row = db.execute("SELECT value, mark FROM base WHERE number = ?", (number,)).fetchone()
     if row is None:
-        raise _Damage(f"the journal's base {number} is not there")
+        raise Damage(f"the journal's base {number} is not there")
     value, said = row
     if not isinstance(value, bytes) or journal.mark((b"base", number.to_bytes(8, "big"), value)) != said:
-        raise _Damage(f"the journal's base {number} is not as it was written")
+        raise Damage(f"the journal's base {number} is not as it was written")
     return value

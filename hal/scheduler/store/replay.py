@@ -6,7 +6,6 @@ was written with it: that is how ``check`` knows that journal and rows belong to
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from hal.scheduler import core
@@ -24,7 +23,7 @@ class Differs(Exception):
 
 
 class Player:
-    """Applies batches one by one. ``policy``: another strategy than that of the time.
+    """Applies what was written down. ``policy``: another strategy than that of the time.
 
     Then leases may end at other times, or never come to be: what holders said of leases that are not there is
     passed over (``passed_over``), a lease that is taken away has ended at once, and no sum is compared.
@@ -42,15 +41,20 @@ class Player:
         self.state = base.state(**self._options)
         self.passed_over = 0
 
-    def play(self, batch: Batch) -> Iterator[tuple[int, Entry, list[Decision]]]:
-        """Each entry, and what was decided. Raises Differs, and records.DamagedError."""
+    def play(self, batch: Batch) -> None:
+        """Raises Differs, and records.DamagedError."""
         for at, entry in batch.entries:
-            yield at, entry, self._apply(entry, at)
-        self._write(records.changes(self.state))
-        if self._policy is None and self.sum != batch.sum:
+            self.apply(entry, at)
+        if not self.commit(batch.sum):
             raise Differs(f"batch {batch.number} of the journal does not lead to the rows written with it")
 
-    def _apply(self, entry: Entry, at: int) -> list[Decision]:
+    def commit(self, told: int) -> bool:
+        """Write rows as was done here; False when that does not come to this sum."""
+        self._write(records.changes(self.state))
+        return self._policy is not None or self.sum == told
+
+    def apply(self, entry: Entry, at: int) -> list[Decision]:
+        """What was decided. Raises records.DamagedError."""
         match entry:
             case journal.Began():
                 self._begin(entry)
