@@ -39,6 +39,7 @@ _COMMANDS = {
     "events": ("hal.cli.events", "what has happened, and what happens"),
     "agent": ("hal.cli.agent", "lend this machine's devices through a scheduler elsewhere"),
     "keys": ("hal.cli.keys", "who may reach the scheduler from other machines"),
+    "admin": ("hal.cli.admin", "back up, restore and check what it keeps on disk"),
     "bench": ("hal.cli.bench", "how many leases a second a scheduler grants here"),
     "simulate": ("hal.cli.simulate", "try the scheduler's placement on a cluster that is not there"),
     "emulate": ("hal.cli.emulate", "run a command on an emulated machine"),
@@ -48,7 +49,7 @@ _COMMANDS = {
 
 # These decide in the scheduler's core, which asks nothing of numpy's BLAS: its threads, one for each core and
 # started with the first import, would only spin, and make a worker process slow to fork.
-_WITHOUT_BLAS = ("serve", "simulate")
+_WITHOUT_BLAS = ("admin", "serve", "simulate")
 _BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
 
 

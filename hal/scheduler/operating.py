@@ -15,6 +15,7 @@ from hal.scheduler import bodies, core, wire
 from hal.scheduler.answers import Peer, Refused
 from hal.scheduler.core.facts import WHOLE_MILLI, NodeFacts
 from hal.scheduler.nodes import Node
+from hal.scheduler.store import journal
 
 if TYPE_CHECKING:
     from hal.scheduler.daemon import Daemon
@@ -121,6 +122,7 @@ def label(daemon: Daemon, body: wire.Body, _peer: Peer) -> wire.Body:
     if kept:
         world.counters.labels[node.id] = kept
     world.note("meta", "counters")
+    daemon.noted(journal.Labelled(node.id, kept))
     if node.facts is not None and daemon.nodes.reports(node):
         daemon.happens(core.InventoryChanged(daemon.laid_over(node.facts)))
     return {"node": node.id, "labels": daemon.labels(node.id)}
