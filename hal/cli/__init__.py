@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from hal.backend import HalError
+from hal.backend import HalError, StateError
 from hal.cli.exits import UsageError, exit_code
 
 __all__ = ["main"]
@@ -42,6 +42,7 @@ _COMMANDS = {
     "events": ("hal.cli.events", "what has happened, and what happens"),
     "agent": ("hal.cli.agent", "lend this machine's devices through a scheduler elsewhere"),
     "keys": ("hal.cli.keys", "who may reach the scheduler from other machines"),
+    "admin": ("hal.cli.admin", "back up, restore and check what it keeps on disk"),
     "bench": ("hal.cli.bench", "how many leases a second a scheduler grants here"),
     "simulate": ("hal.cli.simulate", "try the scheduler's placement on a cluster that is not there"),
     "emulate": ("hal.cli.emulate", "run a command on an emulated machine"),
@@ -51,7 +52,7 @@ _COMMANDS = {
 
 # These decide in the scheduler's core, which asks nothing of numpy's BLAS: its threads, one for each core and
 # started with the first import, would only spin, and make a worker process slow to fork.
-_WITHOUT_BLAS = ("serve", "simulate")
+_WITHOUT_BLAS = ("admin", "serve", "simulate")
 _BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
 
 
@@ -60,7 +61,23 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter} | options)
 
     def error(self, message: str) -> None:  # type: ignore[override]
-        raise UsageError(f"{message}; see '{self.prog} --help'")
+        raise UsageError(f"{_plainly(message)}; see '{self.prog} --help'")
+
+
+def _plainly(message: str) -> str:
+    """What argparse says, without the names of our functions, and with what was probably meant."""
+    import re
+
+    if found := re.fullmatch(r"(.*: )invalid _?\w+ value: (.*)", message):
+        return f"{found[1]}{found[2]} is not a number that can be given here"
+    if message.endswith(": expected one argument"):
+        return f"{message}, which does not begin with '-'"
+    if found := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
+        import difflib
+
+        near = difflib.get_close_matches(found[1], re.findall(r"[\w-]+", found[2]), 1)
+        return f"{message}: did you mean '{near[0]}'?" if near else message
+    return message
 
 
 class _Version(argparse.Action):
@@ -88,8 +105,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGPIPE
     except OSError as error:
         _discard_output()  # a full disk, for one
-        print(f"hal: {error}", file=sys.stderr)
-        return 1
+        if error.filename is None:
+            print(f"hal: {error.strerror or error}", file=sys.stderr)
+            return 1
+        print(f"hal: cannot use {os.fspath(error.filename)}: {error.strerror}", file=sys.stderr)
+        return exit_code(StateError(""))
 
 
 def _discard_output() -> None:
@@ -118,7 +138,9 @@ def _dispatch(arguments: list[str]) -> int:
                 os.environ.setdefault(variable, "1")
             configure = getattr(import_module(module), f"configure_{name}")
             command.set_defaults(run=configure(command))
-    options = parser.parse_args(arguments)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        commands.choices.get(options.command or "", parser).error(f"unknown arguments: {' '.join(unknown)}")
     if options.command is None:
         parser.print_help()
         return 0

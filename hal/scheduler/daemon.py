@@ -47,7 +47,7 @@ from hal.scheduler.places import Places
 from hal.scheduler.prices import Prices
 from hal.scheduler.process import AlreadyRunning, collect_rarely, locked, signals_as_bytes
 from hal.scheduler.security.door import Door
-from hal.scheduler.store import Store
+from hal.scheduler.store import NotDurable, Store, journal
 from hal.scheduler.waiters import Waiters
 from hal.scheduler.watch import Watch
 
@@ -57,6 +57,7 @@ _DRAIN = 256  # requests answered with one commit
 _TICK = 1.0  # seconds between looks at what nobody reports: dead processes, slow endings
 _FRESH = 0.5  # seconds for which the devices' outside use is believed
 _LINGER = 1.0  # seconds without a lease after which a private daemon goes
+_UNWRITTEN = frozenset({"hello", "status", "renew", "beat"})  # answered while nothing can be written
 _ENDING = 4.0  # seconds that a private daemon gives what it ends when it leaves
 
 
@@ -77,10 +78,12 @@ class Daemon:
         private: bool = False,
         reread: Callable[[], Config] | None = None,
         log: Log | None = None,
+        version: str = "",
     ) -> None:
         """``reread`` gives the configuration again, at SIGHUP; ``log``: without one, nothing is told."""
         self.pid = os.getpid()
         self.private = private
+        self.version = version
         self.config = Config() if config is None else config
         self.prices = Prices(self.config.prices)
         lost, grace = self.config.scheduler.lost_seconds, self.config.scheduler.grace_seconds
@@ -98,6 +101,7 @@ class Daemon:
         self.monitor = Monitor(log)
         self.watch_ring = Watch(tell=self.monitor.happened)
         self._published = 0
+        self.trouble: str | None = None  # why nothing can be written
         self.waiters = self._waiters = Waiters()
         self._stopping = False
         self._zero = (time.time_ns() - time.monotonic_ns()) // 1_000_000
@@ -152,6 +156,8 @@ class Daemon:
             self._drop_revoked()
         for id in self._holders.gone(events):
             self.happens(core.HolderGone(id))
+        if (troubled := self.trouble is not None) and self._commit():
+            troubled = False  # there is room again
         replies = [reply for router in self._routers if router in events for reply in self._drain(router)]
         if self.state.waiting and time.monotonic() - self._seen >= _TICK:
             self.look_at_devices()  # what others use may have become less
@@ -159,14 +165,21 @@ class Daemon:
         self.happens(core.Tick())
         self._finish_endings(time.monotonic())
         self.board.turn()
-        self._commit()
+        if not self._commit(quiet=not replies) and not troubled:
+            replies = [(address, self._unsaid(reply.id)) for address, reply in replies]
         replies += self._waited()
-        self._publish()
+        if self.trouble is None:
+            self._publish()
         self._door.flush()
         self.monitor.flush()
         # A client that has gone in the meantime is no error: its lease ends with its process.
-        orders, self.nodes.outbox = self.nodes.outbox, []
-        for address, message in [*replies, *orders]:
+        messages = [(address, wire.pack(reply)) for address, reply in replies]
+        if self.trouble is None:
+            messages += self.nodes.outbox
+            self.nodes.outbox = []
+        else:
+            self.nodes.outbox = list(dict.fromkeys(self.nodes.outbox))  # what is ordered again is one
+        for address, message in messages:
             with contextlib.suppress(zmq.ZMQError):
                 frames.send(address.socket, address.identity, message)
         if self.state.leases or self.state.waiting:
@@ -203,6 +216,7 @@ class Daemon:
         self.nodes.lost_seconds = after.scheduler.lost_seconds
         self.nodes.grace_seconds = after.scheduler.grace_seconds
         self.state.grace_ms = round(after.scheduler.grace_seconds * 1000)
+        self.noted(journal.Grace(self.state.grace_ms))
         self.monitor.log.level = after.scheduler.log_level
         self._seen = float("-inf")
         self.look_at_devices()
@@ -221,7 +235,7 @@ class Daemon:
         due = min(due, self._door.patience(time.monotonic()))
         return min(due, 0.05 if self.nodes.busy or self._ending else _TICK)
 
-    def _drain(self, router: zmq.Socket[bytes]) -> list[tuple[Address, bytes]]:
+    def _drain(self, router: zmq.Socket[bytes]) -> list[tuple[Address, wire.Reply]]:
         replies = []
         for _ in range(_DRAIN):
             message = frames.receive(router)
@@ -230,8 +244,12 @@ class Daemon:
             address = Address(router, message[0])
             reply = self._answer(address, message[1])
             if reply is not None:
-                replies.append((address, wire.pack(reply)))
+                replies.append((address, reply))
         return replies
+
+    def _unsaid(self, id: str) -> wire.Reply:
+        """What would follow from it cannot be made durable, and what is not durable is not said."""
+        return error(id, "failed", f"{self.trouble}; ask again with the same key")
 
     def _answer(self, address: Address, parts: list[zmq.Frame]) -> wire.Reply | None:
         """None: it is answered later, or not at all."""
@@ -253,6 +271,8 @@ class Daemon:
             self._door.gate.check(who, message.op)
             if message.deadline_ms is not None and message.deadline_ms <= self.now():
                 raise Refused("late", "its deadline had passed before it was read: nothing was done")
+            if self.trouble is not None and message.op not in _UNWRITTEN:
+                raise Refused("failed", f"{self.trouble}; nothing was done")
             self.monitor.begin(message.id)
             body = OPERATIONS[message.op](self, message.body, who)
             if isinstance(body, Waiter):
@@ -289,7 +309,10 @@ class Daemon:
     def happens(self, event: core.Event) -> list[core.Decision]:
         """Apply an event and carry out what follows."""
         now = self.now()
+        worth_noting = not journal.changes_nothing(self.state, event, now)
         decisions = self.state.apply(event, now)
+        if worth_noting:
+            self._store.note(now, event)
         self.watch_ring.note(event, decisions, now)
         self.board.note(decisions)
         for decision in decisions:
@@ -310,6 +333,10 @@ class Daemon:
         while len(self.over) > 1024:
             del self.over[next(iter(self.over))]
         return decisions
+
+    def noted(self, entry: journal.Entry) -> None:
+        """Put a change that no event makes into the journal."""
+        self._store.note(self.now(), entry)
 
     def _begin(self, lease: core.Lease) -> None:
         self.nodes.bind(lease, time.monotonic())
@@ -359,6 +386,7 @@ class Daemon:
         if facts is not None and not answer.again:
             self.decide(core.NodeJoined(self.laid_over(facts)))
             self._store.put([("node", facts.id, msgspec.msgpack.encode(facts))])
+            self.noted(journal.Known(facts))
             self.board.joined(facts.id)
         return msgspec.to_builtins(answer)  # type: ignore[no-any-return]
 
@@ -408,7 +436,7 @@ class Daemon:
             return {"waiting": bodies.queued(one, self.now())}
         return {"waiting": {} if lease is None else bodies.being_made(lease, self.now())}
 
-    def _waited(self) -> list[tuple[Address, bytes]]:
+    def _waited(self) -> list[tuple[Address, wire.Reply]]:
         """The answers for which somebody has waited: only those who may have one now are looked at."""
         replies = []
         for id in self.nodes.settled:
@@ -418,10 +446,14 @@ class Daemon:
             self._waiters.touch(watch.NAME)
         for waiter in self._waiters.take(time.monotonic()):
             assert waiter.peer is not None
+            if self.trouble is not None and not isinstance(waiter, watch.Watcher):
+                self._door.limits.end(waiter.peer)
+                replies.append((waiter.peer.address, self._unsaid(waiter.request)))
+                continue
             try:
                 if not self._door.gate.still(waiter.peer):
                     raise Refused("denied", "this key is no longer known to the scheduler")
-                body = self.outcome(waiter)
+                body = None if self.trouble is not None else self.outcome(waiter)
                 reply = None if body is None else wire.Reply(wire.VERSION, waiter.request, True, body)
             except Refused as refused:
                 reply = error(waiter.request, refused.code, str(refused))
@@ -429,7 +461,7 @@ class Daemon:
                 self._waiters.add(waiter)
             else:
                 self._door.limits.end(waiter.peer)
-                replies.append((waiter.peer.address, wire.pack(reply)))
+                replies.append((waiter.peer.address, reply))
         return replies
 
     # ---- holders and endings ----------------------------------------------------------------
@@ -469,18 +501,38 @@ class Daemon:
 
     # ---- start and end ----------------------------------------------------------------------
 
-    def _commit(self) -> None:
+    def _commit(self, *, quiet: bool = False) -> bool:
+        """False: it cannot be written now, and is kept until it can. Memory may be ahead: nobody is told."""
         changes = [*records.changes(self.state), *self.board.changes()]
         begun = time.monotonic()
         self._store.put(changes)
-        self._store.commit()
+        if self._store.wants_base(quiet=quiet):
+            nodes = tuple(self.state.world.fleet.facts)
+            self._store.rebase(self.now(), records.everything(self.state), nodes, self.state.grace_ms)
+        try:
+            self._store.commit()
+        except NotDurable as wrong:
+            if self.trouble is None:
+                self._door.say(f"{wrong}; requests that need it are refused until it can")
+                self._waiters.touch_all()
+            self.trouble = str(wrong)
+            return False
         if changes:
             self.monitor.committed(time.monotonic() - begun)
+        if self.trouble is not None:
+            self.trouble = None
+            self._door.say("the lease store can be written again")
+            self._waiters.touch_all()
+        return True
 
     def _recover(self) -> None:
         now = time.monotonic()
         try:
-            saved = records.read(self._jobs_taken(self._store.rows()))
+            rows = self._store.rows()
+            saved = records.read(rows)
+            self._load_jobs(rows)
+            if saved.counters is not None:
+                self.state.world.counters = saved.counters  # has the labels to be laid over nodes
             gone = [lease for lease in saved.leases if not self.nodes.take_over(lease, now)]
             saved.leases = [lease for lease in saved.leases if lease not in gone]
             lost = set() if saved.counters is None else set(saved.counters.lost)
@@ -503,17 +555,20 @@ class Daemon:
         # A node that has obeyed a scheduler of more starts than these would refuse this one.
         counters.term = self.nodes.term = max(counters.term, self._agent.term if self._agent else 0) + 1
         self.state.world.note("meta", "counters")
+        ids = tuple(lease.id for lease in gone)
+        self.noted(journal.Began(counters.term, self.state.grace_ms, ids, tuple(nodes)))
         self.watch_ring.begin(self.nodes.term, [*self.state.leases.values(), *self.state.waiting.values()])
         self._published = self.watch_ring.last
         self._store.put(records.changes(self.state))
         self._store.commit()
         self._resume(now)
-        self._commit()
+        self._store.put(records.changes(self.state))
+        self._store.commit()
 
-    def _jobs_taken(self, rows: list[records.Row]) -> list[records.Row]:
-        """The rows that are not of jobs. Raises DamagedError."""
+    def _load_jobs(self, rows: list[records.Row]) -> None:
+        """Raises DamagedError."""
         try:
-            return self.board.load(rows)
+            self.board.load(rows)
         except msgspec.DecodeError as error:
             raise records.DamagedError(f"a job cannot be read: {error}") from None
 

@@ -307,6 +307,12 @@ MAY = {
     "accounting": "admin user reader",
     "queues": "admin user reader",
     "set_queue": "admin",
+    "nodes": "admin user reader",
+    "status": "admin user reader",
+    "cordon": "admin",
+    "drain": "admin",
+    "uncordon": "admin",
+    "label": "admin",
     "join": "admin agent",
     "beat": "admin agent",
 }

@@ -67,9 +67,12 @@ def allow(env: Env) -> None:
 def site() -> Iterator[Site]:
     with ExitStack() as stack:
         one = Site(stack)
-        stack.callback(lambda: [os.kill(pid, 9) for name in one.envs for pid in one.running(name)])
-        stack.callback(lambda: [process.kill() for process in [one.scheduler, *one.agents.values()]])
         yield one
+        for process in (one.scheduler, *one.agents.values()):
+            process.kill()
+        for name in one.envs:
+            for pid in one.running(name):
+                os.kill(pid, signal.SIGKILL)
 
 
 def member(vendor: str, memory: int | None = GIB, replicas: int = 1) -> dict[str, Any]:

@@ -185,9 +185,7 @@ class Core(RuleBasedStateMachine):
         super().__init__()
         self.state = State(grace_ms=10_000, half_life_ms=64_000)
         self.twin: State | None = None  # one that was restored on the way, and has to decide alike
-        self.plain = Unscreened(
-            grace_ms=10_000, half_life_ms=64_000
-        )  # and one without a screen
+        self.plain = Unscreened(grace_ms=10_000, half_life_ms=64_000)  # and one without a screen
         self.written = {row[:2]: row for row in everything(self.state)}
         self.now = 1_000_000
         self.nodes: dict[str, NodeFacts] = {}
@@ -331,7 +329,12 @@ class Core(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(QUEUES), quota=limits, limit=limits, weight=st.sampled_from([1, 3]))
     def change_queue(self, name: str, quota: Limits, limit: Limits, weight: int) -> None:
-        self.set_queue(Queue(name, self.queues[name].parent, quota, limit, weight))
+        queue = Queue(name, self.queues[name].parent, quota, limit, weight)
+        for most, least in zip(msgspec.structs.astuple(limit), msgspec.structs.astuple(quota), strict=True):
+            if None not in (most, least) and least > most:
+                assert isinstance(self.apply(SetQueue(queue))[0], Refuse)
+                return
+        self.set_queue(queue)
 
     @rule(
         name=st.sampled_from(NODES),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import msgspec
@@ -34,6 +35,9 @@ __all__ = [
     "binding_of",
     "nodes_of",
 ]
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # as host names, and some more
 
 
 class BoundPart(Struct, frozen=True):
@@ -147,6 +151,10 @@ class Join(Struct, frozen=True):
     facts: NodeFacts
     bound: dict[str, int] = {}
     labels: dict[str, str] = {}
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.node):
+            raise ValueError("a node's name has 1 to 128 letters, digits, '.', '_' and '-'")
 
 
 class Joined(Struct, frozen=True):

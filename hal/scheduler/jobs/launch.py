@@ -19,7 +19,7 @@ from hal.scheduler.security.environment import job_environment
 
 if TYPE_CHECKING:
     from hal.scheduler.agent.binding import RunOrder
-    from hal.scheduler.config import JobsSection
+    from hal.scheduler.sections import JobsSection
 
 __all__ = ["Launcher", "owner_name"]
 

@@ -1,0 +1,355 @@
+"""The scheduler's state on disk: what has been promised is written before it is said.
+
+Rows are the core's own (core/records); beside them is the journal of what led to them (journal.py). What
+``put`` and ``note`` collect is made durable by one ``commit`` for all the requests that were answered
+together (SQLite in WAL mode with full synchronisation).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from hal.backend import StateError
+from hal.scheduler.core.facts import NodeFacts
+from hal.scheduler.core.records import APART, Row
+from hal.scheduler.store import journal
+from hal.scheduler.store.migrations import taken_out
+
+__all__ = ["VERSION", "NotDurable", "Store", "base_value", "batch", "damage", "damaged", "verified"]
+
+VERSION = 3
+KEPT = 100_000  # events that the journal holds at least, once there were so many
+_SCHEMA = (
+    "CREATE TABLE record (kind TEXT NOT NULL, id TEXT NOT NULL, value BLOB NOT NULL, mark INTEGER NOT NULL, "
+    "PRIMARY KEY (kind, id)) WITHOUT ROWID",
+    "CREATE TABLE journal (number INTEGER PRIMARY KEY, events INTEGER NOT NULL, sum INTEGER NOT NULL, "
+    "value BLOB NOT NULL, mark INTEGER NOT NULL)",
+    "CREATE TABLE base (number INTEGER PRIMARY KEY, value BLOB NOT NULL, mark INTEGER NOT NULL)",
+)
+_LAZY = 1.0  # seconds that events which change no row may wait for a commit: nothing depends on them
+_MANY = 1024  # of them, and they wait no longer
+_PRUNED = 8  # batches that a commit takes away at the journal's old end, while there are too many
+_MOST_BEHIND = 4 * KEPT  # events held in memory while nothing can be written; beyond, the journal starts anew
+
+
+class NotDurable(StateError):
+    """It cannot be written now. What was put is kept, and written with a later commit."""
+
+
+class _Pending(Struct):
+    rows: dict[tuple[str, str], bytes | None]
+    entries: list[tuple[int, journal.Entry]]
+    rebase: journal.Base | None = None
+
+
+class Store:
+    """The file of one daemon, who is its only writer."""
+
+    def __init__(self, path: Path, *, kept: int = KEPT) -> None:
+        """Open, make or migrate it. Raises StateError when it is damaged or of a later version."""
+        self.path = path
+        self._kept = kept
+        self._now = _Pending({}, [])
+        self._since = 0.0  # when the first of its events came
+        self._behind: list[_Pending] = []  # what was committed, and could not be written yet
+        self._lost_entries = False
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None)
+        except sqlite3.Error as error:
+            raise StateError(f"cannot use the lease store {path}: {error}") from error
+        try:
+            self._open()
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _open(self) -> None:
+        with damage(self.path):
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            (version,) = self._db.execute("PRAGMA user_version").fetchone()
+            if version not in range(VERSION + 1):
+                raise StateError(
+                    f"the lease store {self.path} was written by another version of hal (format {version})"
+                )
+            if version != VERSION:
+                with self._together():
+                    self._make(version)
+            found = verified(self._db)
+        self._marks = found.marks
+        self._sum = found.sum
+        self._number, self._first, self._base = found.last, found.first, found.bases[0]
+        self._events = found.events_since_last_base
+
+    def _make(self, version: int) -> None:
+        rows = taken_out(self._db, version) if version else []
+        for statement in _SCHEMA:
+            self._db.execute(statement)
+        for kind, id, value in rows:
+            assert value is not None
+            self._db.execute(
+                "INSERT INTO record VALUES (?, ?, ?, ?)", (kind, id, value, journal.mark_of(kind, id, value))
+            )
+        base = journal.Base(tuple((kind, id, value) for kind, id, value in rows if value is not None))
+        self._write_base(0, base)
+        self._db.execute(f"PRAGMA user_version={VERSION}")
+
+    def rows(self) -> list[Row]:
+        """All that were not deleted. Raises StateError when they cannot be read."""
+        with damage(self.path):
+            return list(self._db.execute("SELECT kind, id, value FROM record ORDER BY kind, id"))
+
+    def put(self, rows: Iterable[Row]) -> None:
+        """Write rows, or delete those whose value is None."""
+        for kind, id, value in rows:
+            self._now.rows[kind, id] = value
+
+    def note(self, now: int, entry: journal.Entry) -> None:
+        """Put what has happened, at ``now`` ms, into the journal."""
+        if not self._now.entries:
+            self._since = time.monotonic()
+        self._now.entries.append((now, entry))
+
+    def wants_base(self, *, quiet: bool = True) -> bool:
+        """The journal has grown so long that it should go on from a new base (``rebase``).
+
+        ``quiet``: nobody waits for this commit; else it is put off a while.
+        """
+        if self._behind:
+            return False
+        return self._lost_entries or self._events >= (self._kept if quiet else self._kept + self._kept // 2)
+
+    def rebase(
+        self, now: int, rows: Iterable[Row], nodes: tuple[NodeFacts | None, ...], grace_ms: int
+    ) -> None:
+        """From here on the journal can be replayed from these rows, which are all, and nodes."""
+        self._close_batch()
+        self.put(rows)
+        self.note(now, journal.Rebased())
+        self._close_batch()
+        self._behind[-1].rebase = journal.Base((), nodes, grace_ms)
+
+    def commit(self, *, all: bool = False) -> None:
+        """Make everything since the last commit durable; costs nothing when there is nothing.
+
+        Events that changed no row may be left for the next one, unless ``all`` is wanted. Raises NotDurable.
+        """
+        entries = self._now.entries
+        ripe = len(entries) >= _MANY or (entries and time.monotonic() - self._since >= _LAZY)
+        if self._now.rows or ripe or (all and entries):
+            self._close_batch()
+        if self._behind:
+            self._write()
+
+    @property
+    def behind(self) -> bool:
+        """Something that was committed is not durable yet."""
+        return bool(self._behind)
+
+    def close(self) -> None:
+        """Commit and close; again is no error."""
+        with contextlib.suppress(sqlite3.ProgrammingError, NotDurable):
+            self.commit(all=True)
+        self._db.close()
+
+    def unlink(self) -> None:
+        """Remove the file and SQLite's own beside it."""
+        for suffix in ("", "-wal", "-shm"):
+            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+
+    # ---- inside -----------------------------------------------------------------------------
+
+    def _close_batch(self) -> None:
+        if self._now.rows or self._now.entries:
+            self._behind.append(self._now)
+            self._now = _Pending({}, [])
+        if sum(len(one.entries) for one in self._behind) > _MOST_BEHIND:
+            merged: dict[tuple[str, str], bytes | None] = {}
+            for one in self._behind:
+                merged |= one.rows
+            self._behind = [_Pending(merged, [])]
+            self._lost_entries = True
+
+    def _write(self) -> None:
+        changed: dict[tuple[str, str], int | None] = {}
+        total, number, events, base = self._sum, self._number, self._events, None
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            for one in self._behind:
+                total ^= self._write_rows(one.rows, changed)
+                number += 1
+                events += len(one.entries)
+                self._write_entries(number, total, one.entries)
+                if one.rebase is not None:
+                    every = self._db.execute("SELECT kind, id, value FROM record ORDER BY kind, id")
+                    rows = tuple(row for row in every if row[0] not in APART)
+                    self._write_base(number, msgspec.structs.replace(one.rebase, rows=rows))
+                    base, events = number, 0
+            if base is not None:
+                kept = base if self._lost_entries else self._last_base(base)
+                self._db.execute("DELETE FROM base WHERE number < ?", (kept,))
+                self._base = kept
+            first = min(self._first + _PRUNED * len(self._behind), self._base + 1)
+            if first > self._first:
+                self._db.execute("DELETE FROM journal WHERE number < ?", (first,))
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            with contextlib.suppress(sqlite3.Error):
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+            raise NotDurable(f"the lease store {self.path} cannot be written: {error}") from error
+        for key, value in changed.items():
+            if value is None:
+                del self._marks[key]
+            else:
+                self._marks[key] = value
+        self._sum, self._number, self._events, self._first = total, number, events, first
+        if base is not None:
+            self._lost_entries = False
+        self._behind.clear()
+
+    def _last_base(self, but: int) -> int:
+        (number,) = self._db.execute("SELECT max(number) FROM base WHERE number < ?", (but,)).fetchone()
+        return int(number)
+
+    def _write_rows(
+        self, rows: dict[tuple[str, str], bytes | None], changed: dict[tuple[str, str], int | None]
+    ) -> int:
+        """What the sum of all rows changes by."""
+        by = 0
+        for key, value in rows.items():
+            before = changed[key] if key in changed else self._marks.get(key)
+            counts = key[0] not in APART  # the journal leads to the state's own rows
+            by ^= (before or 0) if counts else 0
+            if value is not None:
+                after = journal.mark_of(*key, value)
+                by ^= after if counts else 0
+                changed[key] = after
+                self._db.execute("INSERT OR REPLACE INTO record VALUES (?, ?, ?, ?)", (*key, value, after))
+            elif before is not None:
+                changed[key] = None
+                self._db.execute("DELETE FROM record WHERE kind = ? AND id = ?", key)
+        return by
+
+    def _write_entries(self, number: int, total: int, entries: list[tuple[int, journal.Entry]]) -> None:
+        value = journal.encode(entries)
+        mark = journal.mark_of_batch(number, len(entries), total, value)
+        self._db.execute(
+            "INSERT INTO journal VALUES (?, ?, ?, ?, ?)", (number, len(entries), total, value, mark)
+        )
+
+    def _write_base(self, number: int, base: journal.Base) -> None:
+        value = journal.encode(base)
+        mark = journal.mark((b"base", number.to_bytes(8, "big"), value))
+        self._db.execute("INSERT INTO base VALUES (?, ?, ?)", (number, value, mark))
+
+    @contextlib.contextmanager
+    def _together(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+
+# ---- damage ---------------------------------------------------------------------------------
+
+
+class Found(Struct):
+    """What a store holds, apart from its contents."""
+
+    marks: dict[tuple[str, str], int]
+    sum: int
+    first: int  # the number of the oldest batch
+    last: int  # and of the latest
+    bases: list[int]
+    events_since_last_base: int
+
+
+@contextlib.contextmanager
+def damage(path: Path) -> Iterator[None]:
+    """What SQLite or msgspec find wrong is said as a StateError."""
+    try:
+        yield
+    except (sqlite3.Error, msgspec.DecodeError, UnicodeError, OverflowError) as error:
+        if isinstance(error, sqlite3.OperationalError) and "unable to open" in str(error):
+            raise StateError(f"cannot use the lease store {path}: {error}") from error
+        raise StateError(damaged(path, str(error))) from error
+    except Damage as error:
+        raise StateError(damaged(path, str(error))) from None
+
+
+def damaged(path: Path, what: str) -> str:
+    return f"the lease store {path} is damaged: {what}; 'hal admin restore' puts a backup in its place"
+
+
+class Damage(Exception):
+    """What is written cannot be what was written."""
+
+
+def verified(db: sqlite3.Connection) -> Found:
+    """Read every row and compare it with its mark, and all with the journal's last word.
+
+    Raises Damage, sqlite3.Error, UnicodeError (see ``damage``).
+    """
+    marks: dict[tuple[str, str], int] = {}
+    total = 0
+    for kind, id, value, said in db.execute("SELECT kind, id, value, mark FROM record"):
+        if not (isinstance(kind, str) and isinstance(id, str) and isinstance(value, bytes)):
+            raise Damage("a row is none of ours")
+        if journal.mark_of(kind, id, value) != said:
+            raise Damage(f"the {kind:.20} '{id:.64}' is not as it was written")
+        marks[kind, id] = said
+        total ^= 0 if kind in APART else said
+    bases = [number for (number,) in db.execute("SELECT number FROM base ORDER BY number")]
+    first, last, count = db.execute("SELECT min(number), max(number), count(*) FROM journal").fetchone()
+    if not bases:
+        raise Damage("the journal has no base")
+    if not count:
+        if bases != [0]:
+            raise Damage("the journal is not there")
+        rows = journal.decode_base(base_value(db, 0)).rows
+        told, first, last = 0, 1, 0
+        for row in rows:
+            told ^= journal.mark_of(*row)
+    else:
+        if last - first + 1 != count or bases[-1] > last or first > bases[0] + 1:
+            raise Damage("batches of the journal are not there")
+        told = batch(db, last).sum
+    if told != total:
+        raise Damage("some rows are older than others, or are not there")
+    (since,) = db.execute("SELECT total(events) FROM journal WHERE number > ?", (bases[-1],)).fetchone()
+    return Found(marks, total, first, last, bases, int(since))
+
+
+def batch(db: sqlite3.Connection, number: int) -> journal.Batch:
+    """Raises Damage, sqlite3.Error, msgspec.DecodeError (see ``damage``)."""
+    row = db.execute("SELECT events, sum, value, mark FROM journal WHERE number = ?", (number,)).fetchone()
+    if row is None:
+        raise Damage(f"batch {number} of the journal is not there")
+    events, total, value, said = row
+    whole = isinstance(value, bytes) and isinstance(events, int) and isinstance(total, int)
+    if not whole or journal.mark_of_batch(number, events, total, value) != said:
+        raise Damage(f"batch {number} of the journal is not as it was written")
+    return journal.Batch(number, journal.decode_entries(value), total)
+
+
+def base_value(db: sqlite3.Connection, number: int) -> bytes:
+    """Raises Damage and sqlite3.Error (see ``damage``)."""
+    row = db.execute("SELECT value, mark FROM base WHERE number = ?", (number,)).fetchone()
+    if row is None:
+        raise Damage(f"the journal's base {number} is not there")
+    value, said = row
+    if not isinstance(value, bytes) or journal.mark((b"base", number.to_bytes(8, "big"), value)) != said:
+        raise Damage(f"the journal's base {number} is not as it was written")
+    return value

@@ -1,0 +1,180 @@
+"""A disk that is full, or cannot be written: nothing is promised, the daemon stays up, and goes on later."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hal.backend import HalError
+from hal.scheduler.client import Client
+from hal.scheduler.core.records import Row
+from hal.scheduler.store import NotDurable, Store
+from tests.conftest import HAL, wait_until
+from tests.integration.support import Env, kill, leases, places, start
+
+ONE = {"members": [{"alternatives": [{"memory_bytes": 1 << 30}]}], "ttl_ms": 60_000}
+
+
+# ---- the store alone --------------------------------------------------------------------------
+
+
+def page_limit(store: Store, pages: int) -> None:
+    store._db.execute(f"PRAGMA max_page_count={pages}")
+
+
+def test_what_could_not_be_written_is_written_later_all_of_it(tmp_path: Path) -> None:
+    store = Store(tmp_path / "leases.db")
+    said: list[Row] = [("lease", "said", b"x" * 100)]
+    store.put(said)
+    store.commit()
+    (pages,) = store._db.execute("PRAGMA page_count").fetchone()
+    page_limit(store, pages)
+    unsaid: list[Row] = [("lease", f"{number:03}", b"y" * 500) for number in range(100)]
+    for row in unsaid:
+        store.put([row])
+        try:
+            store.commit()
+        except NotDurable as wrong:
+            assert str(wrong).endswith("leases.db cannot be written: database or disk is full")
+    assert store.behind
+    page_limit(store, 1 << 30)
+    store.put([("lease", "said", None)])
+    store.commit()
+    assert not store.behind
+    store.close()
+    again = Store(tmp_path / "leases.db")
+    assert again.rows() == unsaid
+    again.close()
+
+
+def test_a_kill_while_it_is_full_leaves_what_was_said(tmp_path: Path) -> None:
+    path = tmp_path / "leases.db"
+    child = os.fork()
+    if child == 0:
+        store = Store(path)
+        store.put([("lease", "said", b"x")])
+        store.commit()
+        page_limit(store, 1)
+        store.put([("lease", "unsaid", b"y" * 100_000), ("lease", "said", None)])
+        try:
+            store.commit()
+        except NotDurable:
+            os._exit(0)
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    again = Store(path)
+    assert again.rows() == [("lease", "said", b"x")]
+    again.close()
+
+
+# ---- a daemon ---------------------------------------------------------------------------------
+
+# As `hal serve`, whose store's commits fail while there is a file "full" in the runtime directory.
+BROKEN = """
+import os, sqlite3, sys
+from hal.cli import main
+
+full = os.path.join(os.environ["HAL_RUNTIME_DIR"], "full")
+connect = sqlite3.connect
+
+class Connection(sqlite3.Connection):
+    def execute(self, sql, *parameters):
+        if sql == "COMMIT" and os.path.exists(full):
+            raise sqlite3.OperationalError("database or disk is full")
+        return super().execute(sql, *parameters)
+
+sqlite3.connect = lambda *a, **k: connect(*a, **k, factory=Connection)
+sys.exit(main(["serve"]))
+"""
+
+
+@contextmanager
+def breakable(env: Env) -> Iterator[Any]:
+    daemon = start(env, HAL[0], "-c", BROKEN)
+    assert daemon.stderr is not None
+    assert daemon.stderr.readline().startswith("hal: serving leases at ")
+    try:
+        yield daemon
+    finally:
+        daemon.kill()
+        daemon.communicate()
+
+
+def full(env: Env) -> Path:
+    return Path(env["HAL_RUNTIME_DIR"]) / "full"
+
+
+def acquire(client: Client, key: str = "") -> str:
+    return str(client.call("acquire", key=key or secrets.token_hex(8), request=ONE)["lease"]["id"])
+
+
+def test_nothing_is_promised_while_nothing_can_be_written(machine_env: Env) -> None:
+    with breakable(machine_env) as daemon, Client(places(machine_env)) as client:
+        kept = acquire(client)
+        given_back = acquire(client)
+        full(machine_env).touch()
+        with pytest.raises(HalError, match=r"disk is full; ask again with the same key"):
+            acquire(client, "asked while it was full")
+        assert "disk is full" in daemon.stderr.readline()
+        # From here on nothing is even tried.
+        for op, body in (
+            ("acquire", {"key": "b", "request": ONE}),
+            ("release", {"lease": given_back}),
+            ("list", {}),
+        ):
+            with pytest.raises(HalError, match=r"disk is full; nothing was done"):
+                client.call(op, **body)
+        # Who holds something goes on.
+        assert client.call("renew", lease=kept)["lease"]["id"] == kept
+        assert client.call("hello")["pid"] == daemon.pid
+        full(machine_env).unlink()
+        assert "can be written again" in daemon.stderr.readline()
+        once = acquire(client, "asked while it was full")
+        assert acquire(client, "asked while it was full") == once
+        client.call("release", lease=given_back)
+        wait_until(lambda: {one["id"] for one in leases(machine_env)} == {kept, once})
+        kill(daemon.pid)
+    with breakable(machine_env):
+        assert {one["id"] for one in leases(machine_env)} == {kept, once}
+
+
+def test_a_kill_while_it_is_full_keeps_what_was_promised(machine_env: Env) -> None:
+    with breakable(machine_env) as daemon, Client(places(machine_env)) as client:
+        kept = acquire(client)
+        full(machine_env).touch()
+        with pytest.raises(HalError, match="disk is full"):
+            while True:
+                acquire(client)
+        kill(daemon.pid)
+        full(machine_env).unlink()
+    with breakable(machine_env), Client(places(machine_env)) as client:
+        assert client.call("renew", lease=kept)["lease"]["id"] == kept
+        assert kept in {one["id"] for one in leases(machine_env)}
+
+
+def test_a_daemon_whose_file_may_not_grow(machine_env: Env) -> None:
+    """The kernel says no, at whatever write it comes to; SQLite and the file stay sound."""
+    limited = ["prlimit", f"--fsize={3 << 20}"]
+    daemon = start(machine_env, *limited, *HAL, "serve")
+    assert daemon.stderr is not None
+    assert daemon.stderr.readline().startswith("hal: serving leases at ")
+    with Client(places(machine_env)) as client:
+        said: list[str] = []
+        with pytest.raises(HalError, match="cannot be written"):
+            for _ in range(2000):
+                said.append(acquire(client))
+                if len(said) > 3:
+                    client.call("release", lease=said[0])
+                    said.pop(0)
+        assert client.call("renew", lease=said[-1])["lease"]["id"] == said[-1]
+        kill(daemon.pid)
+    daemon.communicate()
+    with breakable(machine_env), Client(places(machine_env)) as client:
+        for id in said[1:]:
+            assert client.call("renew", lease=id)["lease"]["id"] == id

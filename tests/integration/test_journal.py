@@ -1,0 +1,63 @@
+"""What a daemon wrote down under load, with kills and restarts, replays to the very rows that it left."""
+
+from __future__ import annotations
+
+import json
+import random
+import secrets
+from pathlib import Path
+
+from hal.backend import HalError
+from hal.scheduler.client import Client
+from tests.conftest import HAL
+from tests.integration.support import Env, kill, places, serving, start
+
+
+def load(env: Env, chance: random.Random, steps: int) -> None:
+    """Takes, waits, renews and gives back. What it still has in the end is left."""
+    with Client(places(env)) as client:
+        mine: list[str] = []
+        for _ in range(steps):
+            try:
+                if chance.random() < 0.6 or len(mine) < 2:
+                    one = {"memory_bytes": chance.choice([None, 1 << 30, 20 << 30])}
+                    request = {"members": [{"alternatives": [one]}], "wait": chance.random() < 0.5}
+                    body = client.call(
+                        "acquire", key=secrets.token_hex(8), request=request | {"ttl_ms": 60_000}
+                    )
+                    mine.append(body["lease"]["id"] if "lease" in body else body["waiting"]["id"])
+                elif chance.random() < 0.3:
+                    client.call("renew", lease=chance.choice(mine))
+                else:
+                    client.call("release", lease=mine.pop(chance.randrange(1, len(mine))))
+            except HalError:
+                continue  # no room, or gone
+
+
+def test_a_journal_replays_to_the_rows_of_the_daemon(machine_env: Env, tmp_path: Path) -> None:
+    chance = random.Random(7)
+    for number in range(4):
+        with serving(machine_env) as daemon:
+            load(machine_env, chance, 40)
+            if number % 2:
+                kill(daemon.pid)
+    events = tmp_path / "events.jsonl"
+
+    def hal(*arguments: str | Path) -> str:
+        done = start(machine_env, *HAL, *arguments)
+        said, wrong = done.communicate(timeout=60)
+        assert done.returncode == 0, wrong
+        return said
+
+    checked = json.loads(hal("admin", "check", "--json"))
+    assert checked["events"] > 100
+    assert checked["starts"] == 4
+    hal("admin", "journal", "--output", events)
+    told = hal("simulate", "replay", events, "--json")
+    assert hal("simulate", "replay", events, "--json") == told
+    found = json.loads(told)
+    assert found["exact"] is True
+    assert found["events"] == checked["events"]
+    assert found["requests"] > 50
+    other = json.loads(hal("simulate", "replay", events, "--policy", "random", "--json"))
+    assert (other["exact"], other["requests"]) == (None, found["requests"])
