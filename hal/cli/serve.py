@@ -17,6 +17,7 @@ from hal.scheduler.agent.slices import Slices
 from hal.scheduler.client import Client, Unreachable
 from hal.scheduler.config import Config, configuration_file, keys_directory, load_config
 from hal.scheduler.daemon import AlreadyRunning, Daemon
+from hal.scheduler.jobs.launch import Launcher
 from hal.scheduler.logs import Log
 from hal.scheduler.pages import Pages
 from hal.scheduler.places import Places
@@ -73,7 +74,7 @@ def _serve(options: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         machine = stack.enter_context(Machine())
         daemon = Daemon(
-            Agent(Slices(machine, places), places, "local"),
+            Agent(Slices(machine, places), places, "local", Launcher(config.jobs, own=True)),
             places,
             config=config,
             door=door,

@@ -32,6 +32,7 @@ class Places:
         self.state = Path(named).absolute() if named else self.directory
         self.store = self.state / "leases.db"
         self.slices = self.directory / "slices"
+        self.jobs = self.directory / "jobs"
         self.log = self.directory / "scheduler.log"
         self.term = self.directory / "agent.term"
         self.agent_lock = self.directory / "agent.lock"

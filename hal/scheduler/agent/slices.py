@@ -115,6 +115,11 @@ class Slices:
         limited = any(0 < spot.shape.compute_milli < WHOLE_MILLI for spot in slices)
         return offered if limited else Enforcement(offered.memory, Rung.NONE)
 
+    def give(self, binding: Binding, number: int, uid: int) -> None:
+        """Let the programs of a member, which run as another user, charge its slice."""
+        if number in _limits(binding):
+            os.chown(self._file(binding, number), uid, -1)
+
     def use(self, lease: str) -> list[DeviceUse]:
         """Of all its slices; nothing for whole devices, which have no ledger, and for ledgers cut short."""
         return [use for ledger in self._open.get(lease, {}).values() for use in _uses(ledger)]
