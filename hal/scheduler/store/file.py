@@ -21,6 +21,7 @@ from hal.scheduler.core.facts import NodeFacts
 from hal.scheduler.core.records import Row
 from hal.scheduler.store import journal
 from hal.scheduler.store.migrations import taken_out
+from hal.scheduler.store.wal import damage_at
 
 __all__ = ["VERSION", "NotDurable", "Store", "base_value", "batch", "damage", "damaged", "verified"]
 
@@ -60,6 +61,7 @@ class Store:
         self._since = 0.0  # when the first of its events came
         self._behind: list[_Pending] = []  # what was committed, and could not be written yet
         self._lost_entries = False
+        refuse_damaged_log(path)
         try:
             self._db = sqlite3.connect(path, isolation_level=None)
         except sqlite3.Error as error:
@@ -272,6 +274,17 @@ class Found(Struct):
     last: int  # and of the latest
     bases: list[int]
     events_since_last_base: int
+
+
+def refuse_damaged_log(path: Path) -> None:
+    """Raises StateError where SQLite would begin from an older state than was acknowledged."""
+    log = path.with_name(f"{path.name}-wal")
+    try:
+        at = damage_at(log)
+    except OSError as error:
+        raise StateError(f"cannot read {log}: {error.strerror}") from error
+    if at is not None:
+        raise StateError(damaged(path, f"{log.name} is not as it was written at byte {at}"))
 
 
 @contextlib.contextmanager
