@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from hal.backend import HalError
+from hal.backend import HalError, StateError
 from hal.cli.exits import UsageError, exit_code
 
 __all__ = ["main"]
@@ -30,12 +30,15 @@ _COMMANDS = {
     "topo": ("hal.cli.topo", "how the devices are connected"),
     "doctor": ("hal.cli.doctor", "what works, what does not, and how to mend it"),
     "run": ("hal.cli.run", "run a program in a slice of a device"),
+    "submit": ("hal.cli.submit", "queue a program: it runs when there is room, on whichever node"),
+    "job": ("hal.cli.job", "list, show, follow, end and wait for jobs"),
     "slice": ("hal.cli.slice", "make slices by hand, and put any program under one"),
     "lease": ("hal.cli.lease", "list, take, explain and end leases"),
     "queue": ("hal.cli.queue", "list and set the queues in which requests wait"),
     "serve": ("hal.cli.serve", "serve leases to this user's programs"),
     "status": ("hal.cli.status", "how the scheduler and its nodes do"),
     "node": ("hal.cli.node", "the scheduler's nodes: list, cordon, drain and label them"),
+    "accounting": ("hal.cli.accounting", "who has used what, how long, and at what price"),
     "events": ("hal.cli.events", "what has happened, and what happens"),
     "agent": ("hal.cli.agent", "lend this machine's devices through a scheduler elsewhere"),
     "keys": ("hal.cli.keys", "who may reach the scheduler from other machines"),
@@ -58,7 +61,23 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter} | options)
 
     def error(self, message: str) -> None:  # type: ignore[override]
-        raise UsageError(f"{message}; see '{self.prog} --help'")
+        raise UsageError(f"{_plainly(message)}; see '{self.prog} --help'")
+
+
+def _plainly(message: str) -> str:
+    """What argparse says, without the names of our functions, and with what was probably meant."""
+    import re
+
+    if found := re.fullmatch(r"(.*: )invalid _?\w+ value: (.*)", message):
+        return f"{found[1]}{found[2]} is not a number that can be given here"
+    if message.endswith(": expected one argument"):
+        return f"{message}, which does not begin with '-'"
+    if found := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
+        import difflib
+
+        near = difflib.get_close_matches(found[1], re.findall(r"[\w-]+", found[2]), 1)
+        return f"{message}: did you mean '{near[0]}'?" if near else message
+    return message
 
 
 class _Version(argparse.Action):
@@ -86,8 +105,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGPIPE
     except OSError as error:
         _discard_output()  # a full disk, for one
-        print(f"hal: {error}", file=sys.stderr)
-        return 1
+        if error.filename is None:
+            print(f"hal: {error.strerror or error}", file=sys.stderr)
+            return 1
+        print(f"hal: cannot use {os.fspath(error.filename)}: {error.strerror}", file=sys.stderr)
+        return exit_code(StateError(""))
 
 
 def _discard_output() -> None:
@@ -116,7 +138,9 @@ def _dispatch(arguments: list[str]) -> int:
                 os.environ.setdefault(variable, "1")
             configure = getattr(import_module(module), f"configure_{name}")
             command.set_defaults(run=configure(command))
-    options = parser.parse_args(arguments)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        commands.choices.get(options.command or "", parser).error(f"unknown arguments: {' '.join(unknown)}")
     if options.command is None:
         parser.print_help()
         return 0

@@ -16,10 +16,12 @@ from hal.inventory import Machine
 from hal.scheduler.agent.agent import Agent
 from hal.scheduler.agent.service import Service
 from hal.scheduler.agent.slices import Slices
-from hal.scheduler.config import AgentSection, configuration_file, load_config
+from hal.scheduler.config import configuration_file, load_config
 from hal.scheduler.endpoint import Endpoint, Unreachable
+from hal.scheduler.jobs.launch import Launcher
 from hal.scheduler.logs import Log
 from hal.scheduler.places import Places
+from hal.scheduler.sections import AgentSection
 from hal.scheduler.security.keys import read_client_key
 
 
@@ -76,7 +78,7 @@ def _agent(options: argparse.Namespace) -> int:
     labels = config.labels | dict(_label(text) for text in options.label)
     _try(endpoint)
     with Machine() as machine:
-        agent = Agent(Slices(machine, places), places, node)
+        agent = Agent(Slices(machine, places), places, node, Launcher(whole.jobs, own=False))
         Service(agent, places, endpoint.dial, version=__version__, labels=labels, say=log).run()
     return 0
 

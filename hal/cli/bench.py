@@ -13,7 +13,9 @@ from hal.backend import HalError
 from hal.cli.exits import UsageError
 from hal.cli.output import print_json, print_table
 from hal.scheduler.bench.figures import PEERS, PEERS_SOURCE, Figure, missing
+from hal.scheduler.bench.load import own_key
 from hal.scheduler.bench.rows import ROWS, at_address
+from hal.scheduler.endpoint import Endpoint
 
 
 def configure_bench(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
@@ -81,6 +83,9 @@ def _daemon(options: argparse.Namespace) -> int:
 
 def _figures(options: argparse.Namespace, names: list[str]) -> Iterator[Figure]:
     if options.address is not None:
+        endpoint = Endpoint(options.address, own_key(options.address))
+        if not endpoint.somebody_listens():
+            raise endpoint.nobody()
         yield from at_address(options.address, options.seconds)
         return
     for name in names:

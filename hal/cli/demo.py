@@ -183,7 +183,7 @@ def _program(held: HeldLease) -> Iterator[_Talk]:
 @contextmanager
 def _scheduler(places: Places) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-m", "hal", "serve"]
-    env = {**os.environ, "HAL_RUNTIME_DIR": str(places.directory)}
+    env = {**os.environ, "HAL_RUNTIME_DIR": str(places.directory), "HAL_STATE_DIR": str(places.directory)}
     with subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL) as daemon:
         try:
             with Client(places, timeout=1.0) as client:

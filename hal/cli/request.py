@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from hal.cli.exits import UsageError
+from hal.cli.request_file import milli_of, read_request
 from hal.inventory import Machine
 from hal.scheduler.core.request import Alternative, InvalidError, Member, Request, Topology, check
 from hal.units import parse_bytes, parse_seconds
@@ -64,10 +64,13 @@ def configure_request(parser: argparse.ArgumentParser) -> None:
 def the_request(options: argparse.Namespace) -> tuple[Request, str | None]:
     """The request, and the class that it is of.
 
-    Raises UsageError that names the option or field; GoneError when the device named is not here.
+    Raises UsageError that names the option or field, StateError that names the file and field; GoneError
+    when the device named is not here.
     """
     try:
-        request, preset = _of_file(Path(options.request)) if options.request else (_of_options(options), None)
+        request, preset = (
+            read_request(Path(options.request)) if options.request else (_of_options(options), None)
+        )
         changes: dict[str, Any] = {}
         for field in ("queue", "priority"):
             if getattr(options, field) is not None:
@@ -101,7 +104,7 @@ def _of_options(options: argparse.Namespace) -> Request:
     if options.memory is not None:
         plain["memory_bytes"] = parse_bytes(options.memory)
     if options.compute is not None:
-        plain["compute_milli"] = _milli(options.compute)
+        plain["compute_milli"] = milli_of(options.compute)
     if options.count is not None:
         plain["count"] = options.count
     if options.topology is not None:
@@ -110,7 +113,9 @@ def _of_options(options: argparse.Namespace) -> Request:
         alternatives = tuple(_alternative(text, plain) for text in options.any)
     else:
         alternatives = (Alternative(selector=_selector(options), **plain),)
-    return Request(members=(Member(alternatives, options.gang or 1),))
+    if options.gang is not None and options.gang < 1:
+        raise ValueError(f"--gang {options.gang}: a gang has at least one member")
+    return Request(members=(Member(alternatives, 1 if options.gang is None else options.gang),))
 
 
 def _selector(options: argparse.Namespace) -> str:
@@ -132,79 +137,3 @@ def _alternative(text: str, plain: dict[str, Any]) -> Alternative:
             if not any(mark in size for mark in "\"'?()"):
                 raise
     return Alternative(**(plain | {"selector": text.strip()}))
-
-
-def _milli(text: str) -> int:
-    number = text.strip().removesuffix("%")
-    try:
-        share = round(10 * float(number))
-    except (ValueError, OverflowError):
-        share = 0
-    if not 1 <= share <= 1000:
-        raise ValueError(f"'{text}' is no share: write it like 50%")
-    return share
-
-
-# ---- files ------------------------------------------------------------------------------------
-
-_UNITS = {
-    "memory": ("memory_bytes", parse_bytes),
-    "ram": ("ram_bytes", parse_bytes),
-    "compute": ("compute_milli", _milli),
-    "cpu": ("cpu_milli", lambda cores: round(1000 * float(cores))),
-    "max_price": ("max_micros_per_hour", lambda price: round(1_000_000 * float(price))),
-    "slack": ("slack_ms", lambda text: round(1000 * parse_seconds(text))),
-    "duration": ("duration_ms", lambda text: round(1000 * parse_seconds(text))),
-    "deadline": ("deadline_ms", lambda text: round(1000 * parse_seconds(text))),
-    "ttl": ("ttl_ms", lambda text: round(1000 * parse_seconds(text))),
-}
-
-
-def _of_file(path: Path) -> tuple[Request, str | None]:
-    try:
-        content = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not TOML: {error}") from None
-    try:
-        fields = _fields(content, "")
-        if "member" in fields:
-            fields["members"] = [
-                _member(one, number) for number, one in enumerate(_list(fields.pop("member")))
-            ]
-        elif "any" in fields:
-            fields["members"] = [_member({"any": fields.pop("any")}, 0)]
-        preset = msgspec.convert(fields.pop("class", None), str | None)
-        return msgspec.convert(fields, Request), preset
-    except (msgspec.ValidationError, ValueError) as error:
-        raise UsageError(f"{path}: {error}") from None
-
-
-def _member(table: dict[str, Any], number: int) -> dict[str, Any]:
-    fields = dict(table)
-    if "any" in fields:
-        where = f"member[{number}].any"
-        fields["alternatives"] = [
-            _fields(one, f"{where}[{place}].") for place, one in enumerate(_list(fields.pop("any")))
-        ]
-    return fields
-
-
-def _list(value: Any) -> list[Any]:
-    if not (isinstance(value, list) and all(isinstance(one, dict) for one in value)):
-        raise ValueError("write members as [[member]] and alternatives as [[any]] or [[member.any]]")
-    return value
-
-
-def _fields(table: dict[str, Any], where: str) -> dict[str, Any]:
-    """Units as people write them, turned into whole numbers."""
-    fields = dict(table)
-    for name, (field, convert) in _UNITS.items():
-        if name in fields:
-            value = fields.pop(name)
-            try:
-                fields[field] = convert(value if name in ("cpu", "max_price") else str(value))
-            except (ValueError, TypeError, OverflowError) as error:
-                raise ValueError(f"{where}{name}: {error}") from None
-    return fields

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,14 +14,19 @@ import msgspec
 from hal.inventory import Machine
 from hal.scheduler.agent.agent import Agent
 from hal.scheduler.agent.slices import Slices
+from hal.scheduler.client import Client, Unreachable
 from hal.scheduler.config import Config, configuration_file, keys_directory, load_config
 from hal.scheduler.daemon import AlreadyRunning, Daemon
+from hal.scheduler.jobs.launch import Launcher
 from hal.scheduler.logs import Log
 from hal.scheduler.pages import Pages
 from hal.scheduler.places import Places
 from hal.scheduler.presets import load
+from hal.scheduler.process import tell_systemd
 from hal.scheduler.security.door import Door, group_id
 from hal.scheduler.security.keys import Keys
+
+_PRIVATE_LEAVES = 5.0  # seconds in which the scheduler of a 'hal run' that has ended goes
 
 
 def configure_serve(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
@@ -54,6 +60,8 @@ def configure_serve(parser: argparse.ArgumentParser) -> Callable[[argparse.Names
 
 
 def _serve(options: argparse.Namespace) -> int:
+    from hal import __version__
+
     places = Places()
     config = _configuration(options, places)
     group = config.security.group
@@ -66,13 +74,14 @@ def _serve(options: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         machine = stack.enter_context(Machine())
         daemon = Daemon(
-            Agent(Slices(machine, places), places, "local"),
+            Agent(Slices(machine, places), places, "local", Launcher(config.jobs, own=True)),
             places,
             config=config,
             door=door,
             private=options.private,
             reread=lambda: _configuration(options, places),
             log=log,
+            version=__version__,
         )
 
         def ready() -> None:
@@ -81,14 +90,36 @@ def _serve(options: argparse.Namespace) -> int:
                 pages = stack.enter_context(Pages(config.scheduler.metrics, places))
                 where.append(pages.url)
             log(f"serving leases at {', '.join(where)}")
+            tell_systemd("READY=1")
 
-        try:
-            daemon.run(ready)
-        except AlreadyRunning:
-            if options.private:
-                return 0  # another command was a moment earlier; its daemon serves this one too
-            raise
-    return 0
+        patience: float | None = None
+        while True:
+            try:
+                daemon.run(ready)
+                return 0
+            except AlreadyRunning:
+                if options.private:
+                    return 0  # another command was a moment earlier; its daemon serves this one too
+                if patience is None and _is_about_to_leave(places):  # asked once: asking keeps it here
+                    patience = time.monotonic() + _PRIVATE_LEAVES
+                if patience is None or time.monotonic() > patience:
+                    raise
+            time.sleep(0.1)
+
+
+def _is_about_to_leave(places: Places) -> bool:
+    """Whether it is only the scheduler of a 'hal run' that has ended. Raises AlreadyRunning if that lasts."""
+    try:
+        with Client(places, timeout=1.0) as client:
+            there = client.call("hello")
+    except Unreachable:
+        return True  # it is on its way out, or another on its way in
+    if there["private"] and (there["leases"] or there["waiting"]):
+        raise AlreadyRunning(
+            f"the scheduler that 'hal run' started (pid {there['pid']}) still serves {places.directory}: "
+            "wait until its programs have ended, or end them"
+        )
+    return bool(there["private"])
 
 
 def _configuration(options: argparse.Namespace, places: Places) -> Config:

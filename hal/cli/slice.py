@@ -51,7 +51,7 @@ def configure_slice(parser: argparse.ArgumentParser) -> Callable[[argparse.Names
     create = verb("create", "make one", "hal slice create --device GPU-6a77 --memory 8GiB --compute 30%")
     create.add_argument("--device", metavar="ID", required=True, help="the device, or a part of its id")
     create.add_argument("--memory", metavar="SIZE", required=True, help="device memory, such as 8GiB")
-    create.add_argument("--name", default="", help="what to call it")
+    create.add_argument("--name", help="what to call it: letters, digits, '.', '_' and '-'")
     create.add_argument(
         "--print-env", action="store_true", help="print what 'hal slice env' prints, nothing else"
     )
@@ -104,14 +104,21 @@ def _run(options: argparse.Namespace) -> int:
 def _create(slices: HandMade, options: argparse.Namespace) -> int:
     memory, compute = _amounts(options)
     assert memory is not None
-    made = slices.create(
-        options.device,
-        memory,
-        compute_ratio=compute,
-        elastic=options.elastic,
-        spatial=options.spatial,
-        name=options.name,
-    )
+    if options.spatial and (compute is None or options.elastic):
+        raise UsageError("a fixed part of the compute units needs --compute, and cannot be --elastic")
+    if options.name == "":
+        raise UsageError("a name has at least one character; without --name one is made up")
+    try:
+        made = slices.create(
+            options.device,
+            memory,
+            compute_ratio=compute,
+            elastic=options.elastic,
+            spatial=options.spatial,
+            name=options.name or "",
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     if options.print_env:
         return _print_env(slices, made, as_json=options.json)
     if options.json:

@@ -250,7 +250,8 @@ def _text(source: Traversable, label: str) -> str:
     try:
         return source.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise StateError(f"cannot read the machine description {label}: {error}") from error
+        why = getattr(error, "strerror", None) or error
+        raise StateError(f"cannot read the machine description {label}: {why}") from error
 
 
 def _unknown(key: str, known: Iterable[str]) -> str:

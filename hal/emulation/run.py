@@ -49,6 +49,7 @@ def _environment(directory: Path, inherited: Mapping[str, str]) -> dict[str, str
         **inherited,
         "HAL_EMULATED_MACHINE": str(directory / "machine"),
         "HAL_RUNTIME_DIR": str(directory / "run"),
+        "HAL_STATE_DIR": str(directory / "run"),
         "HAL_NODE_DIR": str(directory / "node"),
         "HAL_ROOT": str(directory / "root"),
         "LD_LIBRARY_PATH": ":".join(path for path in libraries if path),

@@ -17,7 +17,7 @@ from hal.model import Enforcement, Rung
 # Importing the compiled half costs a few milliseconds, which commands that need no ledger save.
 from hal_native import ffi, lib
 
-__all__ = ["Control", "DeviceUse", "Ledger", "RunState", "SliceUse"]
+__all__ = ["Control", "DeviceUse", "Ledger", "RunState", "SliceUse", "check_limits"]
 
 _RUNGS = (
     Rung.NONE,
@@ -95,13 +95,18 @@ class Ledger:
         Raises StateError when the file is there already or cannot be written, ValueError for a limit that is
         negative or past 1 EiB.
         """
-        if not 1 <= len(limits) <= lib.HAL_LEDGER_DEVICES:
-            raise StateError(f"a slice can be on {lib.HAL_LEDGER_DEVICES} devices, not on {len(limits)}")
-        for _, limit in limits:
-            _check_limit(limit)
+        check_limits(limits)
         if lib.hal_ledger_create(os.fsencode(path), name.encode()[: lib.HAL_LEDGER_ID - 1], len(limits)) != 0:
             raise StateError(f"cannot make the slice file {path}: {os.strerror(ffi.errno)}")
+        return cls.begin(path, name, limits)
+
+    @classmethod
+    def begin(cls, path: Path, name: str, limits: Sequence[tuple[str, int]]) -> Ledger:
+        """Open a fresh file that nobody else knows of, and say in it whose it is. Raises as ``create``."""
+        check_limits(limits)
         ledger = cls.open(path)
+        ledger._ledger.name = name.encode()[: lib.HAL_LEDGER_ID - 1]
+        ledger._ledger.devices = len(limits)
         for index, (device, limit) in enumerate(limits):
             ledger._ledger.device[index].id = device.encode()[: lib.HAL_LEDGER_ID - 1]
             ledger._ledger.device[index].limit = limit
@@ -159,9 +164,10 @@ class Ledger:
 
         Of a file that was cut short, those that were there before."""
         if not self.is_lost:
-            found = [lib.hal_ledger_living(self._ledger, slot) for slot in range(lib.HAL_LEDGER_SLOTS)]
+            pids = ffi.new("uint32_t[]", lib.HAL_LEDGER_SLOTS)
+            count = lib.hal_ledger_pids(self._ledger, pids)
             if not self.is_lost:
-                self._pids = [pid for pid in found if pid]
+                self._pids = list(pids[0:count])
                 return list(self._pids)
         self._pids = [pid for pid in self._pids if _exists(pid)]
         return list(self._pids)
@@ -280,6 +286,14 @@ class Ledger:
     def _check(self) -> None:
         if self.is_lost:
             raise StateError(f"the slice file {self.path} was cut short while it was in use")
+
+
+def check_limits(limits: Sequence[tuple[str, int]]) -> None:
+    """Raises as Ledger.create for what it would not take."""
+    if not 1 <= len(limits) <= lib.HAL_LEDGER_DEVICES:
+        raise StateError(f"a slice can be on {lib.HAL_LEDGER_DEVICES} devices, not on {len(limits)}")
+    for _, limit in limits:
+        _check_limit(limit)
 
 
 def _check_limit(limit_bytes: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import msgspec
 import zmq
 from msgspec import Struct
@@ -10,7 +12,7 @@ from hal.backend import HalError
 from hal.scheduler import core, wire
 from hal.scheduler.security.roles import Role
 
-__all__ = ["FAULTS", "Address", "Peer", "Refused", "Waiter", "code_of", "error", "fault", "leaving"]
+__all__ = ["FAULTS", "Address", "Later", "Peer", "Refused", "Waiter", "code_of", "error", "fault", "leaving"]
 
 
 class Refused(Exception):
@@ -59,6 +61,14 @@ class Waiter:
         self.until = until  # on the monotonic clock
         self.peer: Peer | None = None
         self.request = ""
+
+
+class Later(Waiter, ABC):
+    """One that waits for something else than a lease, and knows the answer itself."""
+
+    @abstractmethod
+    def answer(self, *, at_once: bool) -> wire.Body | None:
+        """None: nothing yet; not ``at_once``, which is when its time is up. Raises Refused."""
 
 
 FAULTS = (wire.Malformed, msgspec.ValidationError, core.InvalidError, Refused, HalError)

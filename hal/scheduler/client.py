@@ -13,7 +13,12 @@ from hal.scheduler import wire
 from hal.scheduler.endpoint import Endpoint, Unreachable
 from hal.scheduler.places import Places
 
-__all__ = ["Client", "Unreachable", "refusal"]
+__all__ = ["Client", "MalformedError", "Unreachable", "refusal"]
+
+
+class MalformedError(HalError):
+    """The scheduler can make nothing of the request; the message names the field."""
+
 
 _BY_CODE: dict[str, type[HalError]] = {
     "no_room": TemporaryError,
@@ -26,6 +31,7 @@ _BY_CODE: dict[str, type[HalError]] = {
     "ended": GoneError,
     "denied": StateError,
     "failed": StateError,
+    "malformed": MalformedError,
 }
 
 

@@ -21,11 +21,23 @@ from hal.backend import StateError
 from hal.scheduler import bodies, core, frames, watch, wire
 from hal.scheduler.agent.agent import Agent
 from hal.scheduler.agent.binding import Beat, Join
-from hal.scheduler.answers import FAULTS, Address, Peer, Refused, Waiter, code_of, error, fault, leaving
+from hal.scheduler.answers import (
+    FAULTS,
+    Address,
+    Later,
+    Peer,
+    Refused,
+    Waiter,
+    code_of,
+    error,
+    fault,
+    leaving,
+)
 from hal.scheduler.config import Config, changed
 from hal.scheduler.core import records
 from hal.scheduler.core.facts import NodeFacts
 from hal.scheduler.holders import Holders
+from hal.scheduler.jobs.board import Board
 from hal.scheduler.logs import Log
 from hal.scheduler.monitor import Monitor
 from hal.scheduler.nodes import Nodes
@@ -66,17 +78,20 @@ class Daemon:
         private: bool = False,
         reread: Callable[[], Config] | None = None,
         log: Log | None = None,
+        version: str = "",
     ) -> None:
         """``reread`` gives the configuration again, at SIGHUP; ``log``: without one, nothing is told."""
         self.pid = os.getpid()
         self.private = private
+        self.version = version
         self.config = Config() if config is None else config
         self.prices = Prices(self.config.prices)
         lost, grace = self.config.scheduler.lost_seconds, self.config.scheduler.grace_seconds
         self.state = core.State(grace_ms=round(grace * 1000))
         self.nodes = Nodes(agent, lost_seconds=lost, grace_seconds=grace)
         self.over: dict[str, tuple[str, str]] = {}  # what has become of leases: code and message
-        self._agent = agent
+        self.board = Board(self)
+        self.agent = self._agent = agent
         self._places = places
         self._door = Door(self.config, places, None) if door is None else door
         self._reread = reread
@@ -87,7 +102,7 @@ class Daemon:
         self.watch_ring = Watch(tell=self.monitor.happened)
         self._published = 0
         self.trouble: str | None = None  # why nothing can be written
-        self._waiters = Waiters()
+        self.waiters = self._waiters = Waiters()
         self._stopping = False
         self._zero = (time.time_ns() - time.monotonic_ns()) // 1_000_000
         self.started_ms = self.now()
@@ -107,6 +122,8 @@ class Daemon:
                 stack.callback(self._agent.close)
                 self._agent.start()
             self._poller = zmq.Poller()
+            if self._agent is not None:
+                self._poller.register(self._agent.descriptor, zmq.POLLIN)
             self._holders = Holders(self._poller)
             stack.callback(self._holders.close)
             self._recover()
@@ -147,6 +164,7 @@ class Daemon:
         self._look_at_nodes()
         self.happens(core.Tick())
         self._finish_endings(time.monotonic())
+        self.board.turn()
         if not self._commit(quiet=not replies) and not troubled:
             replies = [(address, self._unsaid(reply.id)) for address, reply in replies]
         replies += self._waited()
@@ -193,6 +211,8 @@ class Daemon:
             return
         now, later = changed(self.config, after)
         self.config, self.prices = after, Prices(after.prices)
+        if self._agent is not None and self._agent.launcher is not None:
+            self._agent.launcher.section = after.jobs
         self.nodes.lost_seconds = after.scheduler.lost_seconds
         self.nodes.grace_seconds = after.scheduler.grace_seconds
         self.state.grace_ms = round(after.scheduler.grace_seconds * 1000)
@@ -294,6 +314,7 @@ class Daemon:
         if worth_noting:
             self._store.note(now, event)
         self.watch_ring.note(event, decisions, now)
+        self.board.note(decisions)
         for decision in decisions:
             match decision:
                 case core.Grant(lease=lease, again=False):
@@ -344,6 +365,11 @@ class Daemon:
         known = self.nodes.nodes.get(node)
         return ({} if known is None else known.labels) | self.state.world.counters.labels.get(node, {})
 
+    def host_of(self, node: str) -> str:
+        """Where its agent has joined from; "": this machine."""
+        joined = self._joined.get(node)
+        return "" if joined is None else joined.host
+
     def laid_over(self, facts: NodeFacts) -> NodeFacts:
         """With the prices of the configuration, and the labels of the node."""
         return self.prices.laid_over(labelled(facts, self.labels(facts.id)))
@@ -361,6 +387,7 @@ class Daemon:
             self.decide(core.NodeJoined(self.laid_over(facts)))
             self._store.put([("node", facts.id, msgspec.msgpack.encode(facts))])
             self.noted(journal.Known(facts))
+            self.board.joined(facts.id)
         return msgspec.to_builtins(answer)  # type: ignore[no-any-return]
 
     def beat(self, beat: Beat, who: Peer) -> None:
@@ -368,6 +395,7 @@ class Daemon:
         _must_speak_for(who, beat.node)
         if not self.nodes.beat(who.address, beat, time.monotonic()):
             raise Refused("not_joined", f"node '{beat.node:.64}' has to join first")
+        self.board.ended(beat.node, beat.runs)
         facts = self.nodes.nodes[beat.node].facts
         if beat.facts is not None and facts is not None:
             self.happens(core.InventoryChanged(self.laid_over(facts)))
@@ -392,7 +420,7 @@ class Daemon:
 
     def outcome(self, waiter: Waiter) -> wire.Body | None:
         """What to say now; None: nothing yet. Raises Refused when there is nothing to wait for."""
-        if isinstance(waiter, watch.Watcher):
+        if isinstance(waiter, Later):
             return waiter.answer(at_once=time.monotonic() >= waiter.until)
         lease = self.state.leases.get(waiter.lease)
         lives = lease is not None and lease.state is not core.LeaseState.ENDING
@@ -468,13 +496,14 @@ class Daemon:
         del self._ending[lease.id]
         self.nodes.forget(lease.id)
         self._holders.unwatch(lease.id)
+        self.board.charge(lease)
         self.happens(core.Ended(lease.id))
 
     # ---- start and end ----------------------------------------------------------------------
 
     def _commit(self, *, quiet: bool = False) -> bool:
         """False: it cannot be written now, and is kept until it can. Memory may be ahead: nobody is told."""
-        changes = records.changes(self.state)
+        changes = [*records.changes(self.state), *self.board.changes()]
         begun = time.monotonic()
         self._store.put(changes)
         if self._store.wants_base(quiet=quiet):
@@ -499,7 +528,9 @@ class Daemon:
     def _recover(self) -> None:
         now = time.monotonic()
         try:
-            saved = records.read(self._store.rows())
+            saved = records.read(self._jobs_taken(self._store.rows()))
+            if saved.counters is not None:
+                self.state.world.counters = saved.counters  # has the labels to be laid over nodes
             gone = [lease for lease in saved.leases if not self.nodes.take_over(lease, now)]
             saved.leases = [lease for lease in saved.leases if lease not in gone]
             lost = set() if saved.counters is None else set(saved.counters.lost)
@@ -531,6 +562,13 @@ class Daemon:
         self._resume(now)
         self._store.put(records.changes(self.state))
         self._store.commit()
+
+    def _jobs_taken(self, rows: list[records.Row]) -> list[records.Row]:
+        """The rows that are not of jobs. Raises DamagedError."""
+        try:
+            return self.board.load(rows)
+        except msgspec.DecodeError as error:
+            raise records.DamagedError(f"a job cannot be read: {error}") from None
 
     def _resume(self, now: float) -> None:
         leases = list(self.state.leases.values())
@@ -573,8 +611,9 @@ class Daemon:
                 time.sleep(0.02)
                 self.nodes.turn(time.monotonic())
                 self._finish_endings(time.monotonic())
+            self.board.turn()
         self._commit()
-        if not self.state.is_worth_keeping and not self.nodes.has_others:
+        if not self.board.is_worth_keeping and not self.state.is_worth_keeping and not self.nodes.has_others:
             self._store.close()
             self._store.unlink()
             if self._agent is not None:

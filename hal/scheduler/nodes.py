@@ -87,6 +87,8 @@ class Nodes:
         self._failed: list[tuple[str, str]] = []
         self._orders: dict[str, _Order] = {}
         self._numbered = 0
+        self._asked_until = float("-inf")  # no order is to be repeated before
+        self._heard_until = float("-inf")  # no node can be lost before
 
     # ---- leases -----------------------------------------------------------------------------
 
@@ -267,10 +269,12 @@ class Nodes:
 
     def turn(self, now: float) -> None:
         """Let this node go on with its endings, and ask others again what they have not answered."""
-        for order in self._orders.values():
-            if now - order.sent >= _AGAIN and order.node.address is not None:
-                order.sent = now
-                self.outbox.append((order.node.address, order.message))
+        if now >= self._asked_until:
+            for order in self._orders.values():
+                if now - order.sent >= _AGAIN and order.node.address is not None:
+                    order.sent = now
+                    self.outbox.append((order.node.address, order.message))
+            self._asked_until = min((one.sent for one in self._orders.values()), default=now) + _AGAIN
         if self._agent is None:
             return
         self._agent.turn(now)
@@ -283,6 +287,8 @@ class Nodes:
 
     def lost(self, now: float) -> list[str]:
         """Nodes that have said nothing for too long, each told once."""
+        if now < self._heard_until:  # at each turn, of a thousand nodes, that would be most of it
+            return []
         found = []
         for node in self.nodes.values():
             silent = now - node.heard >= self.lost_seconds
@@ -292,6 +298,9 @@ class Nodes:
                 for id in sorted(node.leases):  # nobody waits for a slice that may never be made
                     if node.id not in self._held[id].bound and not self._held[id].ending:
                         self._failed.append((id, f"node '{node.id}' has not answered in time"))
+        others = (one for one in self.nodes.values() if one.lost_since is None and not self._is_own(one.id))
+        heard = (node.heard for node in others)
+        self._heard_until = min(min(heard, default=now) + self.lost_seconds, now + min(1, self.lost_seconds))
         return found
 
     @property

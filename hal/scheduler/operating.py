@@ -169,8 +169,6 @@ def _state(daemon: Daemon, node: Node) -> str:
 
 
 def _described(daemon: Daemon, shown: list[Node]) -> list[dict[str, Any]]:
-    from hal import __version__
-
     counters, now = daemon.state.world.counters, time.monotonic()
     here = {id for node in shown for id in node.leases}
     lent = _lent(daemon.state.leases[id] for id in here if id in daemon.state.leases)
@@ -196,7 +194,7 @@ def _described(daemon: Daemon, shown: list[Node]) -> list[dict[str, Any]]:
             ],
             "leases": sum(id in daemon.state.leases for id in node.leases),
             "last_beat_seconds": 0.0 if _own(daemon, node) else now - node.heard,
-            "agent_version": __version__ if _own(daemon, node) else node.version or None,
+            "agent_version": (daemon.version if _own(daemon, node) else node.version) or None,
         }
         for node in shown
     ]
@@ -227,14 +225,12 @@ def _lent(leases: Iterable[core.Lease]) -> _Lent:
 
 
 def status(daemon: Daemon, _body: wire.Body, _peer: Peer) -> wire.Body:
-    from hal import __version__
-
     state, now = daemon.state, daemon.now()
     leases = Counter(_lease_state(daemon, lease) for lease in state.leases.values())
     waiting = Counter(one.request.queue for one in state.waiting.values())
     oldest = min((one.arrived for one in state.waiting.values()), default=None)
     return {
-        "version": __version__,
+        "version": daemon.version,
         "pid": daemon.pid,
         "private": daemon.private,
         "term": daemon.nodes.term,

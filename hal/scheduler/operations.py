@@ -14,6 +14,7 @@ import msgspec
 from hal.scheduler import bodies, core, operating, wire
 from hal.scheduler.agent.binding import Beat, Join
 from hal.scheduler.answers import FAULTS, Peer, Refused, Waiter, fault
+from hal.scheduler.jobs import operations as jobs
 from hal.scheduler.watch import WatchBody, Watcher
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def _acquire(daemon: Daemon, asked: bodies.Acquire, peer: Peer) -> wire.Body | W
     request = asked.wanted(daemon.config.classes)
     daemon.look_at_devices()
     id = _fresh_id(daemon)
+    daemon.board.accounts.know(peer.name, peer.uid)
     daemon.decide(core.Submit(request, id, asked.key, peer.uid, peer.pid))
     one = daemon.state.find(peer.uid, asked.key)
     if isinstance(one, core.Waiting):
@@ -235,4 +237,5 @@ OPERATIONS: dict[str, Operation] = {
     "join": join,
     "beat": beat,
     **operating.OPERATIONS,
+    **jobs.OPERATIONS,
 }

@@ -18,7 +18,8 @@ class Places:
     """The files below one runtime directory, which is the user's own (mode 0700).
 
     ``HAL_RUNTIME_DIR`` names it; else it is ``$XDG_RUNTIME_DIR/hal``, ``/run/hal`` for root, or
-    ``/tmp/hal-UID``. An emulated machine has one of its own.
+    ``/tmp/hal-UID``. An emulated machine has one of its own. What has to be there after the machine was
+    started again is in ``state``: ``HAL_STATE_DIR``, else the same directory.
     """
 
     def __init__(self, directory: Path | None = None) -> None:
@@ -27,8 +28,11 @@ class Places:
         self.socket = self.directory / "scheduler.sock"
         self.events = self.directory / "events.sock"
         self.lock = self.directory / "scheduler.lock"
-        self.store = self.directory / "leases.db"
+        named = os.environ.get("HAL_STATE_DIR") if directory is None else None
+        self.state = Path(named).absolute() if named else self.directory
+        self.store = self.state / "leases.db"
         self.slices = self.directory / "slices"
+        self.jobs = self.directory / "jobs"
         self.log = self.directory / "scheduler.log"
         self.term = self.directory / "agent.term"
         self.agent_lock = self.directory / "agent.lock"
@@ -70,6 +74,7 @@ class Places:
                     "repair it, or set HAL_RUNTIME_DIR to another directory"
                 )
             self.slices.mkdir(mode=0o700, exist_ok=True)
+            self.state.mkdir(mode=0o700, parents=True, exist_ok=True)
             if self.group is not None:
                 os.chown(self.directory, -1, self.group)
                 self.directory.chmod(0o750)

@@ -14,7 +14,7 @@ from typing import IO
 from hal.backend import StateError
 from hal.scheduler.places import Places
 
-__all__ = ["AlreadyRunning", "collect_rarely", "locked", "signals_as_bytes"]
+__all__ = ["AlreadyRunning", "collect_rarely", "locked", "signals_as_bytes", "tell_systemd"]
 
 
 class AlreadyRunning(StateError):
@@ -55,6 +55,14 @@ def locked(places: Places) -> Iterator[None]:
             places.log.unlink(missing_ok=True)
             places.remove_empty()
         handle.close()
+
+
+def tell_systemd(state: str) -> None:
+    """``READY=1`` and the like (sd_notify(3)), where a unit of ``Type=notify`` waits for it."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if address:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as to:
+            to.sendto(state.encode(), address.replace("@", "\0", 1) if address[0] == "@" else address)
 
 
 @contextlib.contextmanager

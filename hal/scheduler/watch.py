@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from hal.scheduler import core
-from hal.scheduler.answers import Waiter
+from hal.scheduler.answers import Later
 
 __all__ = ["NAME", "Happening", "Seen", "Watch", "WatchBody", "Watcher"]
 
@@ -57,7 +57,7 @@ class Happening(Struct, frozen=True, omit_defaults=True):
     reason: str = ""
 
 
-class Watcher(Waiter):
+class Watcher(Later):
     """A client that is answered when something has happened that it may see."""
 
     def __init__(self, watch: Watch, body: WatchBody, sees: Seen, until: float) -> None:

@@ -23,7 +23,7 @@ from typing import IO
 import msgspec
 from msgspec import Struct
 
-from hal.backend import StateError, TemporaryError
+from hal.backend import StateError, TemporaryError, UnsupportedError
 
 __all__ = ["ALL_MILLI", "Book", "Claim", "Held", "conflict", "free_units"]
 
@@ -84,6 +84,13 @@ def conflict(wanted: Claim, others: Iterable[Claim], memory_bytes: int) -> str |
     return None
 
 
+def _check_size(wanted: Claim, memory_bytes: int, *, anyway: bool) -> None:
+    if wanted.memory_bytes > memory_bytes and not anyway:
+        raise UnsupportedError(
+            f"{wanted.device} has {_gib(memory_bytes)} in all, and {_gib(wanted.memory_bytes)} is wanted"
+        )
+
+
 def free_units(others: Iterable[Claim], device: str, milli: int) -> int | None:
     """Where ``milli`` thousandths of a device's compute units are free: the first such place, or None."""
     taken = sorted(
@@ -122,9 +129,11 @@ class Book:
         """Enter a claim on a device that has ``memory_bytes`` for programs. An empty id is filled in.
 
         Lives until ``end`` or the end of this process, or with ``kept`` until ``end``. Raises TemporaryError
-        when it conflicts with another, StateError when the book cannot be used.
+        when it conflicts with another, UnsupportedError when it is more than the device has, StateError
+        when the book cannot be used.
         """
         wanted = msgspec.structs.replace(wanted, id=wanted.id or secrets.token_hex(8))
+        _check_size(wanted, memory_bytes, anyway=anyway)
         with self._locked():
             against = conflict(wanted, (held.claim for held in self._living()), memory_bytes)
             if against is not None and not anyway:
@@ -134,6 +143,7 @@ class Book:
 
     def change(self, wanted: Claim, memory_bytes: int) -> None:
         """Put a claim of this user in place of the one with the same id. Raises as ``claim`` does."""
+        _check_size(wanted, memory_bytes, anyway=False)
         with self._locked():
             against = conflict(wanted, (held.claim for held in self._living()), memory_bytes)
             if against is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import signal
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from hal.slices.ladder import climb
 __all__ = ["HandMade", "Shown"]
 
 BY = "slice"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
 class Shown(Struct, frozen=True):
@@ -59,7 +61,7 @@ class HandMade:
 
         ``spatial``: the compute share is a fixed part of the device's units, not a share of its time.
         Raises TemporaryError when others claim too much of it, UnsupportedError when nothing can hold a
-        part of it to the limit asked for, StateError when the name is taken.
+        part of it to the limit asked for, StateError when the name is taken, ValueError when it is no name.
         """
         found = self._machine.find(device)
         limits = self._machine.limits(found.id)
@@ -67,6 +69,11 @@ class HandMade:
             raise UnsupportedError(f"nothing here can hold a part of {found.id} to its memory")
         if compute_ratio is not None and limits.compute is Rung.NONE:
             raise UnsupportedError(f"nothing here can hold a part of {found.id} to a share of its time")
+        if name and not _NAME.fullmatch(name):
+            raise ValueError(
+                f"{name!r:.80} is no name: it has 1 to 63 letters, digits, '.', '_' and '-', and begins with "
+                "a letter or digit"
+            )
         if name and any(shown.claim.name == name for shown in self.mine()):
             raise StateError(f"you have a slice '{name}' already; 'hal slice list' shows it")
         claim_id = secrets.token_hex(8)

@@ -91,7 +91,8 @@ def load_policy(path: Path | None = None) -> Policy:
     try:
         text = source.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise StateError(f"cannot read {name}: {error}") from error
+        why = getattr(error, "strerror", None) or error
+        raise StateError(f"cannot read {name}: {why}") from error
     try:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

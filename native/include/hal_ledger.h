@@ -169,6 +169,9 @@ void hal_ledger_forked(void);
 /* The pid of the slot's process while that lives, in the caller's pid namespace; else 0. */
 uint32_t hal_ledger_living(const struct hal_ledger *l, int slot);
 
+/* Those of all slots, into `pids`, which has room for HAL_LEDGER_SLOTS; how many there are. */
+unsigned hal_ledger_pids(const struct hal_ledger *l, uint32_t *pids);
+
 /* ---- memory (ledger.c, reap.c) -------------------------------------------------------------- */
 
 /* Reserves `bytes` on a device: false when it would pass the limit. No system call unless the

@@ -109,3 +109,12 @@ uint32_t hal_ledger_living(const struct hal_ledger *l, int slot) {
     enum hal_fate fate = hal_process_fate(&p);
     return fate == HAL_LIVES || fate == HAL_DYING ? p.pid : 0;
 }
+
+unsigned hal_ledger_pids(const struct hal_ledger *l, uint32_t *pids) {
+    unsigned count = 0;
+    for (int slot = 0; slot < HAL_LEDGER_SLOTS; slot++) {
+        uint32_t pid = hal_ledger_living(l, slot);
+        if (pid != 0) pids[count++] = pid;
+    }
+    return count;
+}

@@ -160,6 +160,9 @@ def test_two_thousand_that_say_nothing(daemon: Daemon) -> None:
 
 
 def test_a_reader_that_does_not_read_costs_little(daemon: Daemon) -> None:
+    with Client(places(daemon.env), timeout=20.0) as client:
+        for number in range(100):  # so that an answer has some 20 KiB
+            client.call("set_queue", name=f"queue-{number:03}-{'x' * 40}")
     context = zmq.Context()
     lazy = context.socket(zmq.DEALER)
     lazy.set(zmq.LINGER, 0)
@@ -167,10 +170,13 @@ def test_a_reader_that_does_not_read_costs_little(daemon: Daemon) -> None:
     lazy.connect(places(daemon.env).address)
     daemon.answers()
     before = daemon.memory()
-    for number in range(20_000):
+    for number in range(10_000):
         lazy.send(pack(Request(1, str(number), "queues")))
+    lazy.send(pack(Request(1, "", "set_queue", {"name": "last"})))
+    wait_until(lambda: daemon.notes()[-1].get("name") == "last")  # it has answered all
     daemon.answers()
     assert daemon.memory() < before + 64 * MIB
+    assert {note["op"] for note in daemon.notes()} == {"set_queue"}  # nobody had to be cut off
     assert lazy.poll(20_000)  # what was kept for it is there when it reads at last
     lazy.close()
     context.term()

@@ -94,7 +94,7 @@ class Peer:
                 assert reply.ok, reply.error
                 return reply.body
             if reply.error is not None and reply.error.code == "failed":
-                assert "node 'n" in reply.error.message, reply.error  # which does not do as it is told
+                assert "node '" in reply.error.message, reply.error  # which does not do as it is told
         raise AssertionError("the daemon does not answer any more")
 
     def obey(self, order: wire.Request) -> None:
@@ -190,7 +190,7 @@ class Fuzzer:
                 "key": key,
                 "memory_bytes": size,
                 "ttl_seconds": 1.0,
-                "vendor": chance.choice((None, "amd")),
+                "vendor": chance.choice((None, "simulated")),
             }
         alternative = {
             "memory_bytes": chance.choice((None, GIB, 90 * GIB)),
@@ -210,7 +210,7 @@ class Fuzzer:
     def agent(self) -> tuple[str, dict[str, Any]]:
         name = self.chance.choice(("local", "n1", "n2"))
         if self.chance.random() < 0.5:
-            facts = node_facts(name, self.chance.randrange(3), ("elsewhere",))
+            facts = node_facts(name, self.chance.randrange(3))
             sent = self.chance.random() * 100
             joining = Join(
                 node=name, boot="b", term=self.chance.randrange(3), sent=sent, version="1", facts=facts
@@ -334,14 +334,15 @@ def test_no_frames_break_it_or_make_it_grow(daemon: Daemon) -> None:
         for one in everything(last):
             last.ask("release_many", leases=[one["id"]])
         left = [one for one in everything(last) if "parts" in one]
-        nodes = {part["node"] for one in left for part in one["parts"]}
-        assert nodes <= {"n1", "n2"}, "only of nodes that were never there something is to end yet"
+        nodes = [{part["node"] for part in one["parts"]} for one in left]
+        assert all(each - {"local"} for each in nodes), "only what has a part on a node that never was"
         for peer in peers:
             peer.socket.close()
     code, said = daemon.end()
     assert (code, "Traceback" in said) == (0, False), (seed, said)
     third = len(sizes) // 3
     grown = max(sizes[-third:]) - max(sizes[:third])
+    print(f"sizes {[size >> 20 for size in sizes[:: max(len(sizes) // 20, 1)]]} MiB, seed {seed}")
     assert grown < 24 << 20, f"seed {seed}: {grown >> 20} MiB more at the end than after a third: {sizes}"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,20 +75,17 @@ def test_a_kill_while_it_is_full_leaves_what_was_said(tmp_path: Path) -> None:
 
 # ---- a daemon ---------------------------------------------------------------------------------
 
-# As `hal serve`, and SIGUSR1 makes its store's commits fail, until SIGUSR2.
+# As `hal serve`, whose store's commits fail while there is a file "full" in the runtime directory.
 BROKEN = """
-import signal, sqlite3, sys
-from hal.scheduler.store import file
+import os, sqlite3, sys
 from hal.cli import main
 
-failing = [False]
-signal.signal(signal.SIGUSR1, lambda *_: failing.__setitem__(0, True))
-signal.signal(signal.SIGUSR2, lambda *_: failing.__setitem__(0, False))
+full = os.path.join(os.environ["HAL_RUNTIME_DIR"], "full")
 connect = sqlite3.connect
 
 class Connection(sqlite3.Connection):
     def execute(self, sql, *parameters):
-        if failing[0] and sql == "COMMIT":
+        if sql == "COMMIT" and os.path.exists(full):
             raise sqlite3.OperationalError("database or disk is full")
         return super().execute(sql, *parameters)
 
@@ -110,6 +106,10 @@ def breakable(env: Env) -> Iterator[Any]:
         daemon.communicate()
 
 
+def full(env: Env) -> Path:
+    return Path(env["HAL_RUNTIME_DIR"]) / "full"
+
+
 def acquire(client: Client, key: str = "") -> str:
     return str(client.call("acquire", key=key or secrets.token_hex(8), request=ONE)["lease"]["id"])
 
@@ -118,7 +118,7 @@ def test_nothing_is_promised_while_nothing_can_be_written(machine_env: Env) -> N
     with breakable(machine_env) as daemon, Client(places(machine_env)) as client:
         kept = acquire(client)
         given_back = acquire(client)
-        os.kill(daemon.pid, signal.SIGUSR1)
+        full(machine_env).touch()
         with pytest.raises(HalError, match=r"disk is full; ask again with the same key"):
             acquire(client, "asked while it was full")
         assert "disk is full" in daemon.stderr.readline()
@@ -133,7 +133,7 @@ def test_nothing_is_promised_while_nothing_can_be_written(machine_env: Env) -> N
         # Who holds something goes on.
         assert client.call("renew", lease=kept)["lease"]["id"] == kept
         assert client.call("hello")["pid"] == daemon.pid
-        os.kill(daemon.pid, signal.SIGUSR2)
+        full(machine_env).unlink()
         assert "can be written again" in daemon.stderr.readline()
         once = acquire(client, "asked while it was full")
         assert acquire(client, "asked while it was full") == once
@@ -147,11 +147,12 @@ def test_nothing_is_promised_while_nothing_can_be_written(machine_env: Env) -> N
 def test_a_kill_while_it_is_full_keeps_what_was_promised(machine_env: Env) -> None:
     with breakable(machine_env) as daemon, Client(places(machine_env)) as client:
         kept = acquire(client)
-        os.kill(daemon.pid, signal.SIGUSR1)
+        full(machine_env).touch()
         with pytest.raises(HalError, match="disk is full"):
             while True:
                 acquire(client)
         kill(daemon.pid)
+        full(machine_env).unlink()
     with breakable(machine_env), Client(places(machine_env)) as client:
         assert client.call("renew", lease=kept)["lease"]["id"] == kept
         assert kept in {one["id"] for one in leases(machine_env)}
@@ -159,7 +160,7 @@ def test_a_kill_while_it_is_full_keeps_what_was_promised(machine_env: Env) -> No
 
 def test_a_daemon_whose_file_may_not_grow(machine_env: Env) -> None:
     """The kernel says no, at whatever write it comes to; SQLite and the file stay sound."""
-    limited = ["prlimit", f"--fsize={300 * 1024}"]
+    limited = ["prlimit", f"--fsize={3 << 20}"]
     daemon = start(machine_env, *limited, *HAL, "serve")
     assert daemon.stderr is not None
     assert daemon.stderr.readline().startswith("hal: serving leases at ")

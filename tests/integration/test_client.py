@@ -50,7 +50,7 @@ def waiting(memory: int | None = None) -> core.Request:
 
 
 def test_a_lease_ends_with_its_with(client: hal.Client) -> None:
-    with client.acquire(memory_bytes=GIB, vendor="amd", name="x") as lease:
+    with client.acquire(memory_bytes=GIB, vendor="simulated", name="x") as lease:
         (told,) = client.leases()
         assert (told.id, told.name, told.state, told.memory_bytes) == (lease.id, "x", "active", GIB)
         assert told.devices == lease.devices == lease.told.devices

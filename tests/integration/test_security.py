@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from hal.backend import GoneError, StateError, TemporaryError
+from hal.backend import GoneError, StateError, TemporaryError, UnsupportedError
 from hal.emulation.description import load
 from hal.emulation.run import emulated
 from hal.scheduler.client import Client, Unreachable
@@ -285,14 +285,24 @@ def test_the_configuration_is_read_again(head: Head) -> None:
     dear = {"members": [{"alternatives": [{"memory_bytes": GIB, "max_micros_per_hour": 2_000_000}]}]}
     first = alice.call("acquire", key="a", request=dear)["lease"]["id"]
     alice.call("release", lease=first)
+    env = head.stack.enter_context(emulated(load("l40s-4")))
+    head.key("green", "agent")
+    stderr = agent(head, env, "green.key").stderr
+    assert stderr is not None
+    assert "has joined" in stderr.readline()
+    there = {"selector": 'model.contains("L40S")', "memory_bytes": GIB, "max_micros_per_hour": 2_000_000}
+    dear_there = {"members": [{"alternatives": [there]}]}
+    body = alice.call("acquire", key="there", request=dear_there)
+    alice.call("release", lease=body["lease"]["id"])
     head.config("[prices]\n'kind == \"gpu\"' = 3\n[classes.night]\npriority = 1\n[limits]\nqueued = 64\n")
     head.process.send_signal(signal.SIGHUP)
     said = head.said()
     assert said.startswith("hal: read the configuration again: prices, classes changed"), said
     assert said.endswith("; with the next start: limits.queued")
     assert "night" in alice.call("hello")["classes"]
-    with pytest.raises(Exception, match=r"no more than 2 an hour"):
-        alice.call("acquire", key="b", request=dear)
+    for request in (dear, dear_there):
+        with pytest.raises(UnsupportedError, match=r"no more than 2 an hour"):
+            alice.call("acquire", key="b", request=request)
     head.config("[pirces]\n")
     head.process.send_signal(signal.SIGHUP)
     assert "the configuration stays as it is" in head.said()

@@ -329,7 +329,12 @@ class Core(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(QUEUES), quota=limits, limit=limits, weight=st.sampled_from([1, 3]))
     def change_queue(self, name: str, quota: Limits, limit: Limits, weight: int) -> None:
-        self.set_queue(Queue(name, self.queues[name].parent, quota, limit, weight))
+        queue = Queue(name, self.queues[name].parent, quota, limit, weight)
+        for most, least in zip(msgspec.structs.astuple(limit), msgspec.structs.astuple(quota), strict=True):
+            if None not in (most, least) and least > most:
+                assert isinstance(self.apply(SetQueue(queue))[0], Refuse)
+                return
+        self.set_queue(queue)
 
     @rule(
         name=st.sampled_from(NODES),

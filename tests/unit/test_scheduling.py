@@ -237,6 +237,27 @@ def test_what_queues_share_follows_the_nodes() -> None:
     assert tree.total == Amount(1000, 80 * GIB)
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (Cordon("nvidia:0"), Uncordon("nvidia:0")),
+        (DeviceFailed("nvidia:0", "it said so"), DeviceRecovered("nvidia:0")),
+        (NodeLost("a"), NodeJoined(node("a", device("nvidia:0")))),
+        (InventoryChanged(node("a", device("nvidia:0", outside_bytes=79 * GIB))),
+         InventoryChanged(node("a", device("nvidia:0")))),
+        (SetQueue(Queue("default", limit=Limits(0, 0))), SetQueue(Queue("default"))),
+    ],
+)  # fmt: skip
+def test_what_makes_room_is_followed_by_the_grant_at_once(before: Event, after: Event) -> None:
+    """With no tick to wait for; so is a release (below)."""
+    cluster = Cluster(node("a", device("nvidia:0")))
+    cluster.granted("first", Alternative(memory_bytes=70 * GIB))
+    cluster.ask("waits", Alternative(memory_bytes=20 * GIB))
+    assert ids(cluster.apply(before), Grant) == []
+    assert ids(cluster.end("first"), Grant) == []
+    assert ids(cluster.apply(after), Grant) == ["waits"]
+
+
 def test_the_heaviest_alternative_that_fits_is_taken() -> None:
     cluster = Cluster(mixed())
     for number in range(4):
@@ -581,10 +602,44 @@ def test_explain_counts_what_each_condition_rules_out() -> None:
 
 def test_explain_says_when_nothing_would_do() -> None:
     cluster = Cluster(node("a", device("nvidia:0")), node("b", device("nvidia:1")))
-    gang = (Member((Alternative(),), replicas=3),)
+    gang = (Member((Alternative(memory_bytes=50 * GIB),), replicas=3),)  # one fits on each
     assert ids(cluster.ask("x", members=gang), Queued) == ["x"]
     assert "nearest: more devices: it would not fit even if every lease ended" in cluster.told("x")
     assert cluster.granted("beside")  # and it holds up nobody
+
+
+@pytest.mark.parametrize(
+    ("alternative", "said"),
+    [
+        (Alternative(), "the gang needs 3 such devices, and there are 2"),
+        (
+            Alternative(memory_bytes=60 * GIB),
+            "the gang needs 180.0 GiB of device memory, and there is 160.0 GiB",
+        ),
+        (
+            Alternative(memory_bytes=GIB, compute_milli=700),
+            "the gang needs 2.1 such devices, and there are 2",
+        ),
+    ],
+)
+def test_a_gang_that_can_never_be_is_refused_and_does_not_wait(alternative: Alternative, said: str) -> None:
+    cluster = Cluster(node("a", device("nvidia:0")), node("b", device("nvidia:1")))
+    (refused,) = cluster.ask("x", members=(Member((alternative,), replicas=3),), wait=True)
+    assert isinstance(refused, Refuse)
+    assert (refused.code, refused.reason) == (Refusal.TOO_LARGE, said)
+
+
+@pytest.mark.parametrize(
+    ("selector", "said"),
+    [
+        ('vendr == "amd"', "no device here has an attribute 'vendr'; did you mean 'vendor'?"),
+        ("nvidia", "no device here has an attribute 'nvidia'; for the vendor write vendor == \"nvidia\""),
+    ],
+)
+def test_a_misspelt_attribute_is_named(selector: str, said: str) -> None:
+    (refused,) = Cluster(node("a", device("nvidia:0"))).ask("x", Alternative(selector))
+    assert isinstance(refused, Refuse)
+    assert refused.reason == said
 
 
 def either(*alternatives: Alternative) -> Request:
@@ -629,6 +684,9 @@ def test_a_malformed_request_gets_an_error_that_names_the_field(request_: Reques
     ("queue", "field"),
     [
         (Queue(""), "name"),
+        (Queue("a b"), "name"),
+        (Queue("../x"), "name"),
+        (Queue("x", quota=Limits(9), limit=Limits(1)), "quota.devices_milli"),
         (Queue("x", weight=0), "weight"),
         (Queue("x", "nobody's"), "parent"),
         (Queue("default", "x"), "parent"),

@@ -249,7 +249,7 @@ def test_a_wrong_option_is_a_sentence(
 
 def test_a_list_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = ["simulate", "openb", "--nodes", str(tmp_path / "none.csv"), "--tasks", str(tmp_path)]
-    assert main(line) == 1
+    assert main(line) == 6
     assert capsys.readouterr().err == f"hal: {tmp_path / 'none.csv'}: No such file or directory\n"
 
 

@@ -15,15 +15,31 @@ import msgspec
 
 from hal.backend import StateError
 from hal.enforce.ledger import DeviceUse
-from hal.scheduler.agent.binding import Binding, BindOrder, Bound, Order, UnbindOrder, Unbound
+from hal.scheduler.agent.binding import (
+    Binding,
+    BindOrder,
+    Bound,
+    Order,
+    OutputOrder,
+    RunOrder,
+    SignalOrder,
+    Started,
+    UnbindOrder,
+    Unbound,
+)
 from hal.scheduler.agent.slices import Slices
 from hal.scheduler.core.facts import NodeFacts
+from hal.scheduler.jobs.launch import Launcher
+from hal.scheduler.jobs.output import Piece
+from hal.scheduler.jobs.spec import Ended
+from hal.scheduler.jobs.table import Jobs
 from hal.scheduler.places import Places
 
 __all__ = ["Agent", "StaleError"]
 
 _BURIED = 4096  # leases that have ended are remembered
 _REAP = 0.05  # seconds between looks at who has died
+_TOLD = 32  # ended runs in one message
 _GRACE = 2.0  # seconds from SIGTERM to SIGKILL for what is left in an ended slice
 
 
@@ -34,9 +50,12 @@ class StaleError(StateError):
 class Agent:
     """One node's slices. For one thread; times are seconds on any one clock that the caller reads."""
 
-    def __init__(self, slices: Slices, places: Places, node: str) -> None:
+    def __init__(self, slices: Slices, places: Places, node: str, launcher: Launcher | None = None) -> None:
+        """Without a ``launcher`` it runs no jobs."""
         self.node = node
+        self.launcher = launcher
         self._slices = slices
+        self._jobs = Jobs(places.jobs)
         self._places = places
         self._bound: dict[str, Binding] = {}
         self._ending: dict[str, float] = {}  # since when
@@ -63,6 +82,8 @@ class Agent:
                 self._bound[binding.lease] = binding
             else:
                 path.unlink(missing_ok=True)
+        self._jobs.open()
+        self._end_unowned()
 
     def take_over(self, binding: Binding) -> bool:
         """Whether its slices are here; if an agent of before wrote nothing down, they are from now on."""
@@ -81,6 +102,8 @@ class Agent:
             self._places.term.unlink(missing_ok=True)
 
     def close(self) -> None:
+        """Jobs run on, for the next agent."""
+        self._jobs.close()
         self._slices.close()
 
     # ---- orders -----------------------------------------------------------------------------
@@ -93,13 +116,22 @@ class Agent:
             _write(self._places.term, str(term).encode())
             self.term = term
 
-    def perform(self, order: Order, now: float) -> Bound | Unbound:
+    def perform(self, order: Order, now: float) -> Bound | Unbound | Started | Piece:
         """Carry out any order. Raises as the method that does it."""
         match order:
             case BindOrder():
                 return self.bind(order)
             case UnbindOrder():
                 return Unbound(self.unbind(order, now))
+            case RunOrder():
+                return self.run(order)
+            case SignalOrder():
+                self.obey(order.term)
+                self._jobs.signal((order.lease, order.epoch, order.member), order.signal)
+                return Started()
+            case OutputOrder():
+                run = (order.lease, order.epoch, order.member)
+                return self._jobs.output(run, order.stream, order.offset, order.limit)
 
     def bind(self, order: BindOrder) -> Bound:
         """Make the slices of a lease; again is no error. Raises StaleError, or StateError when it cannot."""
@@ -138,6 +170,25 @@ class Agent:
             raise StaleError(f"the lease '{order.lease}' was granted anew since (epoch {there.epoch})")
         return self._end(there, now)
 
+    def run(self, order: RunOrder) -> Started:
+        """Start a program in a slice that is bound. Raises StaleError, or StateError when it cannot."""
+        self.obey(order.term)
+        there = self._bound.get(order.lease)
+        if there is None or there.epoch != order.epoch:
+            raise StaleError(f"the lease '{order.lease}' of epoch {order.epoch} is not bound here")
+        if order.lease in self._ending:
+            raise StateError(f"the lease '{order.lease}' is ending")
+        slices = self._slices.environments(there)
+        if order.member not in slices:
+            raise StateError(f"the lease '{order.lease}' has no member {order.member} here")
+        if self.launcher is None:
+            raise StateError(f"node '{self.node}' runs no jobs")
+        launch = self.launcher.launch(order, slices[order.member])
+        if launch.user is not None:
+            self._slices.give(there, order.member, launch.user.uid)
+        self._jobs.start((order.lease, order.epoch, order.member), launch)
+        return Started()
+
     def keep(self, term: int, wanted: Mapping[str, int], now: float) -> None:
         """End all that the scheduler does not know of. Raises StaleError."""
         self.obey(term)
@@ -151,6 +202,7 @@ class Agent:
         for lease in list(self._bound):
             self._ending[lease] = float("-inf")
             self._slices.stop(lease, signal.SIGKILL)
+            self._jobs.end(lease, signal.SIGKILL)
 
     # ---- time -------------------------------------------------------------------------------
 
@@ -158,17 +210,24 @@ class Agent:
         """Go on with endings, give back what dead processes held, correct shares."""
         for lease, since in list(self._ending.items()):
             # Signal 0 only looks who is left.
-            if self._slices.stop(lease, signal.SIGKILL if now - since >= _GRACE else 0):
+            if self._stop(lease, signal.SIGKILL if now - since >= _GRACE else 0):
                 self._over(lease)
+        self._jobs.turn()
         if now - self._reaped >= _REAP:
             self._reaped = now
+            self._end_unowned()
             self._slices.reap()
             self._slices.correct_shares(now)
 
     @property
     def busy(self) -> bool:
         """Something is ending: ``turn`` is wanted soon."""
-        return bool(self._ending)
+        return bool(self._ending) or self._jobs.busy
+
+    @property
+    def descriptor(self) -> int:
+        """Ready to be read when a job has ended: ``turn`` is wanted then."""
+        return self._jobs.descriptor
 
     # ---- what is told -----------------------------------------------------------------------
 
@@ -184,6 +243,13 @@ class Agent:
         for lease, epoch in ended:
             if self._ended.get(lease) == epoch:
                 del self._ended[lease]
+
+    def ended_runs(self) -> list[Ended]:
+        """Programs of jobs that have ended, the first of them, until ``acknowledge_runs``."""
+        return self._jobs.ended()[:_TOLD]
+
+    def acknowledge_runs(self, ended: list[Ended]) -> None:
+        self._jobs.told(ended)
 
     def facts(self) -> NodeFacts:
         return self._slices.facts(self.node)
@@ -201,9 +267,19 @@ class Agent:
     def _end(self, binding: Binding, now: float) -> bool:
         if binding.lease not in self._ending:
             self._ending[binding.lease] = now
-            if self._slices.stop(binding.lease, signal.SIGTERM):
+            if self._stop(binding.lease, signal.SIGTERM):
                 self._over(binding.lease)
         return binding.lease not in self._bound
+
+    def _stop(self, lease: str, number: int) -> bool:
+        """True when neither a job nor any other program in the slices is left."""
+        over = self._slices.stop(lease, number)
+        return self._jobs.end(lease, number) and over
+
+    def _end_unowned(self) -> None:
+        """A job lives in a lease that is bound here, or not at all."""
+        for lease in {run[0] for run in self._jobs.living()} - self._bound.keys():
+            self._jobs.end(lease, signal.SIGKILL)
 
     def _over(self, lease: str) -> None:
         self._ending.pop(lease, None)

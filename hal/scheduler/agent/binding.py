@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import msgspec
@@ -12,6 +13,8 @@ from hal.model import Enforcement
 from hal.scheduler.core.facts import NodeFacts
 from hal.scheduler.core.fleet import Spot
 from hal.scheduler.core.lease import Lease
+from hal.scheduler.jobs.output import STREAMS, Piece
+from hal.scheduler.jobs.spec import Ended, JobSpec
 
 __all__ = [
     "ORDERS",
@@ -23,11 +26,18 @@ __all__ = [
     "Join",
     "Joined",
     "Order",
+    "OutputOrder",
+    "RunOrder",
+    "SignalOrder",
+    "Started",
     "UnbindOrder",
     "Unbound",
     "binding_of",
     "nodes_of",
 ]
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # as host names, and some more
 
 
 class BoundPart(Struct, frozen=True):
@@ -75,12 +85,58 @@ class Unbound(Struct, frozen=True):
     ended: bool
 
 
-Order = BindOrder | UnbindOrder
+class RunOrder(Struct, frozen=True):
+    """Start a member's program in its slice, once however often it is ordered."""
+
+    term: int
+    lease: str
+    epoch: int
+    member: int
+    job: str
+    owner: str  # the key's name or the local user's, as whom ``run_as`` of the node knows them
+    uid: int  # of the owner, as in the lease
+    spec: JobSpec
+    variables: dict[str, str]  # hal's own for this member: rendezvous, place in the array
+
+
+class Started(Struct, frozen=True):
+    pass
+
+
+class SignalOrder(Struct, frozen=True):
+    term: int
+    lease: str
+    epoch: int
+    member: int
+    signal: int
+
+
+class OutputOrder(Struct, frozen=True):
+    """A piece of what a member has said. It changes nothing, and so is of any grant that is kept."""
+
+    lease: str
+    epoch: int
+    member: int
+    stream: str = "stdout"
+    offset: int = 0
+    limit: int = 32768
+
+    def __post_init__(self) -> None:
+        if self.stream not in STREAMS:
+            raise ValueError("stream is stdout or stderr")
+        if self.offset < 0 or not 1 <= self.limit <= 32768:
+            raise ValueError("offset is at least 0, and limit between 1 and 32768")
+
+
+Order = BindOrder | UnbindOrder | RunOrder | SignalOrder | OutputOrder
 
 # What goes over the wire for each: the operation's name, and the type of its answer.
 ORDERS: dict[type[Order], tuple[str, type[Struct]]] = {
     BindOrder: ("bind", Bound),
     UnbindOrder: ("unbind", Unbound),
+    RunOrder: ("run", Started),
+    SignalOrder: ("signal", Started),
+    OutputOrder: ("output", Piece),
 }
 
 
@@ -95,6 +151,10 @@ class Join(Struct, frozen=True):
     facts: NodeFacts
     bound: dict[str, int] = {}
     labels: dict[str, str] = {}
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.node):
+            raise ValueError("a node's name has 1 to 128 letters, digits, '.', '_' and '-'")
 
 
 class Joined(Struct, frozen=True):
@@ -118,6 +178,7 @@ class Beat(Struct, frozen=True):
     facts: NodeFacts | None = None
     ended: list[tuple[str, int]] = []  # lease and epoch
     use: dict[str, list[DeviceUse]] = {}
+    runs: list[Ended] = []  # programs of jobs that have ended, until answered
 
 
 def nodes_of(lease: Lease) -> list[str]:

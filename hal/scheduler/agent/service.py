@@ -96,6 +96,7 @@ class Service:
         poller = zmq.Poller()
         poller.register(wakeup, zmq.POLLIN)
         poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._agent.descriptor, zmq.POLLIN)
         due = 0.05 if self._agent.busy else max(self._beaten + self._pause() - _clock(), 0)
         events = dict(poller.poll(int(due * 1000) + 1))
         if wakeup.fileno() in events:
@@ -108,7 +109,8 @@ class Service:
     def _advance(self, now: float) -> None:
         self._agent.turn(now)
         self._notice_silence(now)
-        if now - self._beaten >= self._pause() or (self._joined is not None and self._agent.ended()):
+        news = self._joined is not None and (self._agent.ended() or self._agent.ended_runs())
+        if now - self._beaten >= self._pause() or news:
             self._beat(now)
 
     def _pause(self) -> float:
@@ -181,6 +183,7 @@ class Service:
             self._facts if self._facts != self._told_facts else None,
             self._agent.ended(),
             use,
+            self._agent.ended_runs(),
         )
         self._ask("beat", beat, now, beat)
 
@@ -206,6 +209,7 @@ class Service:
             self._hear_joined(reply.body)
         elif beat is not None:
             self._agent.acknowledge(beat.ended)
+            self._agent.acknowledge_runs(beat.runs)
             self._told_facts = beat.facts or self._told_facts
             self._told_use.update(beat.use)
             living = self._agent.bound()

@@ -10,6 +10,7 @@ from pathlib import Path
 from hal.backend import HalError, StateError
 from hal.enforce.guard import guard_environment
 from hal.enforce.ledger import DeviceUse, Ledger
+from hal.enforce.spares import Spares
 from hal.inventory import Machine
 from hal.model import Enforcement, Rung
 from hal.scheduler.agent.binding import Binding, BoundPart
@@ -35,6 +36,7 @@ class Slices:
         self._places = places
         self._book = Book() if book is None else book
         self._shares = Shares(machine)
+        self._spares = Spares(places.slices)
         self._open: dict[str, dict[int, Ledger]] = {}  # by lease, then by member
         self._claims: dict[str, list[Claim]] = {}  # by lease
         self._memory: dict[str, int] = {}  # of each device, as it was last seen
@@ -48,7 +50,7 @@ class Slices:
         try:
             self._claim(binding, anyway=False)
             for number, limits in _limits(binding).items():
-                made[number] = Ledger.create(self._file(binding, number), binding.name, limits)
+                made[number] = self._spares.take(self._file(binding, number), binding.name, limits)
                 _give(self._file(binding, number), binding.uid)
                 self._share(made[number], binding, number)
                 _verify(made[number], limits)
@@ -113,6 +115,11 @@ class Slices:
         limited = any(0 < spot.shape.compute_milli < WHOLE_MILLI for spot in slices)
         return offered if limited else Enforcement(offered.memory, Rung.NONE)
 
+    def give(self, binding: Binding, number: int, uid: int) -> None:
+        """Let the programs of a member, which run as another user, charge its slice."""
+        if number in _limits(binding):
+            os.chown(self._file(binding, number), uid, -1)
+
     def use(self, lease: str) -> list[DeviceUse]:
         """Of all its slices; nothing for whole devices, which have no ledger, and for ledgers cut short."""
         return [use for ledger in self._open.get(lease, {}).values() for use in _uses(ledger)]
@@ -143,8 +150,7 @@ class Slices:
 
     def remove(self, lease: str) -> None:
         for ledger in self._open.pop(lease, {}).values():
-            ledger.unlink()
-            ledger.close()
+            self._spares.retire(ledger)
         for claim in self._claims.pop(lease, []):
             with suppress(StateError):
                 self._book.end(claim.id)
@@ -153,6 +159,7 @@ class Slices:
         """Unmap everything and leave the files: leases outlive the agent, its claims do not."""
         for ledger in self._ledgers():
             ledger.close()
+        self._spares.close()
         self._open.clear()
         self._book.close()
 

@@ -26,14 +26,14 @@ _GIB = 1 << 30
 _MADE = Bound([(0, {})], Enforcement(Rung.NONE, Rung.NONE))
 
 
-def node_facts(node: str, devices: int, vendors: tuple[str, ...] = ("nvidia", "amd")) -> NodeFacts:
-    """A node of that many devices, of each vendor in turn."""
+def node_facts(node: str, devices: int, gib: int = 192) -> NodeFacts:
+    """A node of that many devices, each with so much memory, and every second with less than half of it."""
     there = tuple(
         DeviceFacts(
-            id=f"{vendors[number % len(vendors)]}:{number}",
-            vendor=vendors[number % len(vendors)],
+            id=f"simulated:{number}",
+            vendor="simulated",
             model="simulated",
-            memory_bytes=192 * _GIB,
+            memory_bytes=(gib, gib * 5 // 12)[number % 2] * _GIB,
             attributes={"memory_held_by": "guard", "compute_held_by": "guard"},
         )
         for number in range(devices)

@@ -1,9 +1,11 @@
 """One client process of the bench: acquire, release, and again, for as long as it is told.
 
     python -m hal.scheduler.bench.load ADDRESS SECONDS WINDOW BATCH
+    python -m hal.scheduler.bench.load ADDRESS hold NUMBER
 
 It keeps WINDOW messages in flight, each for BATCH leases; what it measured it prints as JSON. It says
-``ready`` when the scheduler has answered once, and begins when it is told to on its standard input.
+``ready`` when the scheduler has answered once, and begins when it is told to on its standard input. With
+``hold`` it takes so many leases, says ``ready``, and keeps them until its standard input ends.
 """
 
 from __future__ import annotations
@@ -12,20 +14,24 @@ import itertools
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import zmq
 
 from hal.scheduler import wire
+from hal.scheduler.endpoint import Endpoint
+from hal.scheduler.security.keys import ClientKey, read_client_key
 
-__all__ = ["Measured"]
+__all__ = ["Measured", "own_key"]
 
 _PATIENCE = 30_000  # milliseconds for any one answer
+_AT_ONCE = 64  # requests for leases that are kept
 _WARM = 0.3  # seconds that do not count
-# What a user asks for: a slice, of whichever vendor has room.
+# What a user asks for: a slice, on one of the large devices, or else on any that has room.
 _SLICE = {"memory_bytes": 1 << 30}
-_CHOICE = [{"selector": f'vendor == "{vendor}"', **_SLICE} for vendor in ("nvidia", "amd")]
+_CHOICE = [{"selector": "memory >= 100Gi", **_SLICE}, _SLICE]
 _REQUEST = {"members": [{"alternatives": _CHOICE}], "ttl_ms": 60_000}
 
 
@@ -36,6 +42,12 @@ class Measured(msgspec.Struct):
     refused: int = 0
     why: str = ""  # the last refusal's words
     took: list[float] = []  # each: from the request to acquire to the reply to release
+
+
+def own_key(address: str) -> ClientKey | None:
+    """HAL_KEY's, where the address needs one. Raises StateError when it cannot be used."""
+    file = os.environ.get("HAL_KEY")
+    return read_client_key(Path(file)) if file and address.startswith("tcp://") else None
 
 
 class _Answer(msgspec.Struct):
@@ -52,7 +64,7 @@ class _Client:
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
         self._socket.set(zmq.LINGER, 0)
-        self._socket.connect(address)
+        Endpoint(address, own_key(address)).dial(self._socket)
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(_Answer).decode
 
@@ -121,6 +133,22 @@ class _Load:
         return bool(granted)
 
 
+def hold(client: _Client, number: int) -> None:
+    """Leases that are taken and kept, as many at once as a scheduler takes well."""
+    request = _REQUEST | {"ttl_ms": 3_600_000}
+    waiting, granted, asked = 0, 0, 0
+    while granted < number:
+        while waiting < _AT_ONCE and asked < number:
+            client.send("a", "acquire", {"key": f"{os.getpid():x}-{asked}", "request": request})
+            asked += 1
+            waiting += 1
+        answer = client.receive()
+        waiting -= 1
+        if not answer.ok:
+            raise SystemExit(f"{granted} leases were granted, and then: {answer.error}")
+        granted += 1
+
+
 def main(address: str, seconds: float, window: int, batch: int) -> None:
     client = _Client(address)
     client.send("hello", "hello", {})
@@ -133,5 +161,15 @@ def main(address: str, seconds: float, window: int, batch: int) -> None:
     client.close()
 
 
-if __name__ == "__main__":
+def main_hold(address: str, number: int) -> None:
+    client = _Client(address)
+    hold(client, number)
+    print("ready", flush=True)
+    sys.stdin.read()
+    client.close()
+
+
+if __name__ == "__main__" and sys.argv[2] == "hold":
+    main_hold(sys.argv[1], int(sys.argv[3]))
+elif __name__ == "__main__":
     main(sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,7 +23,8 @@ __all__ = ["ROWS", "at_address", "quantile"]
 
 _START = 60.0  # seconds in which a process that is started has to be ready
 _BATCH = 64
-_WAITS = "its ground comes with the cluster's agents"
+_NODES, _PER_NODE, _LEASES = 1000, 8, 10_000
+_EVENTS = 100_000
 
 Row = Callable[[float], Iterator[Figure]]
 
@@ -84,21 +86,33 @@ def _remark(found: Measured, seconds: float, also: str = "") -> str:
 
 
 @contextlib.contextmanager
-def simulated(devices: int = 64) -> Iterator[str]:
-    """The address of a daemon over a cluster that is not there: a grant is durable, and nothing is made."""
+def _directory() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="hal-bench-") as directory:
         Path(directory).chmod(0o700)
-        command = [sys.executable, "-m", "hal.scheduler.bench.ground", directory, str(devices)]
-        environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
-        pipe = subprocess.PIPE
-        daemon = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment)
-        try:
-            assert daemon.stdout is not None
-            if daemon.stdout.readline() != b"ready\n":
-                raise StateError(f"the bench's scheduler could not start: {_last_words(daemon)}")
-            yield f"ipc://{directory}/scheduler.sock"
-        finally:
-            _end(daemon)
+        yield directory
+
+
+@contextlib.contextmanager
+def _process(module: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of the bench's that has said that it is ready; it ends with its standard input."""
+    command = [sys.executable, "-m", f"hal.scheduler.bench.{module}", *arguments]
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment)
+    try:
+        assert process.stdout is not None
+        if process.stdout.readline() != b"ready\n":
+            raise StateError(f"a process of the bench could not begin: {_last_words(process)}")
+        yield process
+    finally:
+        _end(process)
+
+
+@contextlib.contextmanager
+def simulated(devices: int = 64) -> Iterator[str]:
+    """The address of a daemon over a cluster that is not there: a grant is durable, and nothing is made."""
+    with _directory() as directory, _process("ground", directory, str(devices)):
+        yield f"ipc://{directory}/scheduler.sock"
 
 
 @contextlib.contextmanager
@@ -165,16 +179,49 @@ def _binds(seconds: float) -> Iterator[Figure]:
         yield at_least("with bind, 8 clients", found.pairs / seconds, "/s", 800, _remark(found, seconds))
 
 
-def _agents(_: float) -> Iterator[Figure]:
-    yield missing("cost of 1,000 agents' beats", "≤ 20", _WAITS)
+def _agents(seconds: float) -> Iterator[Figure]:
+    """Beside the same load: before the agents join, while they beat, and after they have gone."""
+    with _directory() as directory, _process("ground", directory, "64"):
+        address = f"ipc://{directory}/scheduler.sock"
+        before = loaded(address, seconds, clients=8)
+        with _process("agents", address, str(_NODES), str(_PER_NODE), "0"):
+            beside = loaded(address, seconds, clients=8)
+    with simulated() as address:
+        after = loaded(address, seconds, clients=8)
+    alone = (before.pairs + after.pairs) / 2
+    cost = 100 * (1 - beside.pairs / alone)
+    remark = f"{_remark(beside, seconds)}; {alone / seconds:,.0f} pairs/s without them"
+    yield at_most(f"cost of {_NODES:,} agents' beats", cost, "%", 20, remark)
 
 
 def _memory(_: float) -> Iterator[Figure]:
-    yield missing("memory, 1,000 nodes, 8,000 devices, 10,000 leases", "≤ 500", _WAITS)
+    name = f"memory, {_NODES:,} nodes, {_NODES * _PER_NODE:,} devices, {_LEASES:,} leases"
+    with _directory() as directory, _process("ground", directory, "0") as daemon:
+        address = f"ipc://{directory}/scheduler.sock"
+        with (
+            _process("agents", address, str(_NODES), str(_PER_NODE), "192"),
+            _process("load", address, "hold", str(_LEASES)),
+        ):
+            status = Path(f"/proc/{daemon.pid}/status").read_text()
+    sizes = dict(line.split(":\t") for line in status.splitlines() if line.startswith(("VmRSS", "VmHWM")))
+    now, most = (int(sizes[field].split()[0]) / 1024 for field in ("VmRSS", "VmHWM"))
+    yield at_most(name, now, "MiB", 500, f"resident; {most:.0f} MiB at the most")
 
 
 def _start(_: float) -> Iterator[Figure]:
-    yield missing("start after a crash, 100,000 events", "≤ 3", "there is no journal yet")
+    with _directory() as directory:
+        address = f"ipc://{directory}/scheduler.sock"
+        with _process("ground", directory, "64") as daemon, _process("load", address, "hold", "1000"):
+            events = 0
+            while events < _EVENTS:
+                events += 3 * loaded(address, 2.0, window=64).pairs  # granted, ending, ended
+            daemon.kill()
+            daemon.wait()
+        begun = time.perf_counter()
+        with _process("ground", directory, "64"):
+            took = time.perf_counter() - begun
+    remark = f"{events:,} events, 1,000 leases; the whole process"
+    yield at_most("start after a crash", took, "s", 3, remark)
 
 
 ROWS: dict[str, Row] = {

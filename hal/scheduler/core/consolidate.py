@@ -15,20 +15,15 @@ _HOLDERS = 4  # at most this many are moved away from one
 
 def moves(world: World, one: Waiting, now: int) -> tuple[Move, ...] | None:
     """The moves after which ``one`` would fit, from the device that takes the fewest; None: none do."""
-    if not any(map(_can_move, world.leases.values())):
+    if not any(lease.request.movable and _can_move(lease) for lease in world.leases.values()):
         return None
-    crowded: dict[str, list[Lease]] = {}
-    for lease in world.leases.values():
-        for spot in lease.spots():
-            for device in spot.devices:
-                crowded.setdefault(device, []).append(lease)
     candidates = [
         (len(there), device)
-        for device, there in crowded.items()
-        if len(there) <= _HOLDERS and device in world.fleet.cell_of and all(map(_can_move, there))
+        for device, there in world.holders.items()
+        if len(there) <= _HOLDERS and device in world.fleet.cell_of and all(map(_can_move, there.values()))
     ]
     for _, device in sorted(candidates)[:_DEVICES]:
-        found = _away_from(world, device, crowded[device], one, now)
+        found = _away_from(world, device, list(world.holders[device].values()), one, now)
         if found is not None:
             return found
     return None

@@ -96,6 +96,8 @@ class Fleet:
         self.bytes_total: NDArray[np.int64] = np.zeros((0, 0), np.int64)
         self.micros: NDArray[np.int64] = np.zeros((0, 0), np.int64)  # price per hour
         self.kind: NDArray[np.int64] = np.zeros((0, 0), np.int64)  # where its memory is in `kinds`
+        # Both in one number, for tables by kind and free share.
+        self.rest: NDArray[np.int32] = np.zeros((0, 0), np.int32)
         self.group: NDArray[np.int64] = np.zeros((0, 0), np.int64)  # on one node, those that are close
         self.kinds: list[int] = []  # how much memory devices have
         self.memo: dict[Hashable, Any] = {}  # what placement keeps between two calls
@@ -407,7 +409,8 @@ class Fleet:
         self.bytes_free[cell] = size
         self.milli_left[row] += milli - self.milli_free.item(cell)
         self.milli_free[cell] = milli
-        self.share_free[cell] = share if usable else 0
+        self.share_free[cell] = share = share if usable else 0
+        self.rest[cell] = self.kind.item(cell) * (WHOLE_MILLI + 1) + share
 
     def _derive_node(self, row: int, node: NodeFacts) -> None:
         use = self._nodes_use.get(node.id, _NO_USE)
@@ -433,6 +436,7 @@ class Fleet:
             self.micros,
             self.kind,
             self.group,
+            self.rest,
             self.milli_left,
         ):
             amounts[row] = 0
@@ -464,7 +468,7 @@ class Fleet:
         self.bytes_free, self.milli_free = grown(self.bytes_free), grown(self.milli_free)
         self.bytes_total, self.micros = grown(self.bytes_total), grown(self.micros)
         self.kind, self.group = grown(self.kind), grown(self.group)
-        self.share_free = grown(self.share_free)
+        self.share_free, self.rest = grown(self.share_free), grown(self.rest)
         for mask in self._masks.values():
             mask.devices, mask.nodes = grown(mask.devices), grown(mask.nodes)
 

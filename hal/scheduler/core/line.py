@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left, insort
+from collections.abc import Callable
+from operator import itemgetter
 from typing import Any
 
 from hal.scheduler.core.lease import Waiting
@@ -33,6 +35,7 @@ class Kind:
 
 
 Entry = tuple[Place, Kind]
+place_of: Callable[[Entry], Place] = itemgetter(0)
 
 
 class Line:
@@ -94,10 +97,6 @@ class Line:
         if place is not None:
             insort(there, (place, kind), key=place_of)
         kind.place = place
-
-
-def place_of(entry: Entry) -> Place:
-    return entry[0]
 
 
 def _key(one: Waiting) -> tuple[Any, ...]:

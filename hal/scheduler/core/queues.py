@@ -6,6 +6,7 @@ memory. What it has had counts, too, and fades by half in ``half_life_ms``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 
 from msgspec import Struct
@@ -15,6 +16,7 @@ from hal.scheduler.core.lease import Amount
 __all__ = ["ROOT", "Limits", "Queue", "QueueError", "Tree"]
 
 ROOT = ""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,63}")
 _STEPS = 64  # of which each fades by the 64th root of a half
 _FADE = tuple(round(2 ** (-step / _STEPS) * (1 << 16)) for step in range(_STEPS))
 _ONE = 1 << 24  # a share of everything
@@ -74,8 +76,11 @@ class Tree:
 
     def set(self, queue: Queue) -> None:
         """Raises QueueError. What the queue uses stays as it is."""
-        if not 1 <= len(queue.name) <= 64:
-            raise QueueError("name", "it has 1 to 64 characters")
+        if not _NAME.fullmatch(queue.name):
+            raise QueueError(
+                "name",
+                "it has 1 to 64 letters, digits, '.', '_', '-' and '/', and begins with a letter or digit",
+            )
         if not 1 <= queue.weight <= _MAX_WEIGHT:
             raise QueueError("weight", f"it is between 1 and {_MAX_WEIGHT}")
         for field in ("quota", "limit"):
@@ -83,6 +88,10 @@ class Tree:
                 amount = getattr(getattr(queue, field), name)
                 if amount is not None and not 0 <= amount < 1 << 63:
                     raise QueueError(f"{field}.{name}", "it is 0 or more")
+        for name in ("devices_milli", "memory_bytes"):
+            quota, limit = getattr(queue.quota, name), getattr(queue.limit, name)
+            if quota is not None and limit is not None and quota > limit:
+                raise QueueError(f"quota.{name}", "it is more than the queue's own limit")
         if queue.parent != ROOT and queue.parent not in self.queues:
             raise QueueError("parent", f"there is no queue '{queue.parent:.64}'")
         above = list(self.path(queue.parent)) if queue.parent != ROOT else []
@@ -147,15 +156,15 @@ class Tree:
     def has_quota(self, name: str) -> bool:
         return any(self.queues[one].quota.are_set for one in self.path(name))
 
-    def owes(self, name: str, to: str, given_back: dict[str, Amount]) -> bool:
+    def owes(self, name: str, to: str, used: dict[str, Amount], given_back: dict[str, Amount]) -> bool:
         """Whether the queue has more than its quota, below where its path meets that of ``to``.
 
-        ``given_back`` is what is to be taken from each queue already.
+        ``used`` is what each has, ``given_back`` what is to be taken from it already.
         """
         shared = set(self.path(to))
         return any(
             self.queues[one].quota.are_set
-            and not self.queues[one].quota.hold(self.used[one] - given_back.get(one, Amount()))
+            and not self.queues[one].quota.hold(used[one] - given_back.get(one, Amount()))
             for one in self.path(name)
             if one not in shared
         )

@@ -8,6 +8,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from itertools import chain, islice
 
 from hal.scheduler.core.admit import Plan, plan, shape_of, usable_alternatives
 from hal.scheduler.core.decisions import Cause
@@ -18,10 +20,11 @@ from hal.scheduler.core.world import World
 
 __all__ = ["least", "victims"]
 
-_SINGLY = 8  # devices that are tried one by one; then twice as many at a time
+_SINGLY = 8  # devices that are tried one by one, then twice as many at a time; and victims that are swapped
 _SPARED = 256  # attempts to spare a victim
 _SWAPS = 64  # and to take a younger one
 _NEVER = 1 << 30
+_BESIDE = (Topology.NODE, Topology.FABRIC)
 
 Fits = Callable[[list[str]], bool]  # whether the request fits without these leases
 
@@ -44,7 +47,7 @@ def _allowed(world: World, one: Waiting) -> dict[str, Cause]:
     request = one.request
     reclaims = world.tree.has_quota(request.queue) and world.tree.within_quota(request.queue, least(one))
     found: dict[str, Cause] = {}
-    for lease in sorted(world.leases.values(), key=lambda lease: -lease.epoch):
+    for lease in reversed(world.leases.values()):  # they are in the order of their grants
         if lease.state is not LeaseState.ACTIVE:
             continue
         theirs = lease.request
@@ -56,7 +59,7 @@ def _allowed(world: World, one: Waiting) -> dict[str, Cause]:
             below = theirs.priority < request.priority
             if below or (not request.preemptible and theirs.priority == request.priority):
                 found[lease.id] = Cause.PREEMPTED
-        elif reclaims and world.tree.owes(theirs.queue, request.queue, {}):
+        elif reclaims and world.tree.owes(theirs.queue, request.queue, world.tree.used, {}):
             found[lease.id] = Cause.RECLAIMED
     return found
 
@@ -81,19 +84,20 @@ class _Taken:
         self.world = world
         self.queue = one.request.queue
         self.allowed = allowed
-        self.ids: list[str] = []
+        self.used = dict(world.tree.used)  # before any of them is thought away
+        self.ids: dict[str, None] = {}
         self._back: dict[str, Amount] = {}  # what the queues of `ids` give back
 
     def take(self, id: str) -> None:
         """One more, if it may go after those before."""
         if id not in self.ids and self.may(id, self._back):
-            self.ids.append(id)
+            self.ids[id] = None
             self._give_back(id, self._back)
 
     def may(self, id: str, back: dict[str, Amount]) -> bool:
         if self.allowed[id] is not Cause.RECLAIMED:
             return True
-        return self.world.tree.owes(self.world.leases[id].request.queue, self.queue, back)
+        return self.world.tree.owes(self.world.leases[id].request.queue, self.queue, self.used, back)
 
     def _give_back(self, id: str, back: dict[str, Amount]) -> None:
         lease = self.world.leases[id]
@@ -127,25 +131,54 @@ def _chosen(world: World, one: Waiting, now: int, allowed: dict[str, Cause]) -> 
         with world.without([world.leases[id] for id in ids]):
             return has_room(ids)
 
-    groups = _by_cost(world, one, now, allowed)
-    ends = [0]  # how many have been taken after each group
-    while True:
-        position = len(ends) - 1
-        if position == len(groups):
-            return None
-        for group in groups[position : position + (1 if position < _SINGLY else position)]:
-            for id in group:
-                taken.take(id)
-            ends.append(len(taken.ids))
-        if fits(taken.ids):
-            break
-    low, high = position, len(ends) - 1  # groups: not enough, enough
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if fits(taken.ids[: ends[middle]]) else (middle, high)
-    chosen = _spared(taken, taken.ids[: ends[high]], has_room)
+    enough = _enough(world, taken, _by_cost(world, one, now, allowed), has_room)
+    if enough is None:
+        return None
+    chosen = _spared(taken, enough, has_room)
     chosen = _younger(world, taken, chosen, fits)
     return {id: allowed[id] for id in sorted(chosen, key=lambda id: world.leases[id].epoch)}
+
+
+def _enough(
+    world: World, taken: _Taken, groups: list[list[str]], has_room: Callable[[Iterable[str]], bool]
+) -> list[str] | None:
+    """The groups from the first on, of which as few as make room; None when all are too few."""
+    ends = [0]  # how many have been taken after each group
+
+    def between(low: int, high: int) -> list[Lease]:
+        return [world.leases[id] for id in islice(taken.ids, ends[low], ends[high])]
+
+    with ExitStack() as away:
+        low = 0  # so many groups are away, and too few
+        while True:
+            if low == len(groups):
+                return None
+            for group in groups[low : low + (1 if low < _SINGLY else low)]:
+                for id in group:
+                    taken.take(id)
+                ends.append(len(taken.ids))
+            high = len(ends) - 1
+            if _with_away(world, between(low, high), away, lambda: has_room(taken.ids)):
+                break
+            low = high
+        while high - low > 1:
+            middle = (low + high) // 2
+            ids = list(islice(taken.ids, ends[middle]))
+            if _with_away(world, between(low, middle), away, lambda ids=ids: has_room(ids)):  # type: ignore[misc]
+                high = middle
+            else:
+                low = middle
+    return list(islice(taken.ids, ends[high]))
+
+
+def _with_away(world: World, leases: list[Lease], away: ExitStack, has_room: Callable[[], bool]) -> bool:
+    """Whether there is room with these away, too; when not, they stay away."""
+    with ExitStack() as inner:
+        inner.enter_context(world.without(leases))
+        if has_room():
+            return True
+        away.push(inner.pop_all())
+    return False
 
 
 def _spared(taken: _Taken, ids: list[str], has_room: Callable[[Iterable[str]], bool]) -> list[str]:
@@ -168,7 +201,7 @@ def _spared(taken: _Taken, ids: list[str], has_room: Callable[[Iterable[str]], b
 
 def _younger(world: World, taken: _Taken, chosen: list[str], fits: Fits) -> list[str]:
     """With a younger one in the place of an older one, where that does."""
-    tries = _SWAPS
+    tries = _SWAPS if len(chosen) <= _SINGLY else 0
     for id in sorted(chosen, key=lambda id: world.leases[id].epoch):
         for other in taken.allowed:  # the youngest first
             if world.leases[other].epoch <= world.leases[id].epoch or not tries:
@@ -186,21 +219,21 @@ def _younger(world: World, taken: _Taken, chosen: list[str], fits: Fits) -> list
 def _by_cost(world: World, one: Waiting, now: int, allowed: dict[str, Cause]) -> list[list[str]]:
     """The victims of each device that could serve it: where fewest have to go first, then the youngest."""
     fleet = world.fleet
-    holders: dict[str, list[Lease]] = {}
-    for lease in world.leases.values():
-        if lease.state is not LeaseState.ENDING:  # their room is thought free by now
-            for spot in lease.spots():
-                for device in spot.devices:
-                    holders.setdefault(device, []).append(lease)
     costs: dict[str, tuple[int, int, list[str]]] = {}
-    together = 1
+    beside = [a.count for m in one.request.members for a in m.alternatives if a.topology in _BESIDE]
+    together = max(beside, default=1)
+    of_allowed = (spot.devices for id in allowed for spot in world.leases[id].spots())
+    # Nothing is won by a device on which nobody has to go, unless several are wanted together.
+    devices = world.holders if together > 1 else dict.fromkeys(chain.from_iterable(of_allowed))
+    holders = {  # the room of those that end is thought free by now
+        device: [one for one in world.holders[device].values() if one.state is not LeaseState.ENDING]
+        for device in devices
+    }
     for number, member in enumerate(one.request.members):
         for index in usable_alternatives(one, number, now):
             alternative = member.alternatives[index]
             mask = world.matcher.eligible(fleet, alternative).devices
             shape = shape_of(alternative, 1)
-            if alternative.topology in (Topology.NODE, Topology.FABRIC):
-                together = max(together, alternative.count)
             for device, there in holders.items():
                 cell = fleet.cell_of.get(device)
                 if cell is None or not mask[cell]:

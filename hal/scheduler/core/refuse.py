@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from hal.scheduler.core.decisions import Refusal
-from hal.scheduler.core.facts import DeviceFacts, NodeFacts
-from hal.scheduler.core.match import key_of
+from hal.scheduler.core.facts import WHOLE_MILLI, DeviceFacts, NodeFacts
+from hal.scheduler.core.match import key_of, values_of
 from hal.scheduler.core.request import Alternative, Request, Topology
 from hal.scheduler.core.world import World
+from hal.selector import selector
 from hal.units import format_bytes
 
 __all__ = ["never"]
@@ -32,7 +33,35 @@ def never(world: World, request: Request) -> tuple[Refusal, str] | None:
         code, message = min(refusals, key=lambda refusal: refusal[0] is Refusal.NO_DEVICE)
         who = f"member {number + 1}: " if len(request.members) > 1 else ""
         return code, who + message
+    return _too_large_together(world, request)
+
+
+def _too_large_together(world: World, request: Request) -> tuple[Refusal, str] | None:
+    """A gang that needs more devices, or more memory, than there is for all of it."""
+    if sum(member.replicas for member in request.members) == 1:
+        return None
+    fleet = world.fleet
+    cells = np.zeros(fleet.there.shape, bool)
+    devices, size = 0.0, 0
+    for member in request.members:
+        for one in member.alternatives:
+            cells |= world.matcher.eligible(fleet, one).devices
+        least = min(one.count * _part_of_one(one) for one in member.alternatives)
+        devices += least * member.replicas
+        size += min(one.count * (one.memory_bytes or 0) for one in member.alternatives) * member.replicas
+    there, memory = int(cells.sum()), int(fleet.bytes_total[cells].sum())
+    if devices > there:
+        return Refusal.TOO_LARGE, f"the gang needs {devices:g} such devices, and there are {there}"
+    if size > memory:
+        return Refusal.TOO_LARGE, (
+            f"the gang needs {format_bytes(size)} of device memory, and there is {format_bytes(memory)}"
+        )
     return None
+
+
+def _part_of_one(one: Alternative) -> float:
+    """The least of a device that one of its count takes."""
+    return 1.0 if one.memory_bytes is None else one.compute_milli / WHOLE_MILLI
 
 
 class _Possible:
@@ -144,6 +173,18 @@ def _too_many(world: World, one: Alternative, devices: list[list[DeviceFacts]]) 
     return None
 
 
+def _no_such_attribute(name: str, devices: list[DeviceFacts]) -> str:
+    from difflib import get_close_matches  # seldom needed
+
+    own = {attribute for device in devices for attribute in device.attributes}
+    known = sorted(own | {"fabric", "id", "model", "numa_node", "vendor"})
+    if name in {device.vendor for device in devices}:
+        return f"no device here has an attribute '{name}'; for the vendor write vendor == \"{name}\""
+    near = get_close_matches(name, known, 1)
+    meant = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(known)}"
+    return f"no device here has an attribute '{name:.64}'; {meant}"
+
+
 def _too_small_hosts(nodes: list[NodeFacts], which: str) -> str:
     cpu = max((node.cpu_milli for node in nodes), default=0)
     ram = max((node.ram_bytes for node in nodes), default=0)
@@ -153,6 +194,9 @@ def _too_small_hosts(nodes: list[NodeFacts], which: str) -> str:
 def _nothing_is_meant(world: World, one: Alternative) -> str:
     devices = [device for node in world.fleet.facts if node for device in node.devices]
     vendors = sorted({device.vendor for device in devices if device.holds_slices})
+    for path in selector(one.selector).paths if one.selector and devices else ():
+        if path[:2] == ("attributes", "hal") and not any(values_of(device, (path,)) for device in devices):
+            return _no_such_attribute(path[-1], devices)
     if not vendors and not (one.selector and devices):
         return "this machine has no accelerator that can be shared; 'hal doctor' says what was looked for"
     what = (

@@ -25,6 +25,7 @@ __all__ = ["Scheduling"]
 
 _ROUNDS = 1000  # an end for what has none; each round grants something or moves what is kept
 _NOTHING: frozenset[str] = frozenset()
+_BATCH = 64  # so many new kinds are shown to the screen, lest one round has to take in thousands
 
 
 class _Came(Enum):
@@ -89,12 +90,16 @@ class Scheduling:
         for kind in turns:
             came = self._turn(kind, turns, now, decisions, keeping=keeping)
             keeping = keeping or came is _Came.NEXT
+        if len(line.came) >= _BATCH:
+            self.screen.follow(line)
 
     def _all(self, now: int, decisions: list[Decision]) -> None:
         """Everybody, as something was freed. Of those behind who is next, only who could have room."""
         world, screen = self.world, self.screen
         screen.follow(world.line)
         gained, world.fleet.gained = world.fleet.gained, set()
+        if not world.line.kinds:
+            return
         could = screen.could(world.fleet, screen.alive, gained)
         left, keeping = screen.alive.copy(), False
         turns = Turns(world.tree, world.line.queues, now)
@@ -109,15 +114,20 @@ class Scheduling:
         if not keeping:
             return
         left = self._could_beside(left, gained, now)
-        turns = turns.among(screen.of(left))
-        for kind in turns:
-            slot = screen.slot_of[id(kind)]
-            if not left[slot]:
-                continue
-            left[slot] = False
-            if self._turn(kind, turns, now, decisions, keeping=True) is _Came.GRANTED:
-                left[slot] = kind.place is not None
-                left = self._could_beside(left, gained, now)  # there is less room now
+        while listed := int(left.sum()):
+            turns = turns.among(screen.of(left))
+            for kind in turns:
+                slot = screen.slot_of[id(kind)]
+                if not left[slot]:
+                    continue
+                left[slot] = False
+                if self._turn(kind, turns, now, decisions, keeping=True) is _Came.GRANTED:
+                    left[slot] = kind.place is not None
+                    left = self._could_beside(left, gained, now)  # there is less room now
+                    if 2 * int(left.sum()) < listed:
+                        break
+            else:
+                return
 
     def _could_beside(self, slots: Bools, gained: set[int], now: int) -> Bools:
         """Who of these could have room beside what is kept; or on it, when they are over in time."""

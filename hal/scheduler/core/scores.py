@@ -156,8 +156,7 @@ class Scores:
             waste[kind, size:] = worth[size:] - worth[: WHOLE_MILLI + 1 - size] - worth[size]
         counts = (100 * np.minimum(waste * (_WASTE * WHOLE_MILLI / WORTH), _TOO_MUCH)).astype(np.int32)
         # Column by column, and without a branch for each cell: this is asked of every device of the fleet.
-        places = fleet.kind[rows].T * (WHOLE_MILLI + 1) + fleet.share_free[rows].T
-        lost = counts.take(places, mode="clip")
+        lost = counts.take(fleet.rest[rows].T, mode="clip")
         lost |= (~cells.T).astype(np.int32) << 27
         least: Ints = np.minimum(lost.min(0), int(100 * _TOO_MUCH)).astype(np.int64)
         return least

@@ -138,22 +138,36 @@ class Screen:
         worth = ((parts | idle).sum(1) >= least) if least else np.ones(len(rows), bool)
         rows, parts, idle = rows[worth], parts[worth], idle[worth]
         fits = np.zeros(len(need), bool)
-        width = max(fleet.there.shape[1], 1)
-        step = max(_CELLS // (width * len(need)), 1)
+        if not len(rows):
+            return fits
+        # Most are ruled out by what the best of all have.
+        most, share = (
+            fleet.bytes_free[rows][parts].max(initial=-1),
+            fleet.milli_free[rows][parts].max(initial=-1),
+        )
+        hopeful = np.where(whole > 0, idle.any(), (size <= most) & (milli <= share)) | (need == 0)
+        hopeful &= (cpu <= fleet.cpu_free[rows].max()) & (ram <= fleet.ram_free[rows].max())
+        left = np.flatnonzero(hopeful)
+        step = max(_CELLS // max(len(left), 1), 1)
         for start in range(0, len(rows), step):
+            left = left[~fits[left]]
             these = slice(start, start + step)
-            some = rows[these]
-            left = np.flatnonzero(~fits)
-            host = fleet.cpu_free[some] >= cpu[left, None]
-            host &= fleet.ram_free[some] >= ram[left, None]
-            there = fleet.bytes_free[some] >= size[left, None, None]
-            there &= fleet.milli_free[some] >= milli[left, None, None]
-            there &= parts[these]
-            entire = whole[left] > 0
-            there[entire] = idle[these]
-            host &= there.sum(2) >= need[left, None]
-            fits[left] = host.any(1)
+            fits[left] = self._room(fleet, lines[:, left], rows[these], parts[these], idle[these]).any(1)
         return fits
+
+    def _room(self, fleet: Fleet, lines: Ints, rows: Ints, parts: Bools, idle: Bools) -> Bools:
+        """For each line and row whether there is room."""
+        need, whole, cpu, ram, size, milli = lines[:, :, None]
+        count = np.zeros((len(need), len(rows)), np.int16)
+        for column in range(parts.shape[1]):  # a few; the arrays are of all lines
+            if parts[:, column].any():
+                there = (fleet.bytes_free[rows, column] >= size) & (fleet.milli_free[rows, column] >= milli)
+                there &= parts[:, column] & (whole == 0)
+                count += there
+            if idle[:, column].any():
+                count += idle[:, column] & (whole > 0)
+        room: Bools = (count >= need) & (fleet.cpu_free[rows] >= cpu) & (fleet.ram_free[rows] >= ram)
+        return room
 
     def _add_line(self, slot: int, member: int, key: int, shape: Shape) -> None:
         if self._used == self._lines.shape[1]:

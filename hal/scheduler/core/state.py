@@ -70,8 +70,10 @@ class State:
 
     @property
     def is_worth_keeping(self) -> bool:
-        """Somebody holds or waits for something, or a queue was set."""
-        return bool(self.leases or self.waiting) or self.world.tree.queues != Tree().queues
+        """Somebody holds or waits for something, or something was set."""
+        counters = self.world.counters
+        was_set = counters.cordoned or counters.labels or self.world.tree.queues != Tree().queues
+        return bool(self.leases or self.waiting or was_set)
 
     def find(self, uid: int, key: str) -> Lease | Waiting | None:
         """What the request of this key has come to."""

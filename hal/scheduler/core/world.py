@@ -57,6 +57,7 @@ class World:
         self.leases: dict[str, Lease] = {}
         self.by_end: list[tuple[int, int, str]] = []  # those that declared one: end, epoch and id, in order
         self.endless: dict[str, dict[str, Lease]] = {}  # the others, by the first node that each is on
+        self.holders: dict[str, dict[str, Lease]] = {}  # of each device
         self.crowd: dict[str, int] = {}  # of each node, the slices on it
         self.line = Line()
         self.counters = Counters()
@@ -116,6 +117,8 @@ class World:
             insort(self.by_end, (lease.ends, lease.epoch, lease.id))
         for spot in lease.spots():
             self.crowd[spot.node] = self.crowd.get(spot.node, 0) + 1
+            for device in spot.devices:
+                self.holders.setdefault(device, {})[lease.id] = lease
 
     def _unlist(self, lease: Lease) -> None:
         del self.leases[lease.id]
@@ -130,9 +133,14 @@ class World:
             self.crowd[spot.node] -= 1
             if not self.crowd[spot.node]:
                 del self.crowd[spot.node]
+            for device in spot.devices:
+                there = self.holders.get(device, {})
+                there.pop(lease.id, None)  # it may be on a device with two of its parts
+                if not there:
+                    self.holders.pop(device, None)
 
     def on_device(self, device: str) -> list[Lease]:
-        return [one for one in self.leases.values() if any(device in spot.devices for spot in one.spots())]
+        return list(self.holders.get(device, {}).values())
 
     def on_node(self, node: str) -> list[Lease]:
         return [one for one in self.leases.values() if any(spot.node == node for spot in one.spots())]

@@ -79,16 +79,6 @@ class Gate:
             self._bind(router, address)
             self._addresses += (router.get_string(zmq.LAST_ENDPOINT),)
 
-    def guard(self, socket: zmq.Socket[bytes], address: str) -> None:
-        """Bind another socket to a TCP address: who may reach the first may reach this one."""
-        if self._keys is None or self._zap is None:
-            raise StateError(f"{address} needs keys: TCP is served with CURVE only")
-        socket.set(zmq.CURVE_SERVER, 1)
-        socket.set(zmq.CURVE_SECRETKEY, self._keys.own().secret.encode())
-        socket.set(zmq.ZAP_ENFORCE_DOMAIN, 1)
-        socket.set(zmq.ZAP_DOMAIN, _REMOTE.encode())
-        self._bind(socket, address)
-
     @property
     def addresses(self) -> tuple[str, ...]:
         """Of TCP, with the ports that were chosen."""

@@ -50,6 +50,15 @@ ACCESS: dict[str, Access] = {
     "list": _read(_U, _R),
     "explain": _read(_U, _R),
     "watch": _read(_U, _R),
+    # jobs
+    "submit": _change(_U),
+    "jobs": _read(_U, _R),
+    "job": _read(_U, _R),
+    "job_logs": _read(_U, _R),
+    "wait_job": _read(_U, _R),
+    "cancel_job": _change(_U),
+    "signal_job": _change(_U),
+    "accounting": _read(_U, _R),
     # queues
     "queues": _read(_U, _R),
     "set_queue": _change(),

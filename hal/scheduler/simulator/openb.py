@@ -14,7 +14,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from hal.backend import HalError
+from hal.backend import StateError
 from hal.scheduler.core.facts import WHOLE_MILLI, DeviceFacts, NodeFacts
 from hal.scheduler.core.fleet import EVERYTHING
 from hal.scheduler.core.shape import Shape
@@ -25,7 +25,7 @@ _MIB = 1 << 20
 _MOST = 1 << 40  # no field of a sound trace is larger
 
 
-class TraceError(HalError):
+class TraceError(StateError):
     """A trace's file cannot be read; the text names the file, the line and the field."""
 
 

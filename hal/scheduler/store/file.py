@@ -262,6 +262,17 @@ class Store:
         self._db.execute("COMMIT")
 
 
+# What SQLite says of the disk, of rights or of others who use the file.
+_NOT_THE_FILE = (
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_READONLY,
+)
+
 # ---- damage ---------------------------------------------------------------------------------
 
 
@@ -293,7 +304,8 @@ def damage(path: Path) -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, msgspec.DecodeError, UnicodeError, OverflowError) as error:
-        if isinstance(error, sqlite3.OperationalError) and "unable to open" in str(error):
+        code = getattr(error, "sqlite_errorcode", 0)
+        if code & 0xFF in _NOT_THE_FILE and code != sqlite3.SQLITE_IOERR_SHORT_READ:
             raise StateError(f"cannot use the lease store {path}: {error}") from error
         raise StateError(damaged(path, str(error))) from error
     except Damage as error:

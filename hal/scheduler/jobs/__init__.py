@@ -1,0 +1,1 @@
+"""Jobs: programs that the scheduler starts itself, on whichever nodes have room, and looks after."""

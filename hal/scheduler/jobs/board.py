@@ -1,0 +1,383 @@
+"""The jobs that the scheduler looks after: each is a lease that the scheduler holds itself.
+
+Granted and bound, its programs are started by order, one for each member; when one fails or all have ended,
+the lease is released, and when nothing is left of that, the job is over, or tried again. Looked at are only
+those to which something has happened.
+"""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from hal.backend import HalError
+from hal.scheduler import core
+from hal.scheduler.agent.binding import RunOrder, Started
+from hal.scheduler.answers import Peer, Refused
+from hal.scheduler.core.records import Row
+from hal.scheduler.core.request import Request
+from hal.scheduler.jobs.accounting import KIND as ACCOUNT
+from hal.scheduler.jobs.accounting import Accounts, usage_of
+from hal.scheduler.jobs.launch import owner_name
+from hal.scheduler.jobs.records import Job, JobState
+from hal.scheduler.jobs.rendezvous import free_port, rendezvous
+from hal.scheduler.jobs.spec import Ended, JobSpec
+
+if TYPE_CHECKING:
+    from hal.scheduler.daemon import Daemon
+
+__all__ = ["Board", "waiting_for"]
+
+KIND = "job"
+_KEPT = 2000  # jobs that are over
+_TTL_MS = 3600 * 1000  # the scheduler renews it itself, long before
+_RENEW = 60.0  # seconds
+
+
+def waiting_for(job: str) -> str:
+    """What they wait for who wait for its end."""
+    return f"job:{job}"
+
+
+class Board:
+    def __init__(self, daemon: Daemon) -> None:
+        self.jobs: dict[str, Job] = {}
+        self.accounts = Accounts()
+        self._daemon = daemon
+        self._changed: set[str] = set()
+        self._touched: dict[str, None] = {}
+        self._ordered: dict[str, set[int]] = {}  # members that were ordered to run, or are no more to be
+        self._living: set[str] = set()  # jobs that are not over
+        self._own: list[Ended] = []  # of this node, to be acknowledged once they are written down
+        self._by_key: dict[tuple[int, str], list[str]] = {}
+        self._renewed = 0.0
+        self._order = 0
+
+    # ---- store ------------------------------------------------------------------------------
+
+    def load(self, rows: list[Row]) -> list[Row]:
+        """Take what is ours; the rest is returned. Raises msgspec.DecodeError."""
+        self.accounts.load([row for row in rows if row[0] == ACCOUNT])
+        for kind, _, value in rows:
+            if kind == KIND:
+                self._add(msgspec.msgpack.decode(value or b"", type=Job))
+        self._order = max((job.order for job in self.jobs.values()), default=0)
+        for id in self._living:
+            self._touched[id] = None
+        return [row for row in rows if row[0] not in (KIND, ACCOUNT)]
+
+    def changes(self) -> list[Row]:
+        """What to write with the same commit as the leases."""
+        found: list[Row] = self.accounts.changes()
+        for id in self._changed:
+            job = self.jobs.get(id)
+            found.append((KIND, id, None if job is None else msgspec.msgpack.encode(job)))
+        self._changed.clear()
+        return found
+
+    @property
+    def is_worth_keeping(self) -> bool:
+        return bool(self.jobs) or bool(len(self.accounts) and not self._daemon.private)
+
+    # ---- what users ask for -----------------------------------------------------------------
+
+    def submit(
+        self,
+        request: Request,
+        spec: JobSpec,
+        peer: Peer,
+        *,
+        key: str,
+        retries: int = 0,
+        array: list[int] | None = None,
+    ) -> list[str]:
+        """The jobs of this key, made now unless they were before. Raises Refused, and then there is none."""
+        if (known := self._by_key.get((peer.uid, key))) is not None:
+            return known
+        request = msgspec.structs.replace(request, wait=True, requeue=False, ttl_ms=_TTL_MS)
+        base = self._fresh_id()
+        owner = owner_name(peer.name, peer.uid)
+        self.accounts.know(peer.name, peer.uid)
+        made: list[str] = []
+        for index in [None] if array is None else array:
+            id = base if index is None else f"{base}_{index}"
+            self._order += 1
+            job = Job(id, peer.uid, owner, key, request, spec, self._daemon.now(), self._order, retries)
+            if index is not None:
+                job.array, job.index = base, index
+            try:
+                self._enter_queue(job)
+            except Refused:
+                for other in made:
+                    self.cancel(self.jobs[other])
+                raise
+            made.append(id)
+        return made
+
+    def cancel(self, job: Job) -> None:
+        """Again, or of one that is over, it changes nothing."""
+        if job.state.over or job.cancelled:
+            return
+        job.cancelled = True
+        self._release(job)
+        self._touch(job.id)
+
+    def find(self, id: str) -> list[Job]:
+        """The job of this id, or all of an array."""
+        if id in self.jobs:
+            return [self.jobs[id]]
+        return sorted((job for job in self.jobs.values() if job.array == id), key=lambda job: job.order)
+
+    # ---- what has happened ------------------------------------------------------------------
+
+    def note(self, decisions: Iterable[core.Decision]) -> None:
+        for decision in decisions:
+            match decision:
+                case core.Revoke(lease=lease) | core.Preempt(lease=lease):
+                    self._say(lease.id, decision.reason)
+                case core.Grant(lease=lease):
+                    self._say(lease.id, "")
+                case core.Queued(id=id) | core.Withdrawn(id=id):
+                    self._say(id, decision.reason)
+                case core.Suspend(id=id):
+                    self._say(id, decision.reason)
+                case core.Resume(id=id):
+                    self._say(id, "")
+
+    def ended(self, node: str, ended: list[Ended]) -> None:
+        """Programs have ended, as their node reports; again is no error."""
+        for one in ended:
+            job = self.jobs.get(one.lease)
+            if job is None or job.epoch != one.epoch or one.member in job.exits or job.state.over:
+                continue
+            if job.nodes[one.member : one.member + 1] != [node]:  # it speaks for what runs there only
+                continue
+            job.exits[one.member] = one
+            if one.exit_code != 0 and job.first is None:
+                job.first = one.member
+            self._touch(job.id)
+
+    def joined(self, node: str) -> None:
+        """Orders to this node may have been lost: they are given again, which starts nothing twice."""
+        for id in self._living:
+            job = self.jobs[id]
+            if node in job.nodes:
+                here = {member for member, at in enumerate(job.nodes) if at == node}
+                self._ordered[id] = self._ordered.get(id, set()) - here
+                self._touched[id] = None
+
+    def charge(self, lease: core.Lease) -> None:
+        """A lease has ended: its owner, and if it was a job's that one, is charged for it."""
+        job = self.jobs.get(lease.id)
+        now = self._daemon.now()
+        usage = usage_of(lease, self._daemon.state.world.fleet, now)
+        if job is not None and not job.state.over:
+            job.usage += usage
+            self._touch(job.id)
+        if job is not None or not self._daemon.private:
+            self.accounts.charge(lease, usage, now, job=job is not None)
+
+    def turn(self) -> None:
+        """Look at those to which something has happened."""
+        agent = self._daemon.agent
+        if agent is not None:
+            agent.acknowledge_runs(self._own)  # written down with the last commit
+            self._own = agent.ended_runs()
+            self.ended(agent.node, self._own)
+        if not self._living:
+            return
+        now = time.monotonic()
+        if now - self._renewed >= _RENEW:
+            self._renewed = now
+            for id in self._living:
+                if id in self._daemon.state.leases:
+                    self._daemon.happens(core.Renew(id, self.jobs[id].uid))
+        for id in self._daemon.nodes.settled:
+            if id in self._living:
+                self._touched[id] = None
+        while self._touched:
+            id = next(iter(self._touched))
+            del self._touched[id]
+            if id in self._living:
+                self._look(self.jobs[id])
+
+    # ---- one job ----------------------------------------------------------------------------
+
+    def _look(self, job: Job) -> None:
+        state = self._daemon.state
+        lease = state.leases.get(job.id)
+        before = job.state
+        if job.id in state.waiting:
+            job.state = JobState.WAITING
+        elif lease is None:
+            self._is_gone(job)
+        else:
+            if lease.epoch != job.epoch:
+                self._begin_attempt(job, lease)
+            if lease.state is core.LeaseState.ENDING:
+                job.state = JobState.ENDING
+            elif self._has_done_enough(job):
+                job.stopped = True
+                self._release(job)
+            elif self._daemon.nodes.is_bound(lease):
+                job.state = JobState.RUNNING
+                self._order_runs(job, lease)
+            elif job.state is not JobState.RUNNING:  # else its node was lost, and it may come back
+                job.state = JobState.STARTING
+        if job.state is not before:
+            self._changed.add(job.id)
+
+    def _begin_attempt(self, job: Job, lease: core.Lease) -> None:
+        job.epoch = lease.epoch
+        job.attempt += 1
+        job.began, job.exits, job.first, job.stopped = lease.granted, {}, None, False
+        job.nodes = [part.spots[0].node for part in lease.parts]
+        job.devices = [device for spot in lease.spots() for device in spot.devices]
+        job.state = JobState.STARTING
+        taken = {
+            self.jobs[id].port
+            for id in self._living
+            if id != job.id and self.jobs[id].nodes[:1] == job.nodes[:1]
+        }
+        job.port = free_port(taken, job.epoch) if len(lease.parts) > 1 else 0
+        self._ordered[job.id] = set()
+        self._changed.add(job.id)
+
+    def _has_done_enough(self, job: Job) -> bool:
+        return job.first is not None or len(job.exits) == len(job.nodes) > 0
+
+    def _order_runs(self, job: Job, lease: core.Lease) -> None:
+        ordered = self._ordered.setdefault(job.id, set())
+        nodes = self._daemon.nodes
+        for member, at in enumerate(job.nodes):
+            if member in ordered or member in job.exits or not nodes.reports(nodes.nodes[at]):
+                continue
+            ordered.add(member)
+            order = RunOrder(
+                nodes.term,
+                lease.id,
+                lease.epoch,
+                member,
+                job.id,
+                job.owner,
+                job.uid,
+                job.spec,
+                self._variables(job, member),
+            )
+            nodes.order(nodes.nodes[at], order, self._answer(job, lease.epoch), time.monotonic(), lease.id)
+
+    def _answer(self, job: Job, epoch: int):  # type: ignore[no-untyped-def]
+        def done(answer: Started | HalError) -> None:
+            if isinstance(answer, HalError) and job.epoch == epoch and job.state is JobState.RUNNING:
+                job.stopped = True
+                job.reason = str(answer)
+                self._release(job)
+                self._touch(job.id)
+
+        return done
+
+    def _variables(self, job: Job, member: int) -> dict[str, str]:
+        found = {} if job.index is None else {"HAL_ARRAY_INDEX": str(job.index)}
+        if len(job.nodes) > 1:
+            address = self._address(job.nodes[0], alone=len(set(job.nodes)) == 1)
+            found |= rendezvous(member, len(job.nodes), address, job.port)
+        return found
+
+    def _address(self, node: str, *, alone: bool) -> str:
+        """Of a node, as others reach it: what its label "address" says, or where it has joined from."""
+        daemon = self._daemon
+        if (told := daemon.labels(node).get("address")) is not None:
+            return told
+        if alone:
+            return "127.0.0.1"
+        return daemon.host_of(node) or socket.gethostname()
+
+    def _is_gone(self, job: Job) -> None:
+        """Nothing is left of its lease, or it waits no longer."""
+        job.ended = self._daemon.now()
+        if job.cancelled:
+            return self._is_over(job, JobState.CANCELLED, "it was cancelled")
+        if job.first is not None and job.stopped:
+            one = job.exits[job.first]
+            how = f"ended with code {one.code}" if one.signal is None else f"was ended by signal {one.signal}"
+            who = f"member {job.first}" if len(job.nodes) > 1 else "its program"
+            return self._is_over(job, JobState.FAILED, one.error or f"{who} {how}")
+        if job.stopped and len(job.exits) == len(job.nodes):
+            return self._is_over(job, JobState.COMPLETED, "")
+        why = self._daemon.over.get(job.id, ("", ""))
+        reason = why[1] if why[0] == "failed" else job.reason
+        if job.stopped or not job.attempt or job.attempt > job.retries:
+            return self._is_over(job, JobState.FAILED, reason or "its lease was taken away")
+        job.first, job.exits = None, {}
+        try:
+            self._daemon.decide(self._request(job))
+        except Refused as refused:
+            return self._is_over(job, JobState.FAILED, f"{reason}; and again: {refused}")
+        job.state, job.reason = JobState.WAITING, f"tried again: {reason}"
+        return self._touch(job.id)
+
+    def _is_over(self, job: Job, state: JobState, reason: str) -> None:
+        job.state, job.reason = state, reason
+        self._living.discard(job.id)
+        self._ordered.pop(job.id, None)
+        self._changed.add(job.id)
+        self._daemon.waiters.touch(waiting_for(job.id))
+        if len(self.jobs) - len(self._living) > _KEPT:
+            oldest = min((one for one in self.jobs.values() if one.state.over), key=lambda one: one.order)
+            del self.jobs[oldest.id]
+            self._by_key.pop((oldest.uid, oldest.key), None)
+            self._changed.add(oldest.id)
+
+    # ---- inside -----------------------------------------------------------------------------
+
+    def _request(self, job: Job) -> core.Submit:
+        return core.Submit(job.request, job.id, f"job:{job.id}", job.uid, 0)
+
+    def _enter_queue(self, job: Job) -> None:
+        """Raises Refused."""
+        self._add(job)
+        try:
+            self._daemon.decide(self._request(job))
+        except Refused:
+            del self.jobs[job.id]
+            self._living.discard(job.id)
+            self._by_key[job.uid, job.key].remove(job.id)
+            if not self._by_key[job.uid, job.key]:
+                del self._by_key[job.uid, job.key]
+            raise
+        self._touch(job.id)
+
+    def _release(self, job: Job) -> None:
+        state = self._daemon.state
+        lease = state.leases.get(job.id)
+        if job.id in state.waiting or (lease is not None and lease.state is not core.LeaseState.ENDING):
+            reason = job.reason
+            self._daemon.happens(core.Release(job.id, job.uid))
+            job.reason = reason
+
+    def _add(self, job: Job) -> None:
+        self.jobs[job.id] = job
+        self._by_key.setdefault((job.uid, job.key), []).append(job.id)
+        if not job.state.over:
+            self._living.add(job.id)
+
+    def _touch(self, id: str) -> None:
+        self._touched[id] = None
+        self._changed.add(id)
+
+    def _say(self, id: str, reason: str) -> None:
+        if id in self._living:
+            self.jobs[id].reason = reason
+            self._touch(id)
+
+    def _fresh_id(self) -> str:
+        state = self._daemon.state
+        while True:
+            id = secrets.token_hex(4)
+            if not self.find(id) and id not in state.leases and id not in state.waiting:
+                return id

@@ -1,0 +1,231 @@
+"""What operators ask of a scheduler: nodes, labels, cordons, events, metrics and its log."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from hal.backend import GoneError, HalError, UnsupportedError
+from hal.scheduler.client import Client
+from hal.scheduler.security.roles import ACCESS, Role
+from tests.conftest import HAL, wait_until
+from tests.integration.support import GIB, Env, line, places, start
+
+CONFIG = '[scheduler]\nmetrics = "127.0.0.1:0"\nlog = "json"\nlog_level = "debug"\n'
+
+
+@contextmanager
+def serving(env: Env, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """As an operator configures it; its log is in the file ``log``."""
+    (tmp_path / "hal.toml").write_text(CONFIG)
+    with (tmp_path / "log").open("a") as log:
+        daemon = start(env, *HAL, "serve", "--config", str(tmp_path / "hal.toml"), stderr=log)
+    count = len(logged(tmp_path, "serving"))
+    wait_until(lambda: len(logged(tmp_path, "serving")) > count)
+    try:
+        yield daemon
+    finally:
+        daemon.terminate()
+        assert daemon.wait(60) == 0
+
+
+def logged(tmp_path: Path, word: str = "") -> list[dict[str, Any]]:
+    lines = [json.loads(one) for one in (tmp_path / "log").read_text().splitlines() if one.endswith("}")]
+    return [one for one in lines if word in one["message"]]
+
+
+def hal(env: Env, *arguments: str) -> dict[str, Any]:
+    done = subprocess.run([*HAL, *arguments, "--json"], env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.fixture
+def client(machine_env: Env, tmp_path: Path) -> Iterator[Client]:
+    with serving(machine_env, tmp_path), Client(places(machine_env), timeout=10.0) as one:
+        yield one
+
+
+def select(label: str) -> dict[str, Any]:
+    one = {"selector": f'device.attributes["node"].{label}', "memory_bytes": GIB}
+    return {"members": [{"alternatives": [one]}]}
+
+
+def test_only_admins_change_nodes() -> None:
+    for op in ("cordon", "drain", "uncordon", "label"):
+        assert ACCESS[op].roles == {Role.ADMIN}
+        assert ACCESS[op].noted
+    for op in ("nodes", "status"):
+        assert ACCESS[op].roles == {Role.ADMIN, Role.USER, Role.READER}
+
+
+def test_a_cordon_keeps_requests_away_and_a_drain_ends_what_is_there(client: Client) -> None:
+    lease = client.call("acquire", key="a", memory_bytes=GIB, ttl_seconds=1)["lease"]["id"]
+    (node,) = client.call("nodes")["nodes"]
+    assert (node["state"], node["leases"], node["agent_version"]) == ("up", 1, version("gpu-hal"))
+    lent = [device for device in node["devices"] if device["lent_bytes"]]
+    assert [device["lent_bytes"] for device in lent] == [GIB]
+    assert client.call("cordon", target="local", reason="dust") == {"target": "local", "leases": 1}
+    assert client.call("nodes")["nodes"][0]["state"] == "cordoned"
+    assert client.call("list")["leases"][0]["state"] == "active"
+    with pytest.raises(HalError, match="no room"):
+        client.call("acquire", key="b", memory_bytes=GIB)
+    client.call("drain", target="local", reason="dust")
+    with pytest.raises(GoneError, match="local is to be left"):
+        client.call("renew", lease=lease)
+    wait_until(lambda: client.call("nodes")["nodes"][0]["state"] == "drained")
+    assert client.call("status")["devices"]["usable"] == 0
+    client.call("uncordon", target="local")
+    assert client.call("acquire", key="c", memory_bytes=GIB)["lease"]["state"] == "active"
+
+
+def test_a_device_is_named_by_a_part_of_its_id(client: Client) -> None:
+    devices = client.call("nodes")["nodes"][0]["devices"]
+    one = next(device["id"] for device in devices if device["vendor"] == "nvidia")
+    assert client.call("cordon", target=one.removeprefix("nvidia:")[:12])["target"] == one
+    after = client.call("nodes")["nodes"][0]
+    assert {d["id"]: d["cordoned"] for d in after["devices"] if d["cordoned"]} == {one: "cordoned"}
+    assert after["state"] == "up"
+    assert client.call("status")["devices"]["usable"] == len(devices) - 1
+    with pytest.raises(HalError, match="fits 2 devices"):
+        client.call("cordon", target="nvidia:")
+    with pytest.raises(GoneError, match="there is no node or device 'blue'"):
+        client.call("drain", target="blue")
+
+
+@pytest.mark.parametrize(
+    ("op", "body"),
+    [
+        ("cordon", {"target": ""}),
+        ("cordon", {"target": "local", "reason": "x" * 257}),
+        ("label", {"node": "local", "labels": {"": "x"}}),
+        ("label", {"node": "local", "labels": {"a b": "x"}}),
+        ("label", {"node": "local", "labels": {"a": "x\ny"}}),
+        ("nodes", {"limit": 0}),
+        ("nodes", {"limit": 201}),
+    ],
+)
+def test_what_does_not_fit_is_refused(client: Client, op: str, body: dict[str, Any]) -> None:
+    with pytest.raises(HalError, match="does not fit"):
+        client.call(op, **body)
+    assert client.call("nodes")["nodes"][0]["labels"] == {}
+
+
+def test_labels_choose_nodes_and_outlive_a_restart(machine_env: Env, tmp_path: Path) -> None:
+    with serving(machine_env, tmp_path), Client(places(machine_env), timeout=10.0) as client:
+        with pytest.raises(UnsupportedError):
+            client.call("acquire", key="a", request=select('rack == "a3"'))
+        assert client.call("label", node="local", labels={"rack": "a3", "old": "1"})["labels"] == {
+            "rack": "a3",
+            "old": "1",
+        }
+        client.call("label", node="local", labels={"old": None, "never": None})
+        client.call("cordon", target="local", reason="kept")
+        with pytest.raises(GoneError, match="there is no node 'blue'"):
+            client.call("label", node="blue", labels={"a": "b"})
+    with serving(machine_env, tmp_path), Client(places(machine_env), timeout=10.0) as client:
+        (node,) = client.call("nodes")["nodes"]
+        assert (node["labels"], node["reason"], node["state"]) == ({"rack": "a3"}, "kept", "drained")
+        client.call("uncordon", target="local")
+        assert client.call("acquire", key="b", request=select('rack == "a3"'))["lease"]["devices"]
+        assert client.call("acquire", key="c", request=select('name == "local"'))["lease"]["devices"]
+
+
+def test_pages_of_nodes(client: Client) -> None:
+    assert client.call("nodes", limit=1)["next"] is None
+    assert client.call("nodes", after="local") == {"nodes": [], "next": None}
+    assert [node["id"] for node in client.call("nodes", node="local")["nodes"]] == ["local"]
+    with pytest.raises(GoneError):
+        client.call("nodes", node="blue")
+
+
+def test_metrics_and_health(client: Client, tmp_path: Path) -> None:
+    client.call("acquire", key="a", memory_bytes=GIB)
+    (said,) = logged(tmp_path, "serving leases at")
+    url = said["message"].split(", ")[-1]
+
+    def get(at: str) -> str:
+        with urllib.request.urlopen(at, timeout=30) as answer:
+            return str(answer.read().decode())
+
+    families = {family.name: family for family in text_string_to_metric_families(get(url))}
+    assert [sample.value for sample in families["hal_device_memory_lent_bytes"].samples] == [GIB]
+    counted = {
+        (sample.labels["op"], sample.labels["outcome"]): sample.value
+        for sample in families["hal_scheduler_requests"].samples
+    }
+    assert counted["acquire", "ok"] == 1
+    commits = {sample.name: sample.value for sample in families["hal_scheduler_commit_seconds"].samples}
+    assert commits["hal_scheduler_commit_seconds_count"] >= 1
+    health = json.loads(get(url.replace("metrics", "health")))
+    assert (health["status"], health["term"]) == ("ok", 1)
+
+
+def test_the_log_has_the_ids_of_requests(client: Client, tmp_path: Path) -> None:
+    lease = client.call("acquire", key="a", memory_bytes=GIB)["lease"]["id"]
+    wait_until(lambda: bool(logged(tmp_path, "acquire ok")))
+    (asked,) = logged(tmp_path, "acquire ok")
+    (granted,) = logged(tmp_path, f"granted: {lease}")
+    assert asked["request"] and asked["request"] == granted["request"]
+    assert asked["who"].startswith("uid:")
+
+
+def test_commands(client: Client, machine_env: Env, tmp_path: Path) -> None:
+    assert hal(machine_env, "status")["nodes"] == {"up": 1}
+    labelled = hal(machine_env, "node", "label", "local", "rack=a3", "gone-")
+    assert labelled["nodes"][0]["labels"] == {"rack": "a3"}
+    assert hal(machine_env, "node", "drain", "local", "--wait")["nodes"][0]["state"] == "drained"
+    assert hal(machine_env, "node", "uncordon", "local")["nodes"][0]["state"] == "up"
+    assert [node["id"] for node in hal(machine_env, "node", "list")["nodes"]] == ["local"]
+    done = subprocess.run(
+        [*HAL, "node", "label", "local", "what"], env=machine_env, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "hal: 'what' is no label; write NAME=VALUE, or NAME- to take it away\n"
+    for command in (["status"], ["node", "list"], ["node", "list", "--devices"], ["events"]):
+        done = subprocess.run([*HAL, *command], env=machine_env, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stderr) == (0, ""), command
+        assert "local" in done.stdout or command == ["status"]
+
+
+def test_events_are_followed_over_a_restart(machine_env: Env, tmp_path: Path) -> None:
+    with serving(machine_env, tmp_path), Client(places(machine_env), timeout=10.0) as client:
+        client.call("label", node="local", labels={"kept": "1"})
+        client.call("cordon", target="local", reason="first")
+        following = start(machine_env, *HAL, "events", "-f", "--json")
+        event = json.loads(line(following))
+        assert (event["schema"], event["kind"], event["reason"]) == ("hal.event/1", "cordoned", "first")
+        client.call("uncordon", target="local")
+        assert json.loads(line(following))["kind"] == "uncordoned"
+        client.call("cordon", target="local", reason="again")
+        assert json.loads(line(following))["kind"] == "cordoned"
+    assert following.stderr is not None
+    assert "waiting for it" in following.stderr.readline()
+    with serving(machine_env, tmp_path), Client(places(machine_env), timeout=10.0) as client:
+        client.call("uncordon", target="local")
+        said = json.loads(line(following))
+        assert (said["kind"], said["number"] > event["number"]) == ("uncordoned", True)
+        client.call("cordon", target="local")
+    following.kill()
+
+
+def test_a_log_that_nobody_reads_keeps_no_client_waiting(machine_env: Env, tmp_path: Path) -> None:
+    (tmp_path / "hal.toml").write_text(CONFIG)
+    daemon = start(machine_env, *HAL, "serve", "--config", str(tmp_path / "hal.toml"))
+    assert daemon.stderr is not None
+    daemon.stderr.readline()
+    with Client(places(machine_env), timeout=10.0) as client:
+        for _ in range(3000):  # of some 100 bytes each: more than a pipe holds
+            client.call("hello")
+        assert client.call("status")["term"] == 1
+    daemon.kill()

@@ -1,0 +1,288 @@
+"""The runs of one node, with real programs: how they end, what is left, and who takes them over."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hal.backend import GoneError
+from hal.scheduler.jobs import output
+from hal.scheduler.jobs.spec import Ended, JobSpec, Launch
+from hal.scheduler.jobs.table import Jobs, RunId, _alive, _marked
+from tests.conftest import wait_until
+
+RUN = ("l", 1, 0)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path / "jobs"
+    for pid in running(tmp_path / "jobs"):
+        os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def jobs(directory: Path) -> Iterator[Jobs]:
+    one = Jobs(directory)
+    yield one
+    one.close()
+
+
+def running(directory: Path) -> list[int]:
+    return list(_marked(str(directory).encode() + b"/"))
+
+
+def launch(*command: str, **more: object) -> Launch:
+    plain = {
+        "environment": {"PATH": os.environ["PATH"]},
+        "directory": "/",
+        "output_bytes": 1 << 20,
+        "umask": 0o022,
+        "user": None,
+    }
+    return Launch(command=list(command), **(plain | more))  # type: ignore[arg-type]
+
+
+def shell(script: str, **more: object) -> Launch:
+    return launch("/bin/sh", "-c", script, **more)
+
+
+def end_of(jobs: Jobs, run: RunId = RUN) -> Ended:
+    found: list[Ended] = []
+
+    def ended() -> bool:
+        jobs.turn()
+        found[:] = [one for one in jobs.ended() if (one.lease, one.epoch, one.member) == run]
+        return bool(found)
+
+    wait_until(ended)
+    return found[0]
+
+
+def said(jobs: Jobs, stream: str = "stdout", run: RunId = RUN) -> bytes:
+    return jobs.output(run, stream, 0, 1 << 20).data
+
+
+@pytest.mark.parametrize(
+    ("program", "code", "number"),
+    [("exit 0", 0, None), ("exit 42", 42, None), ("exit 255", 255, None), ("kill -SEGV $$", None, 11),
+     ("kill -KILL $$", None, 9), ("kill -TERM $$", None, 15)],
+)  # fmt: skip
+def test_exit_codes_and_signals_are_exact(
+    jobs: Jobs, program: str, code: int | None, number: int | None
+) -> None:
+    jobs.start(RUN, shell(program))
+    ended = end_of(jobs)
+    assert (ended.code, ended.signal, ended.error) == (code, number, "")
+
+
+@pytest.mark.parametrize(
+    ("one", "code", "error"),
+    [
+        (launch("no-such-program"), 127, "there is no command 'no-such-program'"),
+        (launch("/etc"), 126, "'/etc' cannot be run: Permission denied"),
+        (launch("true", directory="/no/where"), 126, "the directory '/no/where' cannot be entered"),
+    ],
+)
+def test_what_cannot_be_started_says_why(jobs: Jobs, one: Launch, code: int, error: str) -> None:
+    jobs.start(RUN, one)
+    ended = end_of(jobs)
+    assert ended.code == code
+    assert ended.error.startswith(error)
+
+
+def test_output_is_kept_apart_and_a_program_has_only_its_environment(jobs: Jobs) -> None:
+    jobs.start(RUN, shell("echo out; echo err >&2; env; pwd", environment={"A": "b"}, directory="/tmp"))
+    end_of(jobs)
+    lines = said(jobs).decode().split()
+    assert lines[0] == "out" and lines[-1] == "/tmp" and "A=b" in lines
+    assert not any(line.startswith("HAL_") and not line.startswith("HAL_RUN=") for line in lines)
+    assert said(jobs, "stderr") == b"err\n"
+
+
+def test_of_much_output_the_last_is_kept_with_its_offsets(jobs: Jobs, directory: Path) -> None:
+    count = 40_000
+    jobs.start(RUN, shell(f"seq -f %09.0f 0 {count - 1}", output_bytes=65536))
+    end_of(jobs)
+    whole = b"".join(b"%09d\n" % number for number in range(count))
+    offset, found = 0, b""
+    first = None
+    while not (piece := jobs.output(RUN, "stdout", offset, 5000)).end:
+        first = piece.offset if first is None else first
+        found += piece.data
+        offset = piece.offset + len(piece.data)
+    assert first is not None and first > 0
+    assert found == whole[first:]
+    assert 32768 <= len(found) <= 65536
+    assert sum(path.stat().st_size for path in (directory / "l.1.0").glob("stdout.*")) <= 65536
+
+
+def escapees(script: str) -> Launch:
+    """A program that leaves a daemon behind, twice forked and in a session of its own, deaf to SIGTERM."""
+    daemon = (
+        "import os,signal,time,sys\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "if os.fork() == 0:\n"
+        "    os.setsid()\n"
+        "    if os.fork() == 0:\n"
+        "        print('away', flush=True)\n"
+        "        time.sleep(1000)\n"
+        "    os._exit(0)\n"
+        "os.wait()\n" + script
+    )
+    return launch(sys.executable, "-S", "-c", daemon)
+
+
+def test_what_a_program_leaves_behind_is_killed_with_its_end(jobs: Jobs, directory: Path) -> None:
+    jobs.start(RUN, escapees("time.sleep(0.3); sys.exit(3)"))
+    assert end_of(jobs).code == 3
+    assert said(jobs) == b"away\n"
+    assert running(directory) == []
+
+
+def test_an_end_is_waited_for_and_then_forced(jobs: Jobs, directory: Path) -> None:
+    script = "trap 'echo told; exit 7' TERM; echo ready; while :; do sleep 0.01; done"
+    jobs.start(RUN, shell(script))
+    wait_until(lambda: said(jobs) == b"ready\n")
+    wait_until(lambda: jobs.end("l", signal.SIGTERM))
+    assert end_of(jobs).code == 7
+    other = ("m", 1, 0)
+    jobs.start(other, escapees("time.sleep(1000)"))
+    wait_until(lambda: said(jobs, run=other) == b"away\n")
+    assert not jobs.end("m", 0)
+    wait_until(lambda: jobs.end("m", signal.SIGKILL))
+    assert end_of(jobs, other).signal == signal.SIGKILL
+    assert running(directory) == []
+
+
+def test_what_is_ended_before_it_has_begun_never_begins(jobs: Jobs, directory: Path) -> None:
+    jobs.start(RUN, shell("echo begun; sleep 1000"))
+    wait_until(lambda: jobs.end("l", signal.SIGKILL))
+    assert end_of(jobs).signal == signal.SIGKILL
+    assert running(directory) == []
+
+
+def test_signals_reach_the_program(jobs: Jobs) -> None:
+    script = "for s in HUP INT QUIT USR1 USR2 TERM; do trap \"echo $s\" $s; done; echo ready; " \
+        "while :; do sleep 0.01; done"  # fmt: skip
+    jobs.start(RUN, shell(script))
+    wait_until(lambda: said(jobs) == b"ready\n")
+    heard = b"ready\n"
+    for name in ("HUP", "QUIT", "USR1", "USR2", "TERM"):
+        jobs.signal(RUN, signal.Signals[f"SIG{name}"])
+        heard += name.encode() + b"\n"
+        wait_until(lambda heard=heard: said(jobs) == heard)  # type: ignore[misc]
+    jobs.signal(RUN, signal.SIGKILL)
+    assert end_of(jobs).signal == signal.SIGKILL
+    jobs.signal(RUN, signal.SIGTERM)  # it has ended: no error
+    with pytest.raises(GoneError):
+        jobs.signal(("x", 1, 0), signal.SIGTERM)
+
+
+def test_the_next_agent_takes_over_and_a_run_is_started_once(directory: Path) -> None:
+    first = Jobs(directory)
+    first.start(RUN, shell("echo once; while [ ! -e go ]; do sleep 0.01; done; exit 5",
+                           directory=str(directory.parent)))  # fmt: skip
+    first.start(("short", 1, 0), shell("exit 6"))
+    wait_until(lambda: said(first) == b"once\n")
+    first.close()
+    second = Jobs(directory)
+    second.open()
+    assert RUN in second.living()
+    second.start(RUN, shell("echo again"))
+    (directory.parent / "go").touch()
+    assert end_of(second).code == 5
+    assert said(second) == b"once\n"
+    assert end_of(second, ("short", 1, 0)).code == 6
+    second.told(second.ended())
+    second.close()
+    third = Jobs(directory)
+    third.open()
+    assert (third.living(), third.ended()) == (set(), [])
+    third.close()
+
+
+def test_nothing_runs_on_when_a_supervisor_is_killed(jobs: Jobs, directory: Path) -> None:
+    for number in range(12):
+        run = ("l", number, 0)
+        jobs.start(run, escapees("[os.fork() for _ in range(3)]; time.sleep(1000)"))
+        path = directory / f"l.{number}.0"
+        wait_until(lambda path=path: _alive(path) is not None)  # type: ignore[misc]
+        time.sleep(random.random() * 0.08)
+        pid = _alive(path)
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        ended = end_of(jobs, run)
+        assert (ended.signal, ended.error) == (signal.SIGKILL, "its supervisor was killed")
+        assert running(directory) == []
+
+
+def test_what_nobody_knows_of_is_swept_at_the_start(directory: Path) -> None:
+    first = Jobs(directory)
+    first.start(RUN, escapees("time.sleep(1000)"))
+    wait_until(lambda: said(first) == b"away\n")
+    first.close()
+    pid = _alive(directory / "l.1.0")
+    assert pid is not None
+    (directory / "l.1.0").rename(directory.parent / "elsewhere")  # a directory that somebody removed
+    second = Jobs(directory)
+    second.open()
+    wait_until(lambda: running(directory) == [])
+    second.close()
+
+
+def test_a_run_that_was_begun_and_never_supervised_has_ended(directory: Path) -> None:
+    (directory / "l.1.0").mkdir(parents=True)
+    (directory / "l.1.0" / "lock").touch()
+    one = Jobs(directory)
+    one.open()
+    assert end_of(one).signal == signal.SIGKILL
+    one.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_it_runs_as_another_user_and_dies_with_its_supervisor(directory: Path, jobs: Jobs) -> None:
+    from hal.scheduler.jobs.spec import User
+
+    user = User("nobody", 65534, 65534, [65534], "/", "/bin/sh")
+    jobs.start(RUN, shell("id -u; id -g; id -G; sleep 1000", user=user))
+    wait_until(lambda: said(jobs) == b"65534\n65534\n65534\n")
+    pid = _alive(directory / "l.1.0")
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    end_of(jobs)
+    assert running(directory) == []
+
+
+def test_a_piece_of_output_is_read_from_where_it_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "stdout.10").write_bytes(b"abcde")
+    (tmp_path / "stdout.15").write_bytes(b"fg")
+    (tmp_path / "stdout.new").touch()
+    assert output.read(tmp_path, "stdout", 0, 100, ended=True) == output.Piece(10, b"abcde", False)
+    assert output.read(tmp_path, "stdout", 15, 100, ended=True) == output.Piece(15, b"fg", False)
+    assert output.read(tmp_path, "stdout", 17, 100, ended=True) == output.Piece(17, b"", True)
+    assert output.read(tmp_path, "stdout", 17, 100, ended=False) == output.Piece(17, b"", False)
+    assert output.read(tmp_path, "stderr", 3, 100, ended=True) == output.Piece(3, b"", True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"command": []}, "names no program"),
+        ({"command": ["a\0b"]}, "NUL"),
+        ({"command": ["x" * 40_000]}, "more than"),
+        ({"command": ["a"], "directory": "tmp"}, "absolute"),
+        ({"command": ["a"], "output_bytes": 1}, "output_bytes"),
+        ({"command": ["a"], "environment": {"HAL_X": "1"}}, "set by hal itself"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        JobSpec(**fields)  # type: ignore[arg-type]

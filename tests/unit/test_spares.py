@@ -1,0 +1,102 @@
+"""Slice files made ahead of time are like those made when they are needed, and none is left over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hal.backend import StateError
+from hal.enforce.ledger import Ledger
+from hal.enforce.spares import Spares
+from tests.conftest import wait_until
+
+GIB = 1 << 30
+
+
+def filled(directory: Path) -> Spares:
+    """One with spares to give."""
+    spares = Spares(directory)
+    for number in range(3):
+        spares.retire(spares.take(directory / f"{number}.ledger", "first", [("d", GIB)]))
+    wait_until(lambda: len(spares._ready) == 2, what="spares to be made")
+    return spares
+
+
+def test_a_spare_is_as_one_that_was_made_for_it(tmp_path: Path) -> None:
+    spares = filled(tmp_path)
+    limits = [("nvidia:a", GIB), ("amd:b", 2 * GIB)]
+    mine = spares.take(tmp_path / "mine.ledger", "mine", limits)
+    plain = Ledger.create(tmp_path / "plain.ledger", "mine", limits)
+    assert mine.use() == plain.use()
+    assert [(one.device, one.limit_bytes, one.used_bytes) for one in mine.devices()] == [
+        ("nvidia:a", GIB, 0),
+        ("amd:b", 2 * GIB, 0),
+    ]
+    again = Ledger.open(tmp_path / "mine.ledger")
+    mine.set_limit(0, 5)
+    assert again.devices()[0].limit_bytes == 5
+    for ledger in (mine, plain, again):
+        ledger.close()
+    spares.close()
+
+
+def test_no_slice_gets_a_file_that_another_has(tmp_path: Path) -> None:
+    spares = filled(tmp_path)
+    ledgers = [spares.take(tmp_path / f"l{n}.ledger", str(n), [("d", n + 1)]) for n in range(30)]
+    assert [ledger.devices()[0].limit_bytes for ledger in ledgers] == list(range(1, 31))
+    assert len({ledger.path.stat().st_ino for ledger in ledgers}) == 30
+    for ledger in ledgers:
+        spares.retire(ledger)
+    spares.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_who_takes_one_pays_for_no_other(tmp_path: Path) -> None:
+    spares = Spares(tmp_path)
+    ledger = spares.take(tmp_path / "only.ledger", "only", [("d", GIB)])
+    assert spares._thread is None
+    assert [path.name for path in tmp_path.iterdir()] == ["only.ledger"]
+    ledger.close()
+    spares.close()
+
+
+def test_one_that_is_there_is_never_replaced(tmp_path: Path) -> None:
+    spares = Spares(tmp_path)
+    for _ in range(3):
+        there = Ledger.create(tmp_path / "there.ledger", "there", [("d", 7)])
+        with pytest.raises(StateError, match="cannot make the slice file"):
+            spares.take(there.path, "other", [("d", 9)])
+        assert Ledger.open(there.path).devices()[0].limit_bytes == 7
+        there.unlink()
+        there.close()
+        spares._taken += 1
+    wait_until(lambda: bool(spares._ready) or spares._thread is None)
+    spares.close()
+
+
+def test_a_spare_that_somebody_removed_is_made_anew(tmp_path: Path) -> None:
+    spares = filled(tmp_path)
+    for path in tmp_path.glob("*.spare"):
+        path.unlink()
+    ledger = spares.take(tmp_path / "mine.ledger", "mine", [("d", 3)])
+    assert ledger.devices()[0].limit_bytes == 3
+    ledger.close()
+    spares.close()
+
+
+def test_what_a_killed_one_left_is_swept(tmp_path: Path) -> None:
+    (tmp_path / "0123.spare").write_bytes(b"left")
+    spares = filled(tmp_path)
+    spares.sweep()
+    assert len(list(tmp_path.glob("*.spare"))) == len(spares._ready) == 2
+    spares.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_limits_are_checked_as_without_it(tmp_path: Path) -> None:
+    spares = filled(tmp_path)
+    with pytest.raises(ValueError, match="1 EiB"):
+        spares.take(tmp_path / "mine.ledger", "mine", [("d", -1)])
+    assert not (tmp_path / "mine.ledger").exists()
+    spares.close()
