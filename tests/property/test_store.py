@@ -11,6 +11,7 @@ from hal.backend import StateError
 from hal.scheduler import core
 from hal.scheduler.core.records import Row
 from hal.scheduler.store import Store
+from hal.scheduler.store.care import check
 
 FRAME = 24 + 4096
 TURNS = 8
@@ -91,6 +92,16 @@ def test_damage_in_the_log_is_refused_unless_it_may_be_a_torn_end(written: Writt
             continue
         assert rows == final or (at >= before_last and rows == older), at
     assert refused > 100
+
+
+def test_a_check_refuses_what_the_daemon_would(written: Written, tmp_path: Path) -> None:
+    path = tmp_path / "leases.db"
+    path.write_bytes(written.file)
+    log = bytearray(written.log)
+    log[5000] ^= 0x40
+    path.with_name("leases.db-wal").write_bytes(log)
+    with pytest.raises(StateError, match=r"leases\.db-wal is not as it was written at byte 4152"):
+        check(path)
 
 
 def test_damage_in_the_file_is_refused_or_does_not_matter(written: Written, tmp_path: Path) -> None:

@@ -23,7 +23,17 @@ from hal.scheduler.store import journal
 from hal.scheduler.store.migrations import taken_out
 from hal.scheduler.store.wal import damage_at
 
-__all__ = ["VERSION", "NotDurable", "Store", "base_value", "batch", "damage", "damaged", "verified"]
+__all__ = [
+    "VERSION",
+    "NotDurable",
+    "Store",
+    "base_value",
+    "batch",
+    "damage",
+    "damaged",
+    "refuse_damaged_log",
+    "verified",
+]
 
 VERSION = 3
 KEPT = 100_000  # events that the journal holds at least, once there were so many
@@ -37,6 +47,7 @@ _SCHEMA = (
 _LAZY = 1.0  # seconds that events which change no row may wait for a commit: nothing depends on them
 _MANY = 1024  # of them, and they wait no longer
 _PRUNED = 8  # batches that a commit takes away at the journal's old end, while there are too many
+_AGAIN = 0.05  # seconds until a log that looks damaged is read once more
 _MOST_BEHIND = 4 * KEPT  # events held in memory while nothing can be written; beyond, the journal starts anew
 
 
@@ -292,6 +303,9 @@ def refuse_damaged_log(path: Path) -> None:
     log = path.with_name(f"{path.name}-wal")
     try:
         at = damage_at(log)
+        if at is not None:  # unless a scheduler has begun the log anew while it was read
+            time.sleep(_AGAIN)
+            at = damage_at(log)
     except OSError as error:
         raise StateError(f"cannot read {log}: {error.strerror}") from error
     if at is not None:
