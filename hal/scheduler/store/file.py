@@ -21,8 +21,19 @@ from hal.scheduler.core.facts import NodeFacts
 from hal.scheduler.core.records import Row
 from hal.scheduler.store import journal
 from hal.scheduler.store.migrations import taken_out
+from hal.scheduler.store.wal import damage_at
 
-__all__ = ["VERSION", "NotDurable", "Store", "base_value", "batch", "damage", "damaged", "verified"]
+__all__ = [
+    "VERSION",
+    "NotDurable",
+    "Store",
+    "base_value",
+    "batch",
+    "damage",
+    "damaged",
+    "refuse_damaged_log",
+    "verified",
+]
 
 VERSION = 3
 KEPT = 100_000  # events that the journal holds at least, once there were so many
@@ -36,6 +47,7 @@ _SCHEMA = (
 _LAZY = 1.0  # seconds that events which change no row may wait for a commit: nothing depends on them
 _MANY = 1024  # of them, and they wait no longer
 _PRUNED = 8  # batches that a commit takes away at the journal's old end, while there are too many
+_AGAIN = 0.05  # seconds until a log that looks damaged is read once more
 _MOST_BEHIND = 4 * KEPT  # events held in memory while nothing can be written; beyond, the journal starts anew
 
 
@@ -60,6 +72,7 @@ class Store:
         self._since = 0.0  # when the first of its events came
         self._behind: list[_Pending] = []  # what was committed, and could not be written yet
         self._lost_entries = False
+        refuse_damaged_log(path)
         try:
             self._db = sqlite3.connect(path, isolation_level=None)
         except sqlite3.Error as error:
@@ -283,6 +296,20 @@ class Found(Struct):
     last: int  # and of the latest
     bases: list[int]
     events_since_last_base: int
+
+
+def refuse_damaged_log(path: Path) -> None:
+    """Raises StateError where SQLite would begin from an older state than was acknowledged."""
+    log = path.with_name(f"{path.name}-wal")
+    try:
+        at = damage_at(log)
+        if at is not None:  # unless a scheduler has begun the log anew while it was read
+            time.sleep(_AGAIN)
+            at = damage_at(log)
+    except OSError as error:
+        raise StateError(f"cannot read {log}: {error.strerror}") from error
+    if at is not None:
+        raise StateError(damaged(path, f"{log.name} is not as it was written at byte {at}"))
 
 
 @contextlib.contextmanager
