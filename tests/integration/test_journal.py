@@ -85,7 +85,12 @@ def test_a_damaged_store_is_refused_until_a_backup_is_restored(machine_env: Env,
     whole = store.read_bytes()
     store.write_bytes(whole[:5000] + bytes(100) + whole[5100:])
     store.with_name("leases.db-wal").unlink()
-    for command in (("serve",), ("admin", "check"), ("admin", "backup", tmp_path / "no.db"), ("admin", "journal")):
+    for command in (
+        ("serve",),
+        ("admin", "check"),
+        ("admin", "backup", tmp_path / "no.db"),
+        ("admin", "journal"),
+    ):
         code, said = hal(*command)
         assert code == 6, said
         assert said.startswith(f"hal: the lease store {store} is damaged: ")

@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from hal.backend import StateError
 from hal.scheduler.core.facts import NodeFacts
-from hal.scheduler.core.records import Row
+from hal.scheduler.core.records import APART, Row
 from hal.scheduler.store import journal
 from hal.scheduler.store.migrations import taken_out
 from hal.scheduler.store.wal import damage_at
@@ -201,7 +201,8 @@ class Store:
                 events += len(one.entries)
                 self._write_entries(number, total, one.entries)
                 if one.rebase is not None:
-                    rows = tuple(self._db.execute("SELECT kind, id, value FROM record ORDER BY kind, id"))
+                    every = self._db.execute("SELECT kind, id, value FROM record ORDER BY kind, id")
+                    rows = tuple(row for row in every if row[0] not in APART)
                     self._write_base(number, msgspec.structs.replace(one.rebase, rows=rows))
                     base, events = number, 0
             if base is not None:
@@ -238,10 +239,11 @@ class Store:
         by = 0
         for key, value in rows.items():
             before = changed[key] if key in changed else self._marks.get(key)
-            by ^= before or 0
+            counts = key[0] not in APART  # the journal leads to the state's own rows
+            by ^= (before or 0) if counts else 0
             if value is not None:
                 after = journal.mark_of(*key, value)
-                by ^= after
+                by ^= after if counts else 0
                 changed[key] = after
                 self._db.execute("INSERT OR REPLACE INTO record VALUES (?, ?, ?, ?)", (*key, value, after))
             elif before is not None:
@@ -347,7 +349,7 @@ def verified(db: sqlite3.Connection) -> Found:
         if journal.mark_of(kind, id, value) != said:
             raise Damage(f"the {kind:.20} '{id:.64}' is not as it was written")
         marks[kind, id] = said
-        total ^= said
+        total ^= 0 if kind in APART else said
     bases = [number for (number,) in db.execute("SELECT number FROM base ORDER BY number")]
     first, last, count = db.execute("SELECT min(number), max(number), count(*) FROM journal").fetchone()
     if not bases:
