@@ -61,3 +61,48 @@ def test_a_journal_replays_to_the_rows_of_the_daemon(machine_env: Env, tmp_path:
     assert found["requests"] > 50
     other = json.loads(hal("simulate", "replay", events, "--policy", "random", "--json"))
     assert (other["exact"], other["requests"]) == (None, found["requests"])
+
+
+def test_a_damaged_store_is_refused_until_a_backup_is_restored(machine_env: Env, tmp_path: Path) -> None:
+    saved, store = tmp_path / "saved.db", places(machine_env).store
+
+    def hal(*arguments: str | Path) -> tuple[int, str]:
+        done = start(machine_env, *HAL, *arguments)
+        said, wrong = done.communicate(timeout=60)
+        return done.returncode, said + wrong
+
+    assert hal("admin", "check") == (3, f"hal: there is no lease store {store}\n")
+    with serving(machine_env) as daemon, Client(places(machine_env)) as client:
+        request = {"members": [{"alternatives": [{"memory_bytes": 1 << 30}]}], "ttl_ms": 60_000}
+        kept = client.call("acquire", key="kept", request=request)["lease"]["id"]
+        term = client.call("hello")["term"]
+        assert hal("admin", "backup", saved) == (0, f"hal: wrote {saved}\n")
+        later = client.call("acquire", key="later", request=request)["lease"]["id"]
+        code, said = hal("admin", "restore", saved)
+        assert (code, said.count("\n")) == (6, 1)
+        assert "a scheduler already serves" in said
+        kill(daemon.pid)
+    whole = store.read_bytes()
+    store.write_bytes(whole[:5000] + bytes(100) + whole[5100:])
+    store.with_name("leases.db-wal").unlink()
+    for command in (
+        ("serve",),
+        ("admin", "check"),
+        ("admin", "backup", tmp_path / "no.db"),
+        ("admin", "journal"),
+    ):
+        code, said = hal(*command)
+        assert code == 6, said
+        assert said.startswith(f"hal: the lease store {store} is damaged: ")
+        assert "'hal admin restore'" in said
+    assert not (tmp_path / "no.db").exists()
+    code, said = hal("admin", "restore", saved)
+    assert code == 0
+    assert f"restored {store}; what was there is kept as {store}." in said
+    with serving(machine_env), Client(places(machine_env)) as client:
+        assert client.call("renew", lease=kept)["lease"]["id"] == kept
+        assert [one["id"] for one in client.call("list")["leases"]] == [kept]
+        assert client.call("hello")["term"] == term + 1_000_001
+        assert later not in str(client.call("list"))
+        client.call("release", lease=kept)
+        assert hal("admin", "check")[0] == 0

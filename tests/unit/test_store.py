@@ -11,10 +11,19 @@ import msgspec
 import pytest
 
 from hal.backend import StateError
-from hal.scheduler.core import DeviceFacts, LeaseState, NodeFacts, NodeJoined, State, Submit
-from hal.scheduler.core.records import DamagedError, Row, changes, read, restore
+from hal.scheduler.core import (
+    DeviceFacts,
+    LeaseState,
+    NodeFacts,
+    NodeJoined,
+    Queue,
+    SetQueue,
+    State,
+    Submit,
+)
+from hal.scheduler.core.records import DamagedError, Row, changes, everything, read, restore
 from hal.scheduler.core.request import Request
-from hal.scheduler.store import Store
+from hal.scheduler.store import Store, care, journal
 
 NODE = NodeFacts(
     "local",
@@ -161,6 +170,63 @@ def test_a_state_is_the_same_after_it_was_stored(path: Path, store: Store) -> No
     assert again.world.counters.epoch == 2
 
 
+# ---- format 2 ---------------------------------------------------------------------------------
+
+
+def test_rows_of_format_2_are_taken_over(path: Path) -> None:
+    state = State()
+    state.apply(NodeJoined(NODE), 0)
+    for number in range(3):
+        state.apply(Submit(Request(wait=True), str(number), str(number), 1), 0)
+    rows = sorted(changes(state))
+    with sqlite3.connect(path) as raw:
+        raw.executescript(
+            "CREATE TABLE record (kind TEXT NOT NULL, id TEXT NOT NULL, value BLOB NOT NULL, "
+            "PRIMARY KEY (kind, id)) WITHOUT ROWID; PRAGMA user_version=2;"
+        )
+        raw.executemany("INSERT INTO record VALUES (?, ?, ?)", rows)
+    raw.close()
+    for _ in range(2):  # the second time it is the present format
+        assert reopened(path) == rows
+    found = care.check(path)
+    assert (found.leases, found.waiting, found.events) == (2, 1, 0)
+
+
+def test_an_empty_file_with_another_format_s_number_is_refused(path: Path) -> None:
+    for version in (1, 2):
+        with sqlite3.connect(path) as raw:
+            raw.execute(f"PRAGMA user_version={version}")
+        raw.close()
+        with pytest.raises(StateError, match="is damaged: no such table"):
+            Store(path)
+
+
+# ---- the journal's length ---------------------------------------------------------------------
+
+
+def test_the_journal_keeps_as_many_events_as_it_is_told(path: Path) -> None:
+    store = Store(path, kept=50)
+    state = State()
+    state.apply(NodeJoined(NODE), 0)
+    store.note(0, journal.Began(0, state.grace_ms, (), (NODE,)))
+    for now in range(500):
+        if store.wants_base():
+            nodes = tuple(state.world.fleet.facts)
+            store.rebase(now, everything(state), nodes, state.grace_ms)
+        event = SetQueue(Queue(str(now % 7), weight=1 + now % 5))
+        state.apply(event, now)
+        store.note(now, event)
+        store.put(changes(state))
+        store.commit()
+    store.close()
+    found = care.check(path)
+    assert 50 <= found.events <= 110
+    with sqlite3.connect(path) as raw:
+        (events,) = raw.execute("SELECT sum(events) FROM journal").fetchone()
+    raw.close()
+    assert events <= 110
+
+
 # ---- format 1 ---------------------------------------------------------------------------------
 
 
@@ -186,7 +252,7 @@ def test_leases_of_format_1_are_taken_over(path: Path) -> None:
         "epoch": 8,
     }
     old_store(path, _OLD, whole)
-    for _ in range(2):  # the second time it is format 2 already
+    for _ in range(2):  # the second time it is the present format already
         state = restore(read(reopened(path)), [NODE])
         a, b = state.leases["a"], state.leases["b"]
         assert (a.name, a.uid, a.key, a.holder_pid, a.epoch) == ("ünï", 1000, "key-a", 4711, 7)

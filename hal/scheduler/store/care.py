@@ -16,7 +16,16 @@ from hal.scheduler.core import records
 from hal.scheduler.places import Places
 from hal.scheduler.process import locked
 from hal.scheduler.store import journal
-from hal.scheduler.store.file import VERSION, Store, base_value, batch, damage, damaged, verified
+from hal.scheduler.store.file import (
+    VERSION,
+    Store,
+    base_value,
+    batch,
+    damage,
+    damaged,
+    refuse_damaged_log,
+    verified,
+)
 from hal.scheduler.store.journal import Base, Batch
 from hal.scheduler.store.replay import Differs, Player
 
@@ -191,6 +200,7 @@ def _reading(path: Path) -> Iterator[sqlite3.Connection]:
     """One look at a store of the present format, while others may write it."""
     if not path.is_file():
         raise GoneError(f"there is no lease store {path}")
+    refuse_damaged_log(path)
     with damage(path):
         db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
     try:

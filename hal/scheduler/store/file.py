@@ -21,8 +21,19 @@ from hal.scheduler.core.facts import NodeFacts
 from hal.scheduler.core.records import APART, Row
 from hal.scheduler.store import journal
 from hal.scheduler.store.migrations import taken_out
+from hal.scheduler.store.wal import damage_at
 
-__all__ = ["VERSION", "NotDurable", "Store", "base_value", "batch", "damage", "damaged", "verified"]
+__all__ = [
+    "VERSION",
+    "NotDurable",
+    "Store",
+    "base_value",
+    "batch",
+    "damage",
+    "damaged",
+    "refuse_damaged_log",
+    "verified",
+]
 
 VERSION = 3
 KEPT = 100_000  # events that the journal holds at least, once there were so many
@@ -36,6 +47,7 @@ _SCHEMA = (
 _LAZY = 1.0  # seconds that events which change no row may wait for a commit: nothing depends on them
 _MANY = 1024  # of them, and they wait no longer
 _PRUNED = 8  # batches that a commit takes away at the journal's old end, while there are too many
+_AGAIN = 0.05  # seconds until a log that looks damaged is read once more
 _MOST_BEHIND = 4 * KEPT  # events held in memory while nothing can be written; beyond, the journal starts anew
 
 
@@ -60,6 +72,7 @@ class Store:
         self._since = 0.0  # when the first of its events came
         self._behind: list[_Pending] = []  # what was committed, and could not be written yet
         self._lost_entries = False
+        refuse_damaged_log(path)
         try:
             self._db = sqlite3.connect(path, isolation_level=None)
         except sqlite3.Error as error:
@@ -262,6 +275,17 @@ class Store:
         self._db.execute("COMMIT")
 
 
+# What SQLite says of the disk, of rights or of others who use the file.
+_NOT_THE_FILE = (
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_READONLY,
+)
+
 # ---- damage ---------------------------------------------------------------------------------
 
 
@@ -276,13 +300,28 @@ class Found(Struct):
     events_since_last_base: int
 
 
+def refuse_damaged_log(path: Path) -> None:
+    """Raises StateError where SQLite would begin from an older state than was acknowledged."""
+    log = path.with_name(f"{path.name}-wal")
+    try:
+        at = damage_at(log)
+        if at is not None:  # unless a scheduler has begun the log anew while it was read
+            time.sleep(_AGAIN)
+            at = damage_at(log)
+    except OSError as error:
+        raise StateError(f"cannot read {log}: {error.strerror}") from error
+    if at is not None:
+        raise StateError(damaged(path, f"{log.name} is not as it was written at byte {at}"))
+
+
 @contextlib.contextmanager
 def damage(path: Path) -> Iterator[None]:
     """What SQLite or msgspec find wrong is said as a StateError."""
     try:
         yield
     except (sqlite3.Error, msgspec.DecodeError, UnicodeError, OverflowError) as error:
-        if isinstance(error, sqlite3.OperationalError) and "unable to open" in str(error):
+        code = getattr(error, "sqlite_errorcode", 0)
+        if code & 0xFF in _NOT_THE_FILE and code != sqlite3.SQLITE_IOERR_SHORT_READ:
             raise StateError(f"cannot use the lease store {path}: {error}") from error
         raise StateError(damaged(path, str(error))) from error
     except Damage as error:
