@@ -56,9 +56,17 @@ _WITHOUT_BLAS = ("admin", "serve", "simulate")
 _BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
 
 
+class _Format(argparse.RawDescriptionHelpFormatter):
+    def add_argument(self, action: argparse.Action) -> None:
+        super().add_argument(action)
+        if isinstance(action, argparse._SubParsersAction):  # its names are indented once more than is counted
+            longest = max((len(name) for name in action.choices), default=0)
+            self._action_max_length = max(self._action_max_length, longest + 4)
+
+
 class _Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter} | options)
+        super().__init__(**{"formatter_class": _Format} | options)
 
     def error(self, message: str) -> None:  # type: ignore[override]
         raise UsageError(f"{_plainly(message)}; see '{self.prog} --help'")
