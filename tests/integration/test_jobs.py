@@ -69,11 +69,16 @@ def site() -> Iterator[Site]:
     with ExitStack() as stack:
         one = Site(stack)
         yield one
-        for process in (one.scheduler, *one.agents.values()):
-            process.kill()
-        for name in one.envs:
-            for pid in one.running(name):
-                os.kill(pid, signal.SIGKILL)
+        settled(one)
+
+
+def settled(site: Site) -> None:
+    """Nothing of it runs any more."""
+    for process in (site.scheduler, *site.agents.values()):
+        process.kill()
+    for name in site.envs:
+        for pid in site.running(name):
+            os.kill(pid, signal.SIGKILL)
 
 
 def member(vendor: str, memory: int | None = GIB, replicas: int = 1) -> dict[str, Any]:
