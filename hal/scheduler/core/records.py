@@ -17,7 +17,7 @@ from hal.scheduler.core.queues import Queue
 from hal.scheduler.core.state import State
 from hal.scheduler.core.world import Counters
 
-__all__ = ["DamagedError", "Row", "Saved", "changes", "everything", "read", "restore"]
+__all__ = ["KINDS", "DamagedError", "Row", "Saved", "changes", "everything", "read", "restore"]
 
 # (kind, id, value); None: it is no more
 Row = tuple[str, str, bytes | None]
@@ -30,6 +30,9 @@ _TYPES: dict[str, Any] = {
     "mix": MixState,
     "node": NodeFacts,
 }
+
+
+KINDS = frozenset(_TYPES)  # what follows from events
 
 
 class DamagedError(ValueError):

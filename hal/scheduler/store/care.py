@@ -9,10 +9,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 from msgspec import Struct
 
 from hal.backend import GoneError, StateError
 from hal.scheduler.core import records
+from hal.scheduler.jobs.accounting import KIND as ACCOUNT
+from hal.scheduler.jobs.accounting import Accounts
+from hal.scheduler.jobs.board import KIND
+from hal.scheduler.jobs.records import Job
 from hal.scheduler.places import Places
 from hal.scheduler.process import locked
 from hal.scheduler.store import journal
@@ -35,6 +40,7 @@ class Checked(Struct, frozen=True):
     waiting: int
     queues: int
     nodes: int
+    jobs: int
     term: int
     batches: int
     events: int
@@ -55,7 +61,8 @@ def check(path: Path) -> Checked:
             bases = [journal.decode_base(base_value(db, number)) for number in found.bases]
             rows = db.execute("SELECT kind, id, value FROM record ORDER BY kind, id").fetchall()
         try:
-            saved = records.read(rows)
+            jobs = _jobs(rows)
+            saved = records.read(row for row in rows if row[0] in records.KINDS)
             records.restore(saved, saved.nodes)
             player = Player(bases[0])
             events = starts = 0
@@ -74,11 +81,34 @@ def check(path: Path) -> Checked:
         waiting=len(saved.waiting),
         queues=len(saved.queues),
         nodes=len(saved.nodes),
+        jobs=jobs,
         term=0 if saved.counters is None else saved.counters.term,
         batches=found.last - found.bases[0],
         events=events,
         starts=starts,
     )
+
+
+def _jobs(rows: list[records.Row]) -> int:
+    """How many there are. Raises DamagedError."""
+    count = 0
+    accounts: list[records.Row] = []
+    for kind, id, value in rows:
+        try:
+            if kind == KIND:
+                msgspec.msgpack.decode(value or b"", type=Job)
+                count += 1
+            elif kind == ACCOUNT:
+                accounts.append((kind, id, value))
+            elif kind not in records.KINDS:
+                raise records.DamagedError(f"there is a row of an unknown kind '{kind:.40}'")
+        except msgspec.DecodeError as error:
+            raise records.DamagedError(f"the {kind} '{id:.64}' cannot be read: {error}") from None
+    try:
+        Accounts().load(accounts)
+    except msgspec.DecodeError as error:
+        raise records.DamagedError(f"what was used cannot be read: {error}") from None
+    return count
 
 
 def journal_of(path: Path) -> Iterator[Base | Batch]:
@@ -142,8 +172,8 @@ def _raise(path: Path) -> None:
     """Nodes obey the latest term, and refuse the leases of older ones."""
     store = Store(path)
     try:
-        rows = store.rows()
-        counters = records.read(rows).counters or records.read(()).counters
+        rows = [row for row in store.rows() if row[0] in records.KINDS]
+        counters = records.read(rows).counters
         if counters is None:  # no scheduler has begun on it
             return
         counters.term += _RAISED
