@@ -54,8 +54,8 @@ def configure_job(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespa
     ending = verb("cancel", "end a job, or all of an array", "hal job cancel 5f3a91c0")
     waiting = verb("wait", "wait until a job, or all of an array, is over", "hal job wait 5f3a91c0")
     waiting.description = (
-        "Wait until a job, or all of an array, is over. The exit code is the job's own, as a shell gives\n"
-        "it, and 1 for one that did not get so far; of several, the first that is not 0."
+        "Wait until a job, or all of an array, is over. The exit code is the job's own, as a shell gives it\n"
+        "(1 for one that did not get so far); of several, the first that is not 0."
     )
     sending = verb("signal", "send a signal to a job's program", "hal job signal 5f3a91c0 USR1", "hal.job/1")
     for one in (showing, logs, ending, waiting, sending):

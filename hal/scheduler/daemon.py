@@ -538,7 +538,9 @@ class Daemon:
     def _recover(self) -> None:
         now = time.monotonic()
         try:
-            saved = records.read(self._jobs_taken(self._store.rows()))
+            rows = self._store.rows()
+            saved = records.read(rows)
+            self._load_jobs(rows)
             if saved.counters is not None:
                 self.state.world.counters = saved.counters  # has the labels to be laid over nodes
             gone = [lease for lease in saved.leases if not self.nodes.take_over(lease, now)]
@@ -573,10 +575,10 @@ class Daemon:
         self._store.put(records.changes(self.state))
         self._store.commit()
 
-    def _jobs_taken(self, rows: list[records.Row]) -> list[records.Row]:
-        """The rows that are not of jobs. Raises DamagedError."""
+    def _load_jobs(self, rows: list[records.Row]) -> None:
+        """Raises DamagedError."""
         try:
-            return self.board.load(rows)
+            self.board.load(rows)
         except msgspec.DecodeError as error:
             raise records.DamagedError(f"a job cannot be read: {error}") from None
 

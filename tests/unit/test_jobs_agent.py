@@ -12,13 +12,13 @@ import pytest
 from hal.backend import StateError
 from hal.scheduler.agent import binding as on
 from hal.scheduler.agent.agent import Agent, StaleError
-from hal.scheduler.config import JobsSection
 from hal.scheduler.core.fleet import Spot
 from hal.scheduler.core.shape import Shape
 from hal.scheduler.jobs.launch import Launcher, owner_name
 from hal.scheduler.jobs.spec import Ended, JobSpec
 from hal.scheduler.jobs.table import _marked
 from hal.scheduler.places import Places
+from hal.scheduler.sections import JobsSection
 from tests.conftest import wait_until
 from tests.property.test_agents import PlayedSlices
 

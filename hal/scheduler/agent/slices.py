@@ -36,7 +36,7 @@ class Slices:
         self._places = places
         self._book = Book() if book is None else book
         self._shares = Shares(machine)
-        self._spares = Spares(places.slices)
+        self._spares = Spares(places.directory)
         self._open: dict[str, dict[int, Ledger]] = {}  # by lease, then by member
         self._claims: dict[str, list[Claim]] = {}  # by lease
         self._memory: dict[str, int] = {}  # of each device, as it was last seen

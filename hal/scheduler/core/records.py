@@ -17,7 +17,7 @@ from hal.scheduler.core.queues import Queue
 from hal.scheduler.core.state import State
 from hal.scheduler.core.world import Counters
 
-__all__ = ["KINDS", "DamagedError", "Row", "Saved", "changes", "everything", "read", "restore"]
+__all__ = ["APART", "DamagedError", "Row", "Saved", "changes", "everything", "read", "restore"]
 
 # (kind, id, value); None: it is no more
 Row = tuple[str, str, bytes | None]
@@ -32,7 +32,8 @@ _TYPES: dict[str, Any] = {
 }
 
 
-KINDS = frozenset(_TYPES)  # what follows from events
+# Kinds of rows that lie beside the state's: no event of the core makes them.
+APART = frozenset({"account", "job"})
 
 
 class DamagedError(ValueError):
@@ -73,6 +74,8 @@ def read(rows: Iterable[Row]) -> Saved:
     """Raises DamagedError."""
     saved = Saved()
     for kind, id, value in rows:
+        if kind in APART:
+            continue
         try:
             if value is None:
                 raise DamagedError(f"the {kind:.20} '{id:.64}' is empty")

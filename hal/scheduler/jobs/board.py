@@ -36,6 +36,7 @@ __all__ = ["Board", "waiting_for"]
 KIND = "job"
 _KEPT = 2000  # jobs that are over
 _TTL_MS = 3600 * 1000  # the scheduler renews it itself, long before
+_AGAIN = "tried again: "
 _RENEW = 60.0  # seconds
 
 
@@ -60,8 +61,8 @@ class Board:
 
     # ---- store ------------------------------------------------------------------------------
 
-    def load(self, rows: list[Row]) -> list[Row]:
-        """Take what is ours; the rest is returned. Raises msgspec.DecodeError."""
+    def load(self, rows: list[Row]) -> None:
+        """Take what is ours. Raises msgspec.DecodeError."""
         self.accounts.load([row for row in rows if row[0] == ACCOUNT])
         for kind, _, value in rows:
             if kind == KIND:
@@ -69,7 +70,6 @@ class Board:
         self._order = max((job.order for job in self.jobs.values()), default=0)
         for id in self._living:
             self._touched[id] = None
-        return [row for row in rows if row[0] not in (KIND, ACCOUNT)]
 
     def changes(self) -> list[Row]:
         """What to write with the same commit as the leases."""
@@ -82,7 +82,8 @@ class Board:
 
     @property
     def is_worth_keeping(self) -> bool:
-        return bool(self.jobs) or bool(len(self.accounts) and not self._daemon.private)
+        """Jobs; and what leases alone have used, of a scheduler that somebody has set up for good."""
+        return bool(self.jobs) or bool(len(self.accounts) and self._daemon.config.file is not None)
 
     # ---- what users ask for -----------------------------------------------------------------
 
@@ -99,7 +100,7 @@ class Board:
         """The jobs of this key, made now unless they were before. Raises Refused, and then there is none."""
         if (known := self._by_key.get((peer.uid, key))) is not None:
             return known
-        request = msgspec.structs.replace(request, wait=True, requeue=False, ttl_ms=_TTL_MS)
+        request = msgspec.structs.replace(request, wait=True, requeue=retries > 0, ttl_ms=_TTL_MS)
         base = self._fresh_id()
         owner = owner_name(peer.name, peer.uid)
         self.accounts.know(peer.name, peer.uid)
@@ -142,6 +143,8 @@ class Board:
                     self._say(lease.id, decision.reason)
                 case core.Grant(lease=lease):
                     self._say(lease.id, "")
+                case core.Queued(id=id) if id in self._living and self.jobs[id].attempt:
+                    self._say(id, _AGAIN + self.jobs[id].reason.removeprefix(_AGAIN))
                 case core.Queued(id=id) | core.Withdrawn(id=id):
                     self._say(id, decision.reason)
                 case core.Suspend(id=id):
@@ -186,7 +189,8 @@ class Board:
         """Look at those to which something has happened."""
         agent = self._daemon.agent
         if agent is not None:
-            agent.acknowledge_runs(self._own)  # written down with the last commit
+            if self._daemon.trouble is None:
+                agent.acknowledge_runs(self._own)  # written down with the last commit
             self._own = agent.ended_runs()
             self.ended(agent.node, self._own)
         if not self._living:
@@ -212,7 +216,14 @@ class Board:
         state = self._daemon.state
         lease = state.leases.get(job.id)
         before = job.state
-        if job.id in state.waiting:
+        again = job.id in state.waiting or (lease is not None and lease.epoch != job.epoch)
+        if again and job.attempt > job.retries:  # it was the last time
+            job.state, job.reason = JobState.ENDING, job.reason.removeprefix(_AGAIN)
+            self._release(job)
+            lease = state.leases.get(job.id)
+            if lease is None:
+                self._is_gone(job)
+        elif job.id in state.waiting:
             job.state = JobState.WAITING
         elif lease is None:
             self._is_gone(job)
@@ -318,7 +329,7 @@ class Board:
             self._daemon.decide(self._request(job))
         except Refused as refused:
             return self._is_over(job, JobState.FAILED, f"{reason}; and again: {refused}")
-        job.state, job.reason = JobState.WAITING, f"tried again: {reason}"
+        job.state, job.reason = JobState.WAITING, _AGAIN + reason
         return self._touch(job.id)
 
     def _is_over(self, job: Job, state: JobState, reason: str) -> None:
@@ -354,8 +365,7 @@ class Board:
 
     def _release(self, job: Job) -> None:
         state = self._daemon.state
-        lease = state.leases.get(job.id)
-        if job.id in state.waiting or (lease is not None and lease.state is not core.LeaseState.ENDING):
+        if job.id in state.waiting or job.id in state.leases:
             reason = job.reason
             self._daemon.happens(core.Release(job.id, job.uid))
             job.reason = reason

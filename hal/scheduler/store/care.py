@@ -21,7 +21,16 @@ from hal.scheduler.jobs.records import Job
 from hal.scheduler.places import Places
 from hal.scheduler.process import locked
 from hal.scheduler.store import journal
-from hal.scheduler.store.file import VERSION, Store, base_value, batch, damage, damaged, verified
+from hal.scheduler.store.file import (
+    VERSION,
+    Store,
+    base_value,
+    batch,
+    damage,
+    damaged,
+    refuse_damaged_log,
+    verified,
+)
 from hal.scheduler.store.journal import Base, Batch
 from hal.scheduler.store.replay import Differs, Player
 
@@ -47,22 +56,23 @@ class Checked(Struct, frozen=True):
     starts: int  # of the scheduler, among them
 
 
-def check(path: Path) -> Checked:
+def check(path: Path, *, of: Path | None = None) -> Checked:
     """Every row and batch is as it was written, a state can be made of them, and the journal leads to them.
 
-    Raises StateError, which says what is wrong; GoneError: there is none.
+    ``of``: whose copy it is. Raises StateError, which says what is wrong; GoneError: there is none.
     """
     with _reading(path) as db:
+        path = of or path
         with damage(path):
             for (said,) in db.execute("PRAGMA integrity_check(1)"):
                 if said != "ok":
-                    raise StateError(damaged(path, str(said)))
+                    raise StateError(damaged(path, " ".join(str(said).split())))
             found = verified(db)
             bases = [journal.decode_base(base_value(db, number)) for number in found.bases]
             rows = db.execute("SELECT kind, id, value FROM record ORDER BY kind, id").fetchall()
         try:
             jobs = _jobs(rows)
-            saved = records.read(row for row in rows if row[0] in records.KINDS)
+            saved = records.read(rows)
             records.restore(saved, saved.nodes)
             player = Player(bases[0])
             events = starts = 0
@@ -100,8 +110,6 @@ def _jobs(rows: list[records.Row]) -> int:
                 count += 1
             elif kind == ACCOUNT:
                 accounts.append((kind, id, value))
-            elif kind not in records.KINDS:
-                raise records.DamagedError(f"there is a row of an unknown kind '{kind:.40}'")
         except msgspec.DecodeError as error:
             raise records.DamagedError(f"the {kind} '{id:.64}' cannot be read: {error}") from None
     try:
@@ -132,7 +140,7 @@ def backup(path: Path, to: Path) -> None:
     try:
         with _reading(path) as db, damage(path):
             _copy(db, made)
-        check(made)
+        check(made, of=path)
         made.replace(to)
         _sync(to.parent)
     except OSError as error:
@@ -172,8 +180,7 @@ def _raise(path: Path) -> None:
     """Nodes obey the latest term, and refuse the leases of older ones."""
     store = Store(path)
     try:
-        rows = [row for row in store.rows() if row[0] in records.KINDS]
-        counters = records.read(rows).counters
+        counters = records.read(store.rows()).counters
         if counters is None:  # no scheduler has begun on it
             return
         counters.term += _RAISED
@@ -221,6 +228,7 @@ def _reading(path: Path) -> Iterator[sqlite3.Connection]:
     """One look at a store of the present format, while others may write it."""
     if not path.is_file():
         raise GoneError(f"there is no lease store {path}")
+    refuse_damaged_log(path)
     with damage(path):
         db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
     try:

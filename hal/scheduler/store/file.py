@@ -18,11 +18,22 @@ from msgspec import Struct
 
 from hal.backend import StateError
 from hal.scheduler.core.facts import NodeFacts
-from hal.scheduler.core.records import KINDS, Row
+from hal.scheduler.core.records import APART, Row
 from hal.scheduler.store import journal
 from hal.scheduler.store.migrations import taken_out
+from hal.scheduler.store.wal import damage_at
 
-__all__ = ["VERSION", "NotDurable", "Store", "base_value", "batch", "damage", "damaged", "verified"]
+__all__ = [
+    "VERSION",
+    "NotDurable",
+    "Store",
+    "base_value",
+    "batch",
+    "damage",
+    "damaged",
+    "refuse_damaged_log",
+    "verified",
+]
 
 VERSION = 3
 KEPT = 100_000  # events that the journal holds at least, once there were so many
@@ -35,9 +46,10 @@ _SCHEMA = (
     "CREATE TABLE base (number INTEGER PRIMARY KEY, value BLOB NOT NULL, mark INTEGER NOT NULL)",
 )
 _LAZY = 1.0  # seconds that events which change no row may wait for a commit: nothing depends on them
-_AGAIN = 0.2  # seconds before a commit that failed is tried again: it may take long to fail
+_RETRY = 0.2  # seconds before a commit that failed is tried again: it may take long to fail
 _MANY = 1024  # of them, and they wait no longer
 _PRUNED = 8  # batches that a commit takes away at the journal's old end, while there are too many
+_AGAIN = 0.05  # seconds until a log that looks damaged is read once more
 _MOST_BEHIND = 4 * KEPT  # events held in memory while nothing can be written; beyond, the journal starts anew
 
 
@@ -63,6 +75,7 @@ class Store:
         self._behind: list[_Pending] = []  # what was committed, and could not be written yet
         self._lost_entries = False
         self._failed, self._why = float("-inf"), ""
+        refuse_damaged_log(path)
         try:
             self._db = sqlite3.connect(path, isolation_level=None)
         except sqlite3.Error as error:
@@ -151,7 +164,7 @@ class Store:
             self._close_batch()
         if not self._behind:
             return
-        if time.monotonic() - self._failed < _AGAIN:
+        if time.monotonic() - self._failed < _RETRY:
             raise NotDurable(self._why)
         try:
             self._write()
@@ -203,7 +216,7 @@ class Store:
             events += len(one.entries)
             self._write_entries(number, total, rest, one.entries)
             if one.rebase is not None:
-                rows = tuple(row for row in self.rows() if row[0] in KINDS)
+                rows = tuple(row for row in self.rows() if row[0] not in APART)
                 self._write_base(number, msgspec.structs.replace(one.rebase, rows=rows))
                 base, events = number, 0
         if base is not None:
@@ -236,7 +249,7 @@ class Store:
         for key, value in rows.items():
             before = changed[key] if key in changed else self._marks.get(key)
             after = None if value is None else journal.mark_of(*key, value)
-            if key[0] in KINDS:
+            if key[0] not in APART:
                 by ^= (before or 0) ^ (after or 0)
             else:
                 by_others ^= (before or 0) ^ (after or 0)
@@ -300,6 +313,20 @@ class Found(Struct):
     events_since_last_base: int
 
 
+def refuse_damaged_log(path: Path) -> None:
+    """Raises StateError where SQLite would begin from an older state than was acknowledged."""
+    log = path.with_name(f"{path.name}-wal")
+    try:
+        at = damage_at(log)
+        if at is not None:  # unless a scheduler has begun the log anew while it was read
+            time.sleep(_AGAIN)
+            at = damage_at(log)
+    except OSError as error:
+        raise StateError(f"cannot read {log}: {error.strerror}") from error
+    if at is not None:
+        raise StateError(damaged(path, f"{log.name} is not as it was written at byte {at}"))
+
+
 @contextlib.contextmanager
 def damage(path: Path) -> Iterator[None]:
     """What SQLite or msgspec find wrong is said as a StateError."""
@@ -335,7 +362,7 @@ def verified(db: sqlite3.Connection) -> Found:
         if journal.mark_of(kind, id, value) != said:
             raise Damage(f"the {kind:.20} '{id:.64}' is not as it was written")
         marks[kind, id] = said
-        if kind in KINDS:
+        if kind not in APART:
             total ^= said
         else:
             rest ^= said

@@ -1,0 +1,380 @@
+"""Jobs as users see them: a scheduler, agents on emulated nodes, and programs that end in every way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hal.backend import StateError, UnsupportedError
+from hal.scheduler.jobs.table import _alive, _marked
+from tests.conftest import ALLOCATE, HAL, wait_until
+from tests.integration.support import GIB, Env, all_is_back, kill, serving
+from tests.integration.test_agents import Cluster
+
+
+class Site(Cluster):
+    """A cluster whose nodes run root's jobs as root, which root has to allow."""
+
+    def agent(self, name: str) -> None:
+        allow(self.envs[name])
+        super().agent(name)
+
+    def submit(self, script: str, *, request: dict[str, Any] | None = None, **more: Any) -> str:
+        spec = {"command": ["/bin/sh", "-c", script], "directory": "/", **more.pop("spec", {})}
+        key = f"k{time.monotonic_ns()}"
+        answer = self.call("submit", key=key, job=spec, request=request or {}, **more)
+        return str(answer["array"] or answer["jobs"][0])
+
+    def job(self, id: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.call("job", job=id)["job"]
+        return found
+
+    def over(self, id: str) -> dict[str, Any]:
+        wait_until(lambda: self.job(id)["state"] in ("completed", "failed", "cancelled"))
+        return self.job(id)
+
+    def said(self, id: str, member: int = 0, stream: str = "stdout") -> str:
+        return str(self.call("job_logs", job=id, member=member, stream=stream)["data"].decode())
+
+    def has_said(self, id: str, text: str, member: int = 0) -> None:
+        wait_until(lambda: text in self.said(id, member), what=text)
+
+    def running(self, name: str) -> list[int]:
+        return list(_marked(f"{self.envs[name]['HAL_RUNTIME_DIR']}/jobs/".encode()))
+
+    def at_rest(self) -> None:
+        wait_until(lambda: self.call("list")["leases"] == [])
+        wait_until(lambda: not any(self.running(name) for name in self.envs))
+
+
+def allow(env: Env) -> None:
+    directory = Path(env["HAL_RUNTIME_DIR"])
+    directory.mkdir(mode=0o700, exist_ok=True)
+    if os.geteuid() == 0:
+        (directory / "hal.toml").write_text('[jobs.run_as]\nroot = "root"\n')
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    with ExitStack() as stack:
+        one = Site(stack)
+        yield one
+        for process in (one.scheduler, *one.agents.values()):
+            process.kill()
+        for name in one.envs:
+            for pid in one.running(name):
+                os.kill(pid, signal.SIGKILL)
+
+
+def member(vendor: str, memory: int | None = GIB, replicas: int = 1) -> dict[str, Any]:
+    return {
+        "alternatives": [{"selector": f'vendor == "{vendor}"', "memory_bytes": memory}],
+        "replicas": replicas,
+    }
+
+
+def on(vendor: str, **more: Any) -> dict[str, Any]:
+    return {"members": [member(vendor)], **more}
+
+
+def test_a_job_runs_in_its_slice_on_another_node(site: Site) -> None:
+    site.add("green", "l40s-4")
+    id = site.submit(f"printf 'alloc 512\\nalloc 600\\n' | {ALLOCATE} cuda", request=on("nvidia"))
+    job = site.over(id)
+    assert (job["state"], job["exit_code"], job["nodes"]) == ("completed", 0, ["green"])
+    assert [line.split()[0] for line in site.said(id).splitlines()] == ["device", "allocated", "refused"]
+    assert job["device_seconds"] > 0 and job["attempt"] == 1
+    site.at_rest()
+
+
+@pytest.mark.parametrize(("script", "code"), [("exit 7", 7), ("kill -SEGV $$", 139)])
+def test_how_it_ends_is_told_exactly(site: Site, script: str, code: int) -> None:
+    site.add("green", "l40s-4")
+    job = site.over(site.submit(script, request=on("nvidia")))
+    assert (job["state"], job["exit_code"]) == ("failed", code)
+    assert (
+        site.over(site.submit("true", request=on("nvidia"), spec={"command": ["no-such"]}))["exit_code"]
+        == 127
+    )
+
+
+def test_a_gang_across_nodes_meets_and_one_that_fails_ends_the_others(site: Site) -> None:
+    site.add("green", "l40s-4")
+    site.add("red", "mi210-4")
+    members = [member("nvidia", replicas=2), member("amd")]
+    script = "echo $RANK/$WORLD_SIZE $MASTER_ADDR $MASTER_PORT $LOCAL_RANK $NODE_RANK/$NNODES"
+    id = site.submit(script, request={"members": members})
+    assert site.over(id)["state"] == "completed"
+    lines = [site.said(id, number).split() for number in range(3)]
+    assert [line[0] for line in lines] == ["0/3", "1/3", "2/3"]
+    assert [line[4] for line in lines] == ["0/3", "1/3", "2/3"]
+    assert len({(line[1], line[2]) for line in lines}) == 1
+    script = "if [ $RANK = 2 ]; then sleep 0.3; exit 5; fi; sleep 1000"
+    job = site.over(site.submit(script, request={"members": members}))
+    assert (job["state"], job["exit_code"]) == ("failed", 5)
+    assert job["reason"] == "member 2 ended with code 5"
+    site.at_rest()
+
+
+def test_an_array_has_a_job_for_each_number_and_waits_its_turn(site: Site) -> None:
+    site.add("green", "l40s-4")
+    whole = {"members": [member("nvidia", None)]}
+    array = site.submit("echo $HAL_ARRAY_INDEX", request=whole, array=[0, 3, 5, 6, 7, 8])
+    jobs = site.call("jobs", array=array)["jobs"]
+    assert [job["index"] for job in jobs] == [0, 3, 5, 6, 7, 8]
+    for job in jobs:
+        assert site.over(job["id"])["state"] == "completed"
+        assert site.said(job["id"]) == f"{job['index']}\n"
+
+
+def test_a_job_waits_is_cancelled_and_leaves_nothing(site: Site) -> None:
+    site.add("green", "l40s-4")
+    whole = {"members": [member("nvidia", None, replicas=4)]}
+    first = site.submit("trap '' TERM; echo up; while :; do sleep 0.01; done", request=whole)
+    site.has_said(first, "up", 3)
+    second = site.submit("echo second", request=whole)
+    assert site.job(second)["state"] == "waiting"
+    third = site.submit("echo third", request=whole)
+    site.call("cancel_job", job=second)
+    assert site.over(second)["state"] == "cancelled"
+    assert site.job(second)["attempt"] == 0
+    site.call("cancel_job", job=first)
+    assert site.over(first)["state"] == "cancelled"
+    assert site.over(third)["state"] == "completed"
+    site.call("cancel_job", job=third)
+    assert site.job(third)["state"] == "completed"
+    site.at_rest()
+
+
+def test_the_same_request_again_is_the_same_job_and_nonsense_is_none(site: Site) -> None:
+    site.add("green", "l40s-4")
+    body = {"key": "k", "job": {"command": ["true"]}, "request": on("nvidia")}
+    assert site.call("submit", **body) == site.call("submit", **body)
+    assert len(site.call("jobs")["jobs"]) == 1
+    with pytest.raises(UnsupportedError):
+        site.submit("true", request=on("intel"))
+    with pytest.raises(UnsupportedError):
+        site.submit("true", request=on("intel"), array=[1, 2])
+    assert len(site.call("jobs")["jobs"]) == 1
+
+
+@pytest.mark.parametrize("who", ["agent", "scheduler", "both"])
+def test_jobs_survive_restarts(site: Site, who: str, tmp_path: Path) -> None:
+    site.add("green", "l40s-4")
+    script = f"echo once; while [ ! -e {tmp_path}/go ]; do sleep 0.01; done; exit 9"
+    id = site.submit(script, request=on("nvidia"))
+    site.has_said(id, "once")
+    gone = site.submit("sleep 0.2; exit 4", request=on("nvidia"))
+    if who in ("agent", "both"):
+        kill(site.agents["green"].pid)
+    if who in ("scheduler", "both"):
+        kill(site.scheduler.pid)
+        site.serve()
+    if who in ("agent", "both"):
+        site.agent("green")
+    wait_until(lambda: site.job(id)["state"] == "running")
+    (tmp_path / "go").touch()
+    assert site.over(id)["exit_code"] == 9
+    assert site.said(id) == "once\n"
+    assert site.over(gone)["exit_code"] in (4, None)
+    site.at_rest()
+
+
+def test_a_job_is_tried_again_when_its_node_is_lost(site: Site, tmp_path: Path) -> None:
+    site.add("green", "l40s-4")
+    script = f"echo x >> {tmp_path}/begun; while [ ! -e {tmp_path}/go ]; do sleep 0.01; done"
+    id = site.submit(script, request=on("nvidia"), retries=1)
+    single = site.submit("sleep 1000", request=on("nvidia"))
+    wait_until((tmp_path / "begun").exists)
+    wait_until(lambda: site.job(single)["state"] == "running")
+    os.kill(site.agents["green"].pid, signal.SIGSTOP)
+    wait_until(lambda: site.job(id)["state"] == "waiting")
+    os.kill(site.agents["green"].pid, signal.SIGCONT)
+    (tmp_path / "go").touch()
+    job = site.over(id)
+    assert (job["state"], job["attempt"]) == ("completed", 2)
+    assert (tmp_path / "begun").read_text() == "x\nx\n"
+    lost = site.over(single)
+    assert (lost["state"], lost["exit_code"], lost["attempt"]) == ("failed", None, 1)
+    site.at_rest()
+
+
+def test_a_job_that_is_preempted_is_tried_again(site: Site) -> None:
+    site.add("green", "l40s-4")
+    whole = [member("nvidia", None, replicas=4)]
+    low = site.submit("echo up; sleep 0.5", request={"members": whole}, retries=3)
+    never = site.submit("sleep 1000", request={"members": whole})
+    site.has_said(low, "up")
+    high = site.submit("true", request={"members": whole, "priority": 5})
+    assert site.over(high)["state"] == "completed"
+    job = site.over(low)
+    assert (job["state"], job["attempt"]) == ("completed", 2)
+    site.call("cancel_job", job=never)
+    site.at_rest()
+
+
+def test_a_killed_supervisor_fails_its_job_and_nothing_runs_on(site: Site) -> None:
+    site.add("green", "l40s-4")
+    id = site.submit("(sleep 1000 &); (setsid sleep 1000 &); echo up; sleep 1000", request=on("nvidia"))
+    site.has_said(id, "up")
+    (run,) = Path(site.envs["green"]["HAL_RUNTIME_DIR"], "jobs").iterdir()
+    pid = _alive(run)
+    assert pid is not None
+    kill(pid)
+    job = site.over(id)
+    assert (job["state"], job["reason"]) == ("failed", "its supervisor was killed")
+    site.at_rest()
+
+
+def test_a_node_that_is_cut_off_stops_its_jobs_on_whole_devices_too(site: Site) -> None:
+    site.add("green", "l40s-4")
+    id = site.submit("echo up; sleep 1000", request={"members": [member("nvidia", None)]})
+    site.has_said(id, "up")
+    os.kill(site.scheduler.pid, signal.SIGSTOP)
+    wait_until(lambda: not site.running("green"))
+    os.kill(site.scheduler.pid, signal.SIGCONT)
+    assert site.over(id)["state"] == "failed"
+    site.at_rest()
+
+
+def test_signals_are_passed_on(site: Site) -> None:
+    site.add("green", "l40s-4")
+    id = site.submit(
+        "trap 'echo heard; exit 6' USR1; echo up; while :; do sleep 0.01; done", request=on("nvidia")
+    )
+    site.has_said(id, "up")
+    site.call("signal_job", job=id, signal=int(signal.SIGUSR1))
+    assert site.over(id)["exit_code"] == 6
+    assert site.said(id) == "up\nheard\n"
+
+
+def test_it_is_accounted_for_at_the_price_of_the_list(site: Site) -> None:
+    config = Path(site.head["HAL_RUNTIME_DIR"], "hal.toml")
+    config.write_text("[prices]\n'vendor == \"nvidia\"' = 3600\n")
+    config.chmod(0o600)
+    site.scheduler.send_signal(signal.SIGHUP)
+    site.add("green", "l40s-4")
+    id = site.submit("sleep 0.5", request={"members": [member("nvidia", None, replicas=2)]})
+    job = site.over(id)
+    assert job["device_seconds"] >= 1.0
+    assert job["price"] == pytest.approx(job["device_seconds"], rel=0.01)  # 3600 an hour is 1 a second
+    (row,) = site.call("accounting")["accounts"]
+    assert (row["leases"], row["jobs"]) == (1, 1)
+    assert row["price"] == job["price"] and row["device_seconds"] == job["device_seconds"]
+    kill(site.scheduler.pid)
+    site.serve()
+    assert site.call("accounting")["accounts"] == [row]
+    assert site.call("accounting", owner="nobody-else")["accounts"] == []
+    assert site.job(id)["price"] == job["price"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only an agent of root's needs leave")
+def test_an_agent_of_roots_runs_nothing_that_run_as_does_not_name(site: Site) -> None:
+    site.add("green", "l40s-4")
+    kill(site.agents["green"].pid)
+    Path(site.envs["green"]["HAL_RUNTIME_DIR"], "hal.toml").unlink()
+    Cluster.agent(site, "green")
+    job = site.over(site.submit("true", request=on("nvidia")))
+    assert job["state"] == "failed"
+    assert "this node runs no jobs of 'root'" in job["reason"]
+    site.at_rest()
+
+
+# ---- the command line -------------------------------------------------------------------------
+
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def hal_here(machine_env: Env) -> Run:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [*HAL, *arguments]
+        return subprocess.run(
+            command, env=machine_env, capture_output=True, text=True, check=False, timeout=60
+        )
+
+    return run
+
+
+def test_submit_wait_logs_and_list_of_a_private_scheduler(hal_here: Run, machine_env: Env) -> None:
+    script = "echo out $HAL_ARRAY_INDEX$GIVEN; echo err >&2; exit 3"
+    one = hal_here("submit", "--memory", "1GiB", "--env", "GIVEN=x", "--", "sh", "-c", script)
+    assert (one.returncode, one.stderr) == (0, "")
+    id = one.stdout.strip()
+    waited = hal_here("job", "wait", id)
+    assert (waited.returncode, waited.stdout) == (3, "")
+    assert waited.stderr == f"hal: the job {id} failed: its program ended with code 3\n"
+    wait_until(lambda: not Path(machine_env["HAL_RUNTIME_DIR"], "scheduler.sock").exists())  # it has left
+    logs = hal_here("job", "logs", "-f", id)
+    assert (logs.returncode, logs.stdout, logs.stderr) == (0, "out x\n", "err\n")
+    shown = json.loads(hal_here("job", "show", id, "--json").stdout)
+    assert (shown["schema"], shown["state"], shown["exit_code"]) == ("hal.job/1", "failed", 3)
+    assert shown["variables"] == ["GIVEN"] and "x" not in shown.values()
+    assert json.loads(hal_here("job", "logs", id, "--json").stdout)["stdout"] == "out x\n"
+    assert id in hal_here("job", "list").stdout
+    account = json.loads(hal_here("accounting", "--json").stdout)
+    assert [row["jobs"] for row in account["accounts"]] == [1]
+
+
+def test_follow_ends_with_the_job_and_cancel_ends_it(hal_here: Run, machine_env: Env) -> None:
+    with serving(machine_env) as daemon:
+        script = "for i in 1 2 3; do echo $i; sleep 0.2; done"
+        id = hal_here("submit", "--memory", "1GiB", "--", "sh", "-c", script).stdout.strip()
+        assert hal_here("job", "logs", "-f", id).stdout == "1\n2\n3\n"
+        array = hal_here("submit", "--memory", "1GiB", "--array", "0-2", "--json", "--", "sleep", "1000")
+        jobs = json.loads(array.stdout)["jobs"]
+        assert len(jobs) == 3
+        name = jobs[0].split("_")[0]
+        assert hal_here("job", "cancel", name).stdout == "3 of 3 jobs are told to end.\n"
+        assert hal_here("job", "wait", name).returncode == 1
+        assert daemon.poll() is None
+    assert not list(_marked(f"{machine_env['HAL_RUNTIME_DIR']}/jobs/".encode()))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("submit",), 2, "nothing to run"),
+        (("submit", "--array", "5-1", "--", "true"), 2, "its ranges rise"),
+        (("submit", "--array", "x", "--", "true"), 2, "no range"),
+        (("submit", "--array", "0-5000", "--", "true"), 2, "1 to 1000 jobs"),
+        (("submit", "--env", "HAL_X=1", "--", "true"), 2, "set by hal itself"),
+        (("submit", "--env", "NOT_THERE", "--", "true"), 2, "there is no variable"),
+        (("submit", "--retries", "-1", "--", "true"), 2, "--retries is between"),
+        (("submit", "--output-size", "1KiB", "--", "true"), 2, "output_bytes"),
+        (("accounting", "--since", "yesterday"), 2, "no day"),
+        (("accounting", "--since", "2026-02-31"), 2, "no day"),
+        (("job", "list"), 6, "no scheduler"),
+    ],
+)
+def test_what_makes_no_sense_is_said_in_one_line(
+    hal_here: Run, arguments: list[str], code: int, said: str
+) -> None:
+    result = hal_here(*arguments)
+    assert result.returncode == code, result
+    assert said in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_of_a_job_that_is_not_there(hal_here: Run, machine_env: Env) -> None:
+    with serving(machine_env):
+        for verb in ("show", "logs", "cancel", "wait"):
+            result = hal_here("job", verb, "abc")
+            assert (result.returncode, result.stderr) == (3, "hal: there is no job 'abc'\n")
+        assert hal_here("job", "signal", "abc", "NOPE").returncode == 2
+        assert hal_here("job", "list").stdout == "There are no jobs.\n"
+    all_is_back(machine_env)
+
+
+def test_jobs_are_refused_where_there_is_nothing_for_them(site: Site) -> None:
+    with pytest.raises((UnsupportedError, StateError)):
+        site.submit("true", request=on("nvidia"))
