@@ -130,7 +130,7 @@ def mark(parts: Iterable[bytes]) -> int:
 
 
 def mark_of(kind: str, id: str, value: bytes) -> int:
-    return mark((kind.encode(), b"\0", id.encode(), b"\0", value))
+    return mark((f"{kind}\0{id}\0".encode(), value))
 
 
 def mark_of_batch(number: int, events: int, total: int, rest: int, value: bytes) -> int:
