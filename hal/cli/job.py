@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _POLL = 0.25  # seconds between looks at output that is followed
 _PATIENCE = 10.0  # seconds for which the scheduler is asked to hold back its answer
 _PIECE = 32768
+OVER = ("completed", "failed", "cancelled")
 _RESTART = 30.0  # seconds in which a scheduler that has gone may come back
 
 
@@ -184,9 +185,9 @@ def _logs(options: argparse.Namespace) -> int:
             texts = {name: data.decode(errors="replace") for name, data in said.items()}
             print_json("hal.output/1", job=options.job, member=options.member, **texts)
             return 0
-        follow = {name: _Reader(client, options.job, options.member, name) for name in streams}
+        follow = {name: Reader(client, options.job, options.member, name) for name in streams}
         while True:
-            went_on = [_pass_on(reader) for reader in follow.values()]
+            went_on = [pass_on(reader) for reader in follow.values()]
             if all(reader.end for reader in follow.values()):
                 return 0
             if not any(went_on):
@@ -195,7 +196,7 @@ def _logs(options: argparse.Namespace) -> int:
                 time.sleep(_POLL)
 
 
-class _Reader:
+class Reader:
     """A stream, piece by piece; an attempt that is made anew is read from its beginning."""
 
     def __init__(self, client: Client, job: str, member: int, stream: str) -> None:
@@ -232,12 +233,12 @@ class _Reader:
 
 
 def _said(client: Client, options: argparse.Namespace, stream: str) -> Iterator[bytes]:
-    reader = _Reader(client, options.job, options.member, stream)
+    reader = Reader(client, options.job, options.member, stream)
     while data := reader.piece():
         yield data
 
 
-def _pass_on(reader: _Reader) -> bool:
+def pass_on(reader: Reader) -> bool:
     """False when there was nothing new."""
     if reader.end or not (data := reader.piece()):
         return False
@@ -254,16 +255,13 @@ def _cancel(options: argparse.Namespace) -> int:
     if options.json:
         print_json("hal.jobs/1", jobs=jobs)
         return 0
-    ending = [one for one in jobs if one["state"] not in _OVER]
+    ending = [one for one in jobs if one["state"] not in OVER]
     print(f"{len(ending)} of {len(jobs)} jobs are told to end." if len(jobs) > 1 else _told(jobs[0]))
     return 0
 
 
-_OVER = ("completed", "failed", "cancelled")
-
-
 def _told(one: dict[str, Any]) -> str:
-    return f"The job {one['id']} is {'over already' if one['state'] in _OVER else 'told to end'}."
+    return f"The job {one['id']} is {'over already' if one['state'] in OVER else 'told to end'}."
 
 
 def _wait(options: argparse.Namespace) -> int:
@@ -289,7 +287,7 @@ def _wait(options: argparse.Namespace) -> int:
                     time.sleep(_POLL)
                     continue
                 gone_since = None
-                if answer["job"]["state"] in _OVER:
+                if answer["job"]["state"] in OVER:
                     jobs.append(answer["job"])
                     break
     if options.json:
@@ -312,6 +310,6 @@ def _signal(options: argparse.Namespace) -> int:
         one = client.call("signal_job", job=options.job, signal=number)["job"]
     if options.json:
         print_json("hal.job/1", **one)
-    elif one["state"] in _OVER:
+    elif one["state"] in OVER:
         raise StateError(f"the job {one['id']} is over")
     return 0

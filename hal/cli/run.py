@@ -15,6 +15,7 @@ from hal.cli.exits import UsageError
 from hal.cli.held import report_unheld
 from hal.cli.output import note
 from hal.cli.request import configure_request, the_request
+from hal.cli.there import run_there
 from hal.scheduler.lease import lease
 
 _STOP_SECONDS = 5.0  # from SIGTERM to SIGKILL for a program whose lease is lost
@@ -25,7 +26,9 @@ def configure_run(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespa
         "Run a program in a slice of a device, or with a whole device when no memory is given.\n"
         "Its exit code, signals and streams are passed through. When the slice's memory is used up, the\n"
         "program gets its vendor's own out-of-memory error; other programs on the device do not notice.\n"
-        "A gang runs the program once for each member (HAL_MEMBER says which it is): all at once, or none."
+        "A gang runs the program once for each member (HAL_MEMBER says which it is): all at once, or none.\n"
+        "Where the scheduler has other nodes, it may run there: with this environment and directory, with\n"
+        "output, signals and exit code passed through, and nothing to read from stdin."
     )
     parser.epilog = (
         "examples:\n  hal run --memory 20GiB -- python train.py\n"
@@ -46,8 +49,11 @@ def _run(options: argparse.Namespace) -> int:
         )
     request, preset = the_request(options)
     child: list[subprocess.Popen[bytes]] = []
+    elsewhere = False
 
     def stop(reason: str) -> None:
+        if elsewhere:  # the job says itself what has become of it
+            return
         note(f"the lease is lost: {reason}; the program is stopped")
         for process in child:
             with suppress(ProcessLookupError):
@@ -55,6 +61,9 @@ def _run(options: argparse.Namespace) -> int:
                 threading.Timer(_STOP_SECONDS, process.kill).start()
 
     with lease(request=request, preset=preset, on_lost=stop, on_wait=say_that_it_waits) as held:
+        if not held.is_here:
+            elsewhere = True
+            return run_there(held, command)
         environments = [held.environment(member=number) for number in range(len(held.variables))]
         watch = report_unheld(command, environments[0]) if "HAL_SLICE" in environments[0] else None
 

@@ -487,6 +487,8 @@ class Daemon:
     def _end(self, lease: core.Lease) -> None:
         now = time.monotonic()
         self._ending[lease.id] = now
+        if lease.id in self.board.jobs:
+            self._holders.unwatch(lease.id)  # what runs in it is the scheduler's, and ends with it
         self.nodes.unbind(lease, now)
         self._finish(lease, now)
 

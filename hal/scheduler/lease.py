@@ -36,10 +36,10 @@ class HeldLease:
     """
 
     def __init__(
-        self, where: Endpoint, body: dict[str, Any], *, private: bool, on_lost: Callable[[str], None] | None
+        self, where: Endpoint, body: dict[str, Any], *, host: _Host, on_lost: Callable[[str], None] | None
     ) -> None:
-        self._where = where
-        self._private = private
+        self.where = self._where = where
+        self._private = host.private
         self._on_lost = on_lost
         granted = body["lease"]
         self.id: str = granted["id"]
@@ -50,6 +50,7 @@ class HeldLease:
         self.epoch: int = granted["epoch"]
         self.enforcement = Enforcement(**{k: Rung(v) for k, v in granted["enforcement"].items()})
         self.parts: list[dict[str, Any]] = granted["parts"]
+        self.is_here = all(part["node"] == host.node for part in self.parts)  # else on other nodes, or partly
         self.variables: list[dict[str, str]] = body["environments"]  # one for each member of the gang
         self.lost: str | None = None
         self._ttl: float = granted["ttl_seconds"]
@@ -152,19 +153,28 @@ def lease(
     if preset is not None:
         asked["class"] = preset
     with Client(where, timeout=10.0) as client:
-        body, private = _acquired(client, where, asked)
+        body, host = _acquired(client, where, asked)
         if "waiting" in body:
             if on_wait is not None:
                 on_wait(body["waiting"])
-            body = _served(client, where, asked, body["waiting"]["id"], private)
-    return HeldLease(where, body, private=private, on_lost=on_lost)
+            body = _served(client, where, asked, body["waiting"]["id"], host.private)
+    return HeldLease(where, body, host=host, on_lost=on_lost)
 
 
-def _acquired(client: Client, where: Endpoint, asked: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+class _Host(msgspec.Struct, frozen=True):
+    """Who lends."""
+
+    private: bool
+    node: str | None  # the scheduler's own, if that is this machine
+
+
+def _acquired(client: Client, where: Endpoint, asked: dict[str, Any]) -> tuple[dict[str, Any], _Host]:
     for last_try in (False, True):
         ensure_daemon(where)
         try:
-            return client.call("acquire", **asked), bool(client.call("hello")["private"])
+            body, told = client.call("acquire", **asked), client.call("hello")
+            node = told.get("node") if where.places is not None else None
+            return body, _Host(bool(told["private"]), node)
         except Unreachable:
             if last_try:  # once it may have been on its way out
                 raise

@@ -31,6 +31,7 @@ def hello(daemon: Daemon, _body: wire.Body, _peer: Peer) -> wire.Body:
     return {
         "pid": daemon.pid,
         "private": daemon.private,
+        "node": daemon.nodes.own,
         "term": daemon.nodes.term,
         "leases": len(daemon.state.leases),
         "waiting": len(daemon.state.waiting),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -17,7 +18,7 @@ import pytest
 from hal.backend import StateError, UnsupportedError
 from hal.scheduler.jobs.table import _alive, _marked
 from tests.conftest import ALLOCATE, HAL, wait_until
-from tests.integration.support import GIB, Env, all_is_back, kill, serving
+from tests.integration.support import GIB, Env, all_is_back, kill, line, serving, start
 from tests.integration.test_agents import Cluster
 
 
@@ -378,3 +379,65 @@ def test_of_a_job_that_is_not_there(hal_here: Run, machine_env: Env) -> None:
 def test_jobs_are_refused_where_there_is_nothing_for_them(site: Site) -> None:
     with pytest.raises((UnsupportedError, StateError)):
         site.submit("true", request=on("nvidia"))
+
+
+# ---- hal run on other nodes -------------------------------------------------------------------
+
+
+def hal_run(site: Site, *arguments: str) -> subprocess.Popen[str]:
+    return start(site.head, *HAL, "run", *arguments, stdin=subprocess.DEVNULL)
+
+
+def test_run_passes_output_environment_and_code_through_from_another_node(site: Site) -> None:
+    site.add("green", "l40s-4")
+    site.head["GIVEN"] = "given"
+    program = hal_run(site, "--memory", "1GiB", "--", "sh", "-c", "echo $GIVEN; pwd; echo err >&2; exit 5")
+    out, err = program.communicate(timeout=60)
+    assert (out, err, program.returncode) == (f"given\n{Path.cwd()}\n", "err\n", 5)
+    program = hal_run(site, "--memory", "1GiB", "--gang", "2", "--", "sh", "-c", "echo $RANK; kill -9 $$")
+    out, _ = program.communicate(timeout=60)
+    assert program.returncode == 137
+    program = hal_run(site, "--memory", "1GiB", "--", "no-such-program")
+    _, err = program.communicate(timeout=60)
+    assert (err, program.returncode) == ("hal: there is no command 'no-such-program'\n", 127)
+    site.at_rest()
+
+
+def test_run_passes_signals_on_and_its_program_dies_with_it(site: Site) -> None:
+    site.add("green", "l40s-4")
+    script = "trap 'echo heard; exit 6' TERM; echo up; while :; do sleep 0.01; done"
+    program = hal_run(site, "--memory", "1GiB", "--", "sh", "-c", script)
+    assert line(program) == "up"
+    program.terminate()
+    out, _ = program.communicate(timeout=60)
+    assert (out, program.returncode) == ("heard\n", 6)
+    site.at_rest()
+    program = hal_run(site, "--memory", "1GiB", "--", "sh", "-c", "echo up; sleep 1000")
+    assert line(program) == "up"
+    assert site.running("green")
+    kill(program.pid)
+    site.at_rest()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_job_runs_in_its_slice_as_the_user_that_run_as_names(site: Site) -> None:
+    site.add("green", "l40s-4")
+    kill(site.agents["green"].pid)
+    directory = Path(site.envs["green"]["HAL_RUNTIME_DIR"])
+    (directory / "hal.toml").write_text('[jobs.run_as]\nroot = "nobody"\n')
+    directory.parent.chmod(0o711)
+    for path in [directory.parent / "machine", *(directory.parent / "machine").rglob("*")]:
+        path.chmod(0o777)
+    Cluster.agent(site, "green")
+    program = Path("/tmp") / f"hal-allocate-{os.getpid()}"  # where everybody can read it
+    shutil.copy(ALLOCATE, program)
+    try:
+        script = f"id -un; echo $HOME; printf 'alloc 512\nalloc 600\n' | {program} cuda; ls {directory}"
+        job = site.over(site.submit(script, request=on("nvidia")))
+        said = site.said(job["id"]).splitlines()
+        assert said[:2] == ["nobody", "/nonexistent"]
+        assert [text.split()[0] for text in said[2:]] == ["device", "allocated", "refused"]
+        assert "Permission denied" in site.said(job["id"], stream="stderr")
+    finally:
+        program.unlink()
+    site.at_rest()

@@ -120,6 +120,19 @@ class Board:
             made.append(id)
         return made
 
+    def attach(self, lease: core.Lease, spec: JobSpec, peer: Peer, *, key: str) -> list[str]:
+        """Run a program in a lease that its holder has already. Raises Refused."""
+        if (known := self._by_key.get((peer.uid, key))) is not None:
+            return known
+        if lease.id in self.jobs or lease.state is core.LeaseState.ENDING:
+            raise Refused("ended", f"the lease '{lease.id}' has had its program, or has ended")
+        self._order += 1
+        now, owner = self._daemon.now(), owner_name(peer.name, peer.uid)
+        job = Job(lease.id, lease.uid, owner, key, lease.request, spec, now, self._order, attached=True)
+        self._add(job)
+        self._touch(job.id)
+        return [job.id]
+
     def cancel(self, job: Job) -> None:
         """Again, or of one that is over, it changes nothing."""
         if job.state.over or job.cancelled:
@@ -199,7 +212,7 @@ class Board:
         if now - self._renewed >= _RENEW:
             self._renewed = now
             for id in self._living:
-                if id in self._daemon.state.leases:
+                if id in self._daemon.state.leases and not self.jobs[id].attached:
                     self._daemon.happens(core.Renew(id, self.jobs[id].uid))
         for id in self._daemon.nodes.settled:
             if id in self._living:

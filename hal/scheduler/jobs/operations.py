@@ -48,10 +48,13 @@ class Submit(_Body, frozen=True):
     preset: str | None = msgspec.field(default=None, name="class")
     retries: int = 0
     array: list[int] | None = None
+    lease: str | None = None  # run it in this one, which the caller holds, and not in one of its own
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.key) <= 64:
             raise ValueError("key has 1 to 64 characters")
+        if self.lease is not None and (self.array is not None or self.retries or self.request != Request()):
+            raise ValueError("beside lease there is no request, array or retries")
         if not 0 <= self.retries <= _MOST_RETRIES:
             raise ValueError(f"retries is between 0 and {_MOST_RETRIES}")
         if self.array is not None:
@@ -134,6 +137,8 @@ class _Once(Later):
 
 def submit(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
     asked = msgspec.convert(body, Submit)
+    if asked.lease is not None:
+        return {"jobs": _attach(daemon, asked, asked.lease, peer), "array": None}
     request = asked.request
     if asked.preset is not None:
         if asked.preset not in daemon.config.classes:
@@ -146,6 +151,15 @@ def submit(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
     )
     jobs = [daemon.board.jobs[id] for id in made if id in daemon.board.jobs]
     return {"jobs": [job.id for job in jobs], "array": jobs[0].array if jobs and jobs[0].array else None}
+
+
+def _attach(daemon: Daemon, asked: Submit, id: str, peer: Peer) -> list[str]:
+    lease = daemon.state.leases.get(id)
+    if lease is None or not peer.sees(lease.uid):
+        raise Refused(*daemon.over.get(id, ("not_found", f"there is no lease '{id:.64}'")))
+    if not peer.commands(lease.uid):
+        raise Refused("denied", f"the lease '{id}' is another's")
+    return daemon.board.attach(lease, asked.job, peer, key=asked.key)
 
 
 def jobs(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:

@@ -70,6 +70,7 @@ class Job(Struct):
     first: int | None = None  # the member that failed first
     stopped: bool = False  # by us, because members have ended
     cancelled: bool = False
+    attached: bool = False  # to a lease that somebody else holds: it goes with that
     usage: Usage = Usage()
 
     @property

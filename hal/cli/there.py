@@ -1,0 +1,93 @@
+"""Runs a command in a lease on other nodes, as if it ran here: output, signals, exit code."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from hal.backend import HalError, StateError
+from hal.cli.exits import CommandNotFound, CommandNotRunnable, UsageError
+from hal.cli.job import OVER, Reader, pass_on
+from hal.cli.output import note
+from hal.scheduler.client import Client
+from hal.scheduler.lease import HeldLease
+
+__all__ = ["run_there"]
+
+_POLL = 0.1  # seconds between looks at what it says
+_PASSED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+# What has no meaning, or another one, on another machine.
+_LEFT_HERE = ("HAL_", "LD_PRELOAD", "DISPLAY", "WAYLAND_DISPLAY", "SSH_", "DBUS_", "XDG_RUNTIME_DIR")
+
+
+def run_there(held: HeldLease, command: Sequence[str]) -> int:
+    """Its exit code; of several members that of the first that fails. It ends with the lease.
+
+    Raises CommandNotFound, CommandNotRunnable, and StateError when it could not be run or was stopped.
+    """
+    heard: list[int] = []
+
+    def hear(number: int, _frame: FrameType | None) -> None:
+        heard.append(number)
+
+    before = {number: signal.signal(number, hear) for number in _PASSED}
+    try:
+        with Client(held.where, timeout=10.0) as client:
+            id = client.call("submit", key=secrets.token_hex(16), lease=held.id, job=_spec(command))["jobs"][
+                0
+            ]
+            return _follow(client, id, len(held.variables), heard)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _spec(command: Sequence[str]) -> dict[str, object]:
+    from hal.scheduler.jobs.spec import JobSpec
+
+    umask = os.umask(0)
+    os.umask(umask)
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(_LEFT_HERE) and name.isidentifier()
+    }
+    directory = str(Path.cwd())
+    try:
+        JobSpec(list(command), environment, directory, umask=umask)
+    except ValueError as error:
+        raise UsageError(f"it cannot be run on another node: {error}") from None
+    return {"command": list(command), "environment": environment, "directory": directory, "umask": umask}
+
+
+def _follow(client: Client, id: str, members: int, heard: list[int]) -> int:
+    readers = [
+        Reader(client, id, member, stream) for member in range(members) for stream in ("stdout", "stderr")
+    ]
+    while True:
+        while heard:
+            client.call("signal_job", job=id, signal=heard.pop(0))
+        # Looked at first: what is read after its end is all that there is.
+        job = client.call("job", job=id)["job"]
+        try:
+            went_on = [pass_on(reader) for reader in readers]
+        except HalError as error:
+            if job["state"] not in OVER:
+                raise
+            note(f"the end of its output cannot be had: {error}")
+            break
+        if job["state"] in OVER and all(reader.end for reader in readers):
+            break
+        if not any(went_on):
+            time.sleep(_POLL)
+    if job["exit_code"] is None:
+        raise StateError(f"the program is stopped: {job['reason']}")
+    first = next((one for one in job["exits"] if one["error"]), None)
+    if first is not None and first["code"] in (126, 127):
+        raise (CommandNotFound if first["code"] == 127 else CommandNotRunnable)(first["error"])
+    return int(job["exit_code"])
