@@ -165,8 +165,8 @@ class Daemon:
         self.happens(core.Tick())
         self._finish_endings(time.monotonic())
         self.board.turn()
-        if not self._commit(quiet=not replies) and not troubled:
-            replies = [(address, self._unsaid(reply.id)) for address, reply in replies]
+        if not self._commit(quiet=not replies):
+            replies = [(address, self._unsaid(reply, troubled)) for address, reply in replies]
         replies += self._waited()
         if self.trouble is None:
             self._publish()
@@ -247,8 +247,14 @@ class Daemon:
                 replies.append((address, reply))
         return replies
 
-    def _unsaid(self, id: str) -> wire.Reply:
-        """What would follow from it cannot be made durable, and what is not durable is not said."""
+    def _unsaid(self, reply: wire.Reply, troubled: bool) -> wire.Reply:
+        """In place of this one, as what is not durable is not said. ``troubled``: only such was answered as
+        needs nothing to be written."""
+        if reply.ok and "durable" in reply.body:  # an agent's beat: it is not to stop its slices
+            return wire.Reply(wire.VERSION, reply.id, True, {"durable": False})
+        return reply if troubled else self._not_now(reply.id)
+
+    def _not_now(self, id: str) -> wire.Reply:
         return error(id, "failed", f"{self.trouble}; ask again with the same key")
 
     def _answer(self, address: Address, parts: list[zmq.Frame]) -> wire.Reply | None:
@@ -446,14 +452,18 @@ class Daemon:
             self._waiters.touch(watch.NAME)
         for waiter in self._waiters.take(time.monotonic()):
             assert waiter.peer is not None
-            if self.trouble is not None and not isinstance(waiter, watch.Watcher):
+            if self.trouble is not None:
+                # Who only watches waits on, for as long as was asked for.
+                if isinstance(waiter, watch.Watcher) and time.monotonic() < waiter.until:
+                    self._waiters.add(waiter)
+                    continue
                 self._door.limits.end(waiter.peer)
-                replies.append((waiter.peer.address, self._unsaid(waiter.request)))
+                replies.append((waiter.peer.address, self._not_now(waiter.request)))
                 continue
             try:
                 if not self._door.gate.still(waiter.peer):
                     raise Refused("denied", "this key is no longer known to the scheduler")
-                body = None if self.trouble is not None else self.outcome(waiter)
+                body = self.outcome(waiter)
                 reply = None if body is None else wire.Reply(wire.VERSION, waiter.request, True, body)
             except Refused as refused:
                 reply = error(waiter.request, refused.code, str(refused))

@@ -218,8 +218,9 @@ def join(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
 
 
 def beat(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
+    """``durable`` false: what has ended is to be told again."""
     daemon.beat(msgspec.convert(body, Beat), peer)
-    return {}
+    return {"durable": True}
 
 
 OPERATIONS: dict[str, Operation] = {

@@ -166,6 +166,24 @@ def test_a_kill_while_it_is_full_keeps_what_was_promised(machine_env: Env) -> No
         assert kept in {one["id"] for one in leases(machine_env)}
 
 
+def test_a_node_s_beats_are_answered_and_what_ended_there_is_to_be_told_again(machine_env: Env) -> None:
+    """An agent that hears nothing, or only refusals, would stop its slices after a while."""
+    facts = {"id": "far", "cpu_milli": 1000, "ram_bytes": 1 << 30}
+    joining = {"node": "far", "boot": "b", "term": 0, "version": "1", "facts": facts, "bound": {}}
+    beat = {"node": "far", "facts": None, "ended": [["gone", 1]], "use": {}}
+    with breakable(machine_env), Client(places(machine_env)) as client:
+        beat["term"] = client.call("join", **joining, sent=1.0)["term"]
+        assert client.call("beat", **beat) == {"durable": True}
+        full(machine_env).touch()
+        with pytest.raises(HalError, match="disk is full"):
+            acquire(client)
+        assert client.call("beat", **beat) == {"durable": False}
+        with pytest.raises(HalError, match="disk is full; nothing was done"):
+            client.call("join", **joining, sent=2.0)
+        full(machine_env).unlink()
+        wait_until(lambda: client.call("beat", **beat) == {"durable": True})
+
+
 def test_a_daemon_whose_file_may_not_grow(machine_env: Env) -> None:
     """The kernel says no, at whatever write it comes to; SQLite and the file stay sound."""
     limited = ["prlimit", f"--fsize={3 << 20}"]

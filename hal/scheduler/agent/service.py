@@ -208,8 +208,9 @@ class Service:
         if op == "join":
             self._hear_joined(reply.body)
         elif beat is not None:
-            self._agent.acknowledge(beat.ended)
-            self._agent.acknowledge_runs(beat.runs)
+            if reply.body.get("durable", True):
+                self._agent.acknowledge(beat.ended)
+                self._agent.acknowledge_runs(beat.runs)
             self._told_facts = beat.facts or self._told_facts
             self._told_use.update(beat.use)
             living = self._agent.bound()

@@ -18,6 +18,7 @@ from hal.scheduler.agent.agent import Agent
 from hal.scheduler.agent.binding import Binding, BindOrder, Bound, Order, Unbound
 from hal.scheduler.core.facts import DeviceFacts, NodeFacts
 from hal.scheduler.daemon import Daemon
+from hal.scheduler.jobs.spec import Ended
 from hal.scheduler.places import Places
 
 __all__ = ["NoAgent", "node_facts"]
@@ -47,6 +48,8 @@ class NoAgent(Agent):
     def __init__(self, devices: int) -> None:
         self.node = "local"
         self.term = 0
+        self.launcher = None
+        self._descriptor = os.eventfd(0)  # no job ever ends
         self._facts = node_facts(self.node, devices)
 
     def start(self) -> None: ...
@@ -65,6 +68,15 @@ class NoAgent(Agent):
     @property
     def busy(self) -> bool:
         return False
+
+    @property
+    def descriptor(self) -> int:
+        return self._descriptor
+
+    def ended_runs(self) -> list[Ended]:
+        return []
+
+    def acknowledge_runs(self, ended: list[Ended]) -> None: ...
 
     def ended(self) -> list[tuple[str, int]]:
         return []

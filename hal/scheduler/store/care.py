@@ -9,10 +9,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 from msgspec import Struct
 
 from hal.backend import GoneError, StateError
 from hal.scheduler.core import records
+from hal.scheduler.jobs.accounting import KIND as ACCOUNT
+from hal.scheduler.jobs.accounting import Accounts
+from hal.scheduler.jobs.board import KIND
+from hal.scheduler.jobs.records import Job
 from hal.scheduler.places import Places
 from hal.scheduler.process import locked
 from hal.scheduler.store import journal
@@ -44,26 +49,29 @@ class Checked(Struct, frozen=True):
     waiting: int
     queues: int
     nodes: int
+    jobs: int
     term: int
     batches: int
     events: int
     starts: int  # of the scheduler, among them
 
 
-def check(path: Path) -> Checked:
+def check(path: Path, *, of: Path | None = None) -> Checked:
     """Every row and batch is as it was written, a state can be made of them, and the journal leads to them.
 
-    Raises StateError, which says what is wrong; GoneError: there is none.
+    ``of``: whose copy it is. Raises StateError, which says what is wrong; GoneError: there is none.
     """
     with _reading(path) as db:
+        path = of or path
         with damage(path):
             for (said,) in db.execute("PRAGMA integrity_check(1)"):
                 if said != "ok":
-                    raise StateError(damaged(path, str(said)))
+                    raise StateError(damaged(path, " ".join(str(said).split())))
             found = verified(db)
             bases = [journal.decode_base(base_value(db, number)) for number in found.bases]
             rows = db.execute("SELECT kind, id, value FROM record ORDER BY kind, id").fetchall()
         try:
+            jobs = _jobs(rows)
             saved = records.read(rows)
             records.restore(saved, saved.nodes)
             player = Player(bases[0])
@@ -83,11 +91,32 @@ def check(path: Path) -> Checked:
         waiting=len(saved.waiting),
         queues=len(saved.queues),
         nodes=len(saved.nodes),
+        jobs=jobs,
         term=0 if saved.counters is None else saved.counters.term,
         batches=found.last - found.bases[0],
         events=events,
         starts=starts,
     )
+
+
+def _jobs(rows: list[records.Row]) -> int:
+    """How many there are. Raises DamagedError."""
+    count = 0
+    accounts: list[records.Row] = []
+    for kind, id, value in rows:
+        try:
+            if kind == KIND:
+                msgspec.msgpack.decode(value or b"", type=Job)
+                count += 1
+            elif kind == ACCOUNT:
+                accounts.append((kind, id, value))
+        except msgspec.DecodeError as error:
+            raise records.DamagedError(f"the {kind} '{id:.64}' cannot be read: {error}") from None
+    try:
+        Accounts().load(accounts)
+    except msgspec.DecodeError as error:
+        raise records.DamagedError(f"what was used cannot be read: {error}") from None
+    return count
 
 
 def journal_of(path: Path) -> Iterator[Base | Batch]:
@@ -111,7 +140,7 @@ def backup(path: Path, to: Path) -> None:
     try:
         with _reading(path) as db, damage(path):
             _copy(db, made)
-        check(made)
+        check(made, of=path)
         made.replace(to)
         _sync(to.parent)
     except OSError as error:
@@ -151,8 +180,7 @@ def _raise(path: Path) -> None:
     """Nodes obey the latest term, and refuse the leases of older ones."""
     store = Store(path)
     try:
-        rows = store.rows()
-        counters = records.read(rows).counters or records.read(()).counters
+        counters = records.read(store.rows()).counters
         if counters is None:  # no scheduler has begun on it
             return
         counters.term += _RAISED

@@ -41,10 +41,12 @@ _SCHEMA = (
     "CREATE TABLE record (kind TEXT NOT NULL, id TEXT NOT NULL, value BLOB NOT NULL, mark INTEGER NOT NULL, "
     "PRIMARY KEY (kind, id)) WITHOUT ROWID",
     "CREATE TABLE journal (number INTEGER PRIMARY KEY, events INTEGER NOT NULL, sum INTEGER NOT NULL, "
+    "rest INTEGER NOT NULL, "
     "value BLOB NOT NULL, mark INTEGER NOT NULL)",
     "CREATE TABLE base (number INTEGER PRIMARY KEY, value BLOB NOT NULL, mark INTEGER NOT NULL)",
 )
 _LAZY = 1.0  # seconds that events which change no row may wait for a commit: nothing depends on them
+_RETRY = 0.2  # seconds before a commit that failed is tried again: it may take long to fail
 _MANY = 1024  # of them, and they wait no longer
 _PRUNED = 8  # batches that a commit takes away at the journal's old end, while there are too many
 _AGAIN = 0.05  # seconds until a log that looks damaged is read once more
@@ -72,6 +74,7 @@ class Store:
         self._since = 0.0  # when the first of its events came
         self._behind: list[_Pending] = []  # what was committed, and could not be written yet
         self._lost_entries = False
+        self._failed, self._why = float("-inf"), ""
         refuse_damaged_log(path)
         try:
             self._db = sqlite3.connect(path, isolation_level=None)
@@ -95,9 +98,10 @@ class Store:
             if version != VERSION:
                 with self._together():
                     self._make(version)
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # without its WAL it is not a new one
             found = verified(self._db)
         self._marks = found.marks
-        self._sum = found.sum
+        self._sum, self._rest = found.sum, found.rest
         self._number, self._first, self._base = found.last, found.first, found.bases[0]
         self._events = found.events_since_last_base
 
@@ -158,8 +162,19 @@ class Store:
         ripe = len(entries) >= _MANY or (entries and time.monotonic() - self._since >= _LAZY)
         if self._now.rows or ripe or (all and entries):
             self._close_batch()
-        if self._behind:
+        if not self._behind:
+            return
+        if time.monotonic() - self._failed < _RETRY:
+            raise NotDurable(self._why)
+        try:
             self._write()
+        except sqlite3.Error as error:
+            with contextlib.suppress(sqlite3.Error):
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+            self._failed = time.monotonic()
+            self._why = f"the lease store {self.path} cannot be written: {error}"
+            raise NotDurable(self._why) from error
 
     @property
     def behind(self) -> bool:
@@ -192,38 +207,32 @@ class Store:
 
     def _write(self) -> None:
         changed: dict[tuple[str, str], int | None] = {}
-        total, number, events, base = self._sum, self._number, self._events, None
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
-            for one in self._behind:
-                total ^= self._write_rows(one.rows, changed)
-                number += 1
-                events += len(one.entries)
-                self._write_entries(number, total, one.entries)
-                if one.rebase is not None:
-                    every = self._db.execute("SELECT kind, id, value FROM record ORDER BY kind, id")
-                    rows = tuple(row for row in every if row[0] not in APART)
-                    self._write_base(number, msgspec.structs.replace(one.rebase, rows=rows))
-                    base, events = number, 0
-            if base is not None:
-                kept = base if self._lost_entries else self._last_base(base)
-                self._db.execute("DELETE FROM base WHERE number < ?", (kept,))
-                self._base = kept
-            first = min(self._first + _PRUNED * len(self._behind), self._base + 1)
-            if first > self._first:
-                self._db.execute("DELETE FROM journal WHERE number < ?", (first,))
-            self._db.execute("COMMIT")
-        except sqlite3.Error as error:
-            with contextlib.suppress(sqlite3.Error):
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-            raise NotDurable(f"the lease store {self.path} cannot be written: {error}") from error
+        total, rest, number, events, base = self._sum, self._rest, self._number, self._events, None
+        self._db.execute("BEGIN IMMEDIATE")
+        for one in self._behind:
+            by, by_others = self._write_rows(one.rows, changed)
+            total, rest = total ^ by, rest ^ by_others
+            number += 1
+            events += len(one.entries)
+            self._write_entries(number, total, rest, one.entries)
+            if one.rebase is not None:
+                rows = tuple(row for row in self.rows() if row[0] not in APART)
+                self._write_base(number, msgspec.structs.replace(one.rebase, rows=rows))
+                base, events = number, 0
+        if base is not None:
+            kept = base if self._lost_entries else self._last_base(base)
+            self._db.execute("DELETE FROM base WHERE number < ?", (kept,))
+            self._base = kept
+        first = min(self._first + _PRUNED * len(self._behind), self._base + 1)
+        if first > self._first:
+            self._db.execute("DELETE FROM journal WHERE number < ?", (first,))
+        self._db.execute("COMMIT")
         for key, value in changed.items():
             if value is None:
                 del self._marks[key]
             else:
                 self._marks[key] = value
-        self._sum, self._number, self._events, self._first = total, number, events, first
+        self._sum, self._rest, self._number, self._events, self._first = total, rest, number, events, first
         if base is not None:
             self._lost_entries = False
         self._behind.clear()
@@ -234,28 +243,31 @@ class Store:
 
     def _write_rows(
         self, rows: dict[tuple[str, str], bytes | None], changed: dict[tuple[str, str], int | None]
-    ) -> int:
-        """What the sum of all rows changes by."""
-        by = 0
+    ) -> tuple[int, int]:
+        """What the sums change by: of the rows that follow from events, and of all others."""
+        by, by_others = 0, 0
         for key, value in rows.items():
             before = changed[key] if key in changed else self._marks.get(key)
-            counts = key[0] not in APART  # the journal leads to the state's own rows
-            by ^= (before or 0) if counts else 0
-            if value is not None:
-                after = journal.mark_of(*key, value)
-                by ^= after if counts else 0
+            after = None if value is None else journal.mark_of(*key, value)
+            if key[0] not in APART:
+                by ^= (before or 0) ^ (after or 0)
+            else:
+                by_others ^= (before or 0) ^ (after or 0)
+            if after is not None:
                 changed[key] = after
                 self._db.execute("INSERT OR REPLACE INTO record VALUES (?, ?, ?, ?)", (*key, value, after))
             elif before is not None:
                 changed[key] = None
                 self._db.execute("DELETE FROM record WHERE kind = ? AND id = ?", key)
-        return by
+        return by, by_others
 
-    def _write_entries(self, number: int, total: int, entries: list[tuple[int, journal.Entry]]) -> None:
+    def _write_entries(
+        self, number: int, total: int, rest: int, entries: list[tuple[int, journal.Entry]]
+    ) -> None:
         value = journal.encode(entries)
-        mark = journal.mark_of_batch(number, len(entries), total, value)
+        mark = journal.mark_of_batch(number, len(entries), total, rest, value)
         self._db.execute(
-            "INSERT INTO journal VALUES (?, ?, ?, ?, ?)", (number, len(entries), total, value, mark)
+            "INSERT INTO journal VALUES (?, ?, ?, ?, ?, ?)", (number, len(entries), total, rest, value, mark)
         )
 
     def _write_base(self, number: int, base: journal.Base) -> None:
@@ -293,7 +305,8 @@ class Found(Struct):
     """What a store holds, apart from its contents."""
 
     marks: dict[tuple[str, str], int]
-    sum: int
+    sum: int  # of the rows that follow from events
+    rest: int  # and of all others
     first: int  # the number of the oldest batch
     last: int  # and of the latest
     bases: list[int]
@@ -342,14 +355,17 @@ def verified(db: sqlite3.Connection) -> Found:
     Raises Damage, sqlite3.Error, UnicodeError (see ``damage``).
     """
     marks: dict[tuple[str, str], int] = {}
-    total = 0
+    total = rest = 0
     for kind, id, value, said in db.execute("SELECT kind, id, value, mark FROM record"):
         if not (isinstance(kind, str) and isinstance(id, str) and isinstance(value, bytes)):
             raise Damage("a row is none of ours")
         if journal.mark_of(kind, id, value) != said:
             raise Damage(f"the {kind:.20} '{id:.64}' is not as it was written")
         marks[kind, id] = said
-        total ^= 0 if kind in APART else said
+        if kind not in APART:
+            total ^= said
+        else:
+            rest ^= said
     bases = [number for (number,) in db.execute("SELECT number FROM base ORDER BY number")]
     first, last, count = db.execute("SELECT min(number), max(number), count(*) FROM journal").fetchone()
     if not bases:
@@ -358,29 +374,32 @@ def verified(db: sqlite3.Connection) -> Found:
         if bases != [0]:
             raise Damage("the journal is not there")
         rows = journal.decode_base(base_value(db, 0)).rows
-        told, first, last = 0, 1, 0
+        told, others, first, last = 0, 0, 1, 0
         for row in rows:
             told ^= journal.mark_of(*row)
     else:
         if last - first + 1 != count or bases[-1] > last or first > bases[0] + 1:
             raise Damage("batches of the journal are not there")
-        told = batch(db, last).sum
-    if told != total:
+        latest = batch(db, last)
+        told, others = latest.sum, latest.rest
+    if (told, others) != (total, rest):
         raise Damage("some rows are older than others, or are not there")
     (since,) = db.execute("SELECT total(events) FROM journal WHERE number > ?", (bases[-1],)).fetchone()
-    return Found(marks, total, first, last, bases, int(since))
+    return Found(marks, total, rest, first, last, bases, int(since))
 
 
 def batch(db: sqlite3.Connection, number: int) -> journal.Batch:
     """Raises Damage, sqlite3.Error, msgspec.DecodeError (see ``damage``)."""
-    row = db.execute("SELECT events, sum, value, mark FROM journal WHERE number = ?", (number,)).fetchone()
+    row = db.execute(
+        "SELECT events, sum, rest, value, mark FROM journal WHERE number = ?", (number,)
+    ).fetchone()
     if row is None:
         raise Damage(f"batch {number} of the journal is not there")
-    events, total, value, said = row
-    whole = isinstance(value, bytes) and isinstance(events, int) and isinstance(total, int)
-    if not whole or journal.mark_of_batch(number, events, total, value) != said:
+    events, total, rest, value, said = row
+    whole = isinstance(value, bytes) and all(isinstance(one, int) for one in (events, total, rest))
+    if not whole or journal.mark_of_batch(number, events, total, rest, value) != said:
         raise Damage(f"batch {number} of the journal is not as it was written")
-    return journal.Batch(number, journal.decode_entries(value), total)
+    return journal.Batch(number, journal.decode_entries(value), total, rest)
 
 
 def base_value(db: sqlite3.Connection, number: int) -> bytes:

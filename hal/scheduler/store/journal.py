@@ -106,7 +106,8 @@ class Batch(Struct, frozen=True):
 
     number: int
     entries: tuple[tuple[int, Entry], ...]
-    sum: int
+    sum: int  # of all rows that follow from events
+    rest: int = 0  # and of the others, such as jobs
 
 
 def changes_nothing(state: State, event: core.Event, now: int) -> bool:
@@ -129,12 +130,12 @@ def mark(parts: Iterable[bytes]) -> int:
 
 
 def mark_of(kind: str, id: str, value: bytes) -> int:
-    return mark((kind.encode(), b"\0", id.encode(), b"\0", value))
+    return mark((f"{kind}\0{id}\0".encode(), value))
 
 
-def mark_of_batch(number: int, events: int, total: int, value: bytes) -> int:
+def mark_of_batch(number: int, events: int, total: int, rest: int, value: bytes) -> int:
     """Raises OverflowError for numbers that were never written."""
-    return mark((number.to_bytes(8, "big"), events.to_bytes(8, "big"), total.to_bytes(8, "big"), value))
+    return mark((*(one.to_bytes(8, "big") for one in (number, events, total, rest)), value))
 
 
 def encode(one: object) -> bytes:
