@@ -150,6 +150,8 @@ class Board:
     # ---- what has happened ------------------------------------------------------------------
 
     def note(self, decisions: Iterable[core.Decision]) -> None:
+        if not self._living:
+            return
         for decision in decisions:
             match decision:
                 case core.Revoke(lease=lease) | core.Preempt(lease=lease):
