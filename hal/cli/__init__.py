@@ -30,7 +30,7 @@ _COMMANDS = {
     "topo": ("hal.cli.topo", "how the devices are connected"),
     "doctor": ("hal.cli.doctor", "what works, what does not, and how to mend it"),
     "run": ("hal.cli.run", "run a program in a slice of a device"),
-    "submit": ("hal.cli.submit", "queue a program: it runs when there is room, on whichever node"),
+    "submit": ("hal.cli.submit", "queue a program, to run when there is room"),
     "job": ("hal.cli.job", "list, show, follow, end and wait for jobs"),
     "slice": ("hal.cli.slice", "make slices by hand, and put any program under one"),
     "lease": ("hal.cli.lease", "list, take, explain and end leases"),
@@ -38,7 +38,7 @@ _COMMANDS = {
     "serve": ("hal.cli.serve", "serve leases to this user's programs"),
     "status": ("hal.cli.status", "how the scheduler and its nodes do"),
     "node": ("hal.cli.node", "the scheduler's nodes: list, cordon, drain and label them"),
-    "accounting": ("hal.cli.accounting", "who has used what, how long, and at what price"),
+    "accounting": ("hal.cli.accounting", "who has used what, and at what price"),
     "events": ("hal.cli.events", "what has happened, and what happens"),
     "agent": ("hal.cli.agent", "lend this machine's devices through a scheduler elsewhere"),
     "keys": ("hal.cli.keys", "who may reach the scheduler from other machines"),
@@ -56,9 +56,17 @@ _WITHOUT_BLAS = ("admin", "serve", "simulate")
 _BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
 
 
+class _Format(argparse.RawDescriptionHelpFormatter):
+    def add_argument(self, action: argparse.Action) -> None:
+        super().add_argument(action)
+        if isinstance(action, argparse._SubParsersAction):  # its names are indented once more than is counted
+            longest = max((len(name) for name in action.choices), default=0)
+            self._action_max_length = max(self._action_max_length, longest + 4)
+
+
 class _Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter} | options)
+        super().__init__(**{"formatter_class": _Format} | options)
 
     def error(self, message: str) -> None:  # type: ignore[override]
         raise UsageError(f"{_plainly(message)}; see '{self.prog} --help'")

@@ -69,6 +69,7 @@ def _agent(options: argparse.Namespace) -> int:
 
     places = Places()
     whole = load_config(configuration_file(options.config, places.directory))
+    places.passable = os.geteuid() == 0 and bool(whole.jobs.run_as)
     config = whole.agent
     log = Log(json=whole.scheduler.log == "json", level=whole.scheduler.log_level)
     endpoint = _endpoint(options, config)

@@ -64,6 +64,7 @@ def _serve(options: argparse.Namespace) -> int:
 
     places = Places()
     config = _configuration(options, places)
+    places.passable = os.geteuid() == 0 and bool(config.jobs.run_as)
     group = config.security.group
     if group is not None:
         places.group = group_id(group)

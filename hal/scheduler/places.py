@@ -24,6 +24,7 @@ class Places:
 
     def __init__(self, directory: Path | None = None) -> None:
         self.directory = _chosen() if directory is None else directory
+        self.passable = False  # programs of other users, who know its name, get to their slice
         self.group: int | None = None  # of this machine, whose members may enter (see ``make``)
         self.socket = self.directory / "scheduler.sock"
         self.events = self.directory / "events.sock"
@@ -67,18 +68,23 @@ class Places:
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             status = self.directory.stat()
-            beyond = 0o077 if self.group is None else 0o027
-            if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & beyond:
+            mode, beyond = stat.S_IMODE(status.st_mode), 0o077 if self.group is None else 0o027
+            as_left = mode in ((0o711,) if self.group is None else (0o711, 0o751))  # by one that was passable
+            if status.st_uid != os.geteuid() or (mode & beyond and not as_left):
                 raise StateError(
                     f"{self.directory} has to belong to you alone (mode 0700); "
                     "repair it, or set HAL_RUNTIME_DIR to another directory"
                 )
             self.slices.mkdir(mode=0o700, exist_ok=True)
             self.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+            through = 0o011 if self.passable else 0
             if self.group is not None:
                 os.chown(self.directory, -1, self.group)
-                self.directory.chmod(0o750)
+                self.directory.chmod(0o750 | through)
                 self.slices.chmod(0o711)
+            elif mode & 0o011 != through:
+                self.directory.chmod(0o700 | through)
+                self.slices.chmod(0o700 | through)
         except OSError as error:
             raise StateError(
                 f"cannot use the runtime directory {self.directory}: {error.strerror}"

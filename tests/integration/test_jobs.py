@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -68,11 +69,16 @@ def site() -> Iterator[Site]:
     with ExitStack() as stack:
         one = Site(stack)
         yield one
-        for process in (one.scheduler, *one.agents.values()):
-            process.kill()
-        for name in one.envs:
-            for pid in one.running(name):
-                os.kill(pid, signal.SIGKILL)
+        settled(one)
+
+
+def settled(site: Site) -> None:
+    """Nothing of it runs any more."""
+    for process in (site.scheduler, *site.agents.values()):
+        process.kill()
+    for name in site.envs:
+        for pid in site.running(name):
+            os.kill(pid, signal.SIGKILL)
 
 
 def member(vendor: str, memory: int | None = GIB, replicas: int = 1) -> dict[str, Any]:
@@ -415,4 +421,28 @@ def test_run_passes_signals_on_and_its_program_dies_with_it(site: Site) -> None:
     assert line(program) == "up"
     assert site.running("green")
     kill(program.pid)
+    site.at_rest()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_job_runs_in_its_slice_as_the_user_that_run_as_names(site: Site) -> None:
+    site.add("green", "l40s-4")
+    kill(site.agents["green"].pid)
+    directory = Path(site.envs["green"]["HAL_RUNTIME_DIR"])
+    (directory / "hal.toml").write_text('[jobs.run_as]\nroot = "nobody"\n')
+    directory.parent.chmod(0o711)
+    for path in [directory.parent / "machine", *(directory.parent / "machine").rglob("*")]:
+        path.chmod(0o777)
+    Cluster.agent(site, "green")
+    program = Path("/tmp") / f"hal-allocate-{os.getpid()}"  # where everybody can read it
+    shutil.copy(ALLOCATE, program)
+    try:
+        script = f"id -un; echo $HOME; printf 'alloc 512\nalloc 600\n' | {program} cuda; ls {directory}"
+        job = site.over(site.submit(script, request=on("nvidia")))
+        said = site.said(job["id"]).splitlines()
+        assert said[:2] == ["nobody", "/nonexistent"]
+        assert [text.split()[0] for text in said[2:]] == ["device", "allocated", "refused"]
+        assert "Permission denied" in site.said(job["id"], stream="stderr")
+    finally:
+        program.unlink()
     site.at_rest()

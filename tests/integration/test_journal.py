@@ -83,7 +83,7 @@ def test_a_damaged_store_is_refused_until_a_backup_is_restored(machine_env: Env,
         assert "a scheduler already serves" in said
         kill(daemon.pid)
     whole = store.read_bytes()
-    store.write_bytes(whole[:5000] + bytes(100) + whole[5100:])
+    store.write_bytes(whole[:4096] + bytes(len(whole) - 4096))
     store.with_name("leases.db-wal").unlink()
     for command in (
         ("serve",),

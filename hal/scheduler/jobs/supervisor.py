@@ -182,6 +182,11 @@ class Supervisor:
         for limit in (resource.RLIMIT_DATA, resource.RLIMIT_CORE):  # the scheduler's own are not the job's
             hard = resource.getrlimit(limit)[1]
             resource.setrlimit(limit, (hard, hard))
+        # Nor is it spared, as they may be, when memory runs out.
+        with suppress(OSError), open("/proc/self/oom_score_adj", "r+") as file:  # noqa: PTH123
+            if int(file.read()) < 0:
+                file.seek(0)
+                file.write("0")
         user = spec["user"]
         if user is not None:
             os.setgroups(user["groups"])
