@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import select
 import signal
 import sys
 import time
@@ -222,6 +224,49 @@ def test_nothing_runs_on_when_a_supervisor_is_killed(jobs: Jobs, directory: Path
         ended = end_of(jobs, run)
         assert (ended.signal, ended.error) == (signal.SIGKILL, "its supervisor was killed")
         assert running(directory) == []
+
+
+@pytest.fixture
+def hidden(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path / "hidden"
+    if (tmp_path / "hidden").exists():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int((tmp_path / "hidden").read_text()), signal.SIGKILL)
+
+
+def test_without_an_agent_and_without_a_mark_nothing_runs_on_either(directory: Path, hidden: Path) -> None:
+    agent = Jobs(directory)
+    hide = f"env -i setsid /bin/sh -c 'echo $$ >{hidden}.new; mv {hidden}.new {hidden}; exec sleep 1000'"
+    agent.start(RUN, shell(f"{hide} & wait"))
+    wait_until(hidden.exists)
+    agent.close()
+    pid = _alive(directory / "l.1.0")
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    wait_until((directory / "l.1.0" / "exit.json").exists)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(hidden.read_text()), 0)
+    later = Jobs(directory)
+    later.open()
+    assert (end_of(later).signal, end_of(later).error) == (signal.SIGKILL, "its supervisor was killed")
+    later.close()
+
+
+def test_when_only_the_outer_of_its_two_processes_is_killed_the_run_goes_on(
+    jobs: Jobs, directory: Path
+) -> None:
+    jobs.start(RUN, shell("trap 'exit 7' USR1; echo ready; while :; do sleep 0.01; done"))
+    wait_until(lambda: said(jobs) == b"ready\n")
+    outer = jobs._living[RUN].process
+    assert outer is not None and outer.pid != _alive(directory / "l.1.0")
+    outer.kill()
+    outer.wait()
+    for _ in range(3):
+        jobs.turn()
+    assert not select.select([jobs.descriptor], [], [], 0)[0]  # it does not keep the agent busy
+    assert jobs.living() == {RUN}
+    jobs.signal(RUN, signal.SIGUSR1)
+    assert end_of(jobs).code == 7
 
 
 def test_what_nobody_knows_of_is_swept_at_the_start(directory: Path) -> None:

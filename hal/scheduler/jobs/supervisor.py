@@ -6,8 +6,11 @@ which has ``spec.json`` (see table.py) and gets ``alive`` (whom to signal), what
 
 * Everything that the program starts is its descendant: orphans become its children (prctl(2),
   PR_SET_CHILD_SUBREAPER), and when the program has ended, what is left of them is killed.
-* The program is killed with the supervisor (PR_SET_PDEATHSIG); its own children are then found by the
-  agent, by the variable HAL_RUN of their environment, or by their control group where there is one.
+* It is two processes. The outer one only waits for the inner one, which does the work; if that is killed, all
+  that it leaves become children of the outer one, which kills them and says so, whether there is an agent
+  or not. If only the outer one is killed, the work goes on.
+* The program is killed with the inner one (PR_SET_PDEATHSIG). What is left when both are killed is found
+  by the agent, by the variable HAL_RUN of their environment, or by their control group where there is one.
 * SIGTERM ends it: the program gets SIGTERM and some seconds later what is left SIGKILL. SIGRTMIN+1 kills at
   once. SIGRTMIN+2 is SIGTERM for the program and no more; SIGHUP, SIGINT, SIGQUIT, SIGUSR1 and SIGUSR2 go on.
 """
@@ -83,8 +86,26 @@ class Supervisor:
         self._pid = 0
         self._status: int | None = None  # as waitpid tells it
         self._error = ""
+        self._begun = time.time()
         self._kill_at: float | None = None
         self._outputs: dict[int, Output] = {}
+
+    def keep(self) -> None:
+        """The outer process: the one that does the work is its child."""
+        _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        worker = os.fork()
+        if worker == 0:
+            try:
+                self.run()
+            finally:
+                os._exit(0)
+        for number in _HEARD - {signal.SIGCHLD}:
+            signal.signal(number, signal.SIG_IGN)
+        _, status = os.waitpid(worker, 0)
+        self._kill_rest()
+        if not os.path.exists(os.path.join(self._directory, "exit.json")):  # noqa: PTH110, PTH118
+            self._error = f"its supervisor {'was killed' if os.WIFSIGNALED(status) else 'has failed'}"
+            self._tell()
 
     def run(self) -> None:
         _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -94,13 +115,17 @@ class Supervisor:
         signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
         signal.pthread_sigmask(signal.SIG_SETMASK, set())
         self._write("alive", {"pid": os.getpid(), "start": _start_time(os.getpid())})
-        begun = time.time()
+        self._begun = time.time()
         if not os.path.exists(os.path.join(self._directory, "killed")):  # noqa: PTH110, PTH118
             self._begin()
             self._watch(signals)
         self._kill_rest()
         for pipe in list(self._outputs):
             self._drain(pipe)
+        self._tell()
+
+    def _tell(self) -> None:
+        """How it has ended; a program of which nothing is known was killed."""
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         status = signal.SIGKILL if self._status is None else self._status
         code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
@@ -108,7 +133,7 @@ class Supervisor:
             "code": code,
             "signal": os.WTERMSIG(status) if code is None else None,
             "error": self._error,
-            "begun_ms": round(begun * 1000),
+            "begun_ms": round(self._begun * 1000),
             "ended_ms": round(time.time() * 1000),
             "cpu_seconds": round(used.ru_utime + used.ru_stime, 3),
         }
@@ -318,4 +343,4 @@ def _descendants(root: int) -> list[int]:
 
 if __name__ == "__main__":
     os.set_inheritable(int(sys.argv[2]), False)
-    Supervisor(sys.argv[1]).run()
+    Supervisor(sys.argv[1]).keep()

@@ -155,13 +155,17 @@ class Jobs:
     def turn(self) -> None:
         """Notice who has ended, and sweep up after killed supervisors. Often it costs next to nothing."""
         now = time.monotonic()
-        if not self._living or not (self.busy or self._epoll.poll(0) or now - self._looked >= _LOOK):
+        gone = {file for file, _ in self._epoll.poll(0)} if self._living else set()
+        if not self._living or not (self.busy or gone or now - self._looked >= _LOOK):
             return
         self._looked = now
         for run, one in list(self._living.items()):
             if one.process is not None:
                 one.process.poll()  # else it stays a zombie
             if _is_held(one.path / "lock"):
+                if one.pidfd in gone:  # one of the supervisor's two processes: the other goes on
+                    self._unwatch(one)
+                    self._watch(one)
                 continue
             if not (one.path / "exit.json").exists() and self._is_left(run, one.path):
                 continue
@@ -199,7 +203,8 @@ class Jobs:
 
     def _watch(self, run: _Run) -> None:
         """One that has gone, or has not said yet who it is, is looked at by turns."""
-        pid = run.process.pid if run.process is not None else _alive(run.path)
+        outer = run.process
+        pid = outer.pid if outer is not None and outer.poll() is None else _alive(run.path)
         if pid is None:
             return
         with contextlib.suppress(OSError):
