@@ -197,5 +197,5 @@ def test_a_machine_without_accelerators_is_captured_too(hal: Hal, tmp_path: Path
 
 def test_a_capture_that_cannot_be_written_is_one_sentence(hal: Hal) -> None:
     result = hal("capture", "--output", "/nonexistent/node.toml", on="none")
-    assert (result.returncode, result.stdout) == (1, "")
+    assert (result.returncode, result.stdout) == (6, "")
     assert re.fullmatch(r"hal: .*node\.toml.*\n", result.stderr)
