@@ -213,3 +213,9 @@ def test_the_configuration_names_the_directory(hal: Hal, tmp_path: Path) -> None
     wrong = hal("keys", "list", "--config", str(tmp_path / "hal.toml"))
     assert wrong.returncode == 6
     assert "did you mean 'security.keys'?" in wrong.stderr
+
+
+def test_no_public_key_looks_like_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = [(b"-" + b"a" * 39, b"s"), (b"a" * 40, b"s")]
+    monkeypatch.setattr("zmq.curve_keypair", lambda: pairs.pop(0))
+    assert new_pair().public == "a" * 40

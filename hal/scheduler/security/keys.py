@@ -88,6 +88,8 @@ def new_pair() -> Pair:
     if not zmq.has("curve"):
         raise StateError("this pyzmq was built without CURVE; install one that has it (PyPI's wheels do)")
     public, secret = zmq.curve_keypair()
+    while public.startswith(b"-"):  # on a command line it would be taken for an option
+        public, secret = zmq.curve_keypair()
     return Pair(public.decode(), secret.decode())
 
 
