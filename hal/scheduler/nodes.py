@@ -146,7 +146,8 @@ class Nodes:
 
     def use(self, lease: Lease) -> list[DeviceUse]:
         found: list[DeviceUse] = []
-        for id in on.nodes_of(lease):
+        held = self._held.get(lease.id)
+        for id in on.nodes_of(lease) if held is None else held.nodes:
             if self._is_own(id):
                 found += self._own.use(lease.id)
             elif id in self.nodes:

@@ -183,13 +183,16 @@ class Beat(Struct, frozen=True):
 
 def nodes_of(lease: Lease) -> list[str]:
     """In the order of the gang's members, each once."""
-    return list(dict.fromkeys(spot.node for spot in lease.spots()))
+    spots = lease.spots()
+    return [spots[0].node] if len(spots) == 1 else list(dict.fromkeys(spot.node for spot in spots))
 
 
 def binding_of(lease: Lease, node: str, prefix: str = "") -> Binding:
     """What a lease has on one node, with its devices named as that node does, which is without ``prefix``."""
 
     def named_there(spot: Spot) -> Spot:
+        if not prefix:
+            return spot
         return msgspec.structs.replace(
             spot, devices=tuple(device.removeprefix(prefix) for device in spot.devices)
         )

@@ -229,8 +229,11 @@ class Fleet:
         if self._undo is not None:
             self._undo.append((self.adopt, spot))
         else:
-            self.gained.update(self.cell_of[device][0] for device in spot.devices if device in self.cell_of)
-            self.gained.update(row for row in (self.row_of.get(spot.node),) if row is not None)
+            if (row := self.row_of.get(spot.node)) is not None:
+                self.gained.add(row)
+            for device in spot.devices:  # of a node that has left, another may have them
+                if device in self.cell_of:
+                    self.gained.add(self.cell_of[device][0])
 
     @contextmanager
     def trial(self) -> Iterator[None]:

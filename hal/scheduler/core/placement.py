@@ -90,9 +90,10 @@ def place(
     candidates = row.candidates(near, policy)
     if not len(candidates):
         return None
-    of_these = costs[candidates]
-    best = candidates[of_these == of_these.min()]
-    chosen = int(best[0] if len(best) == 1 else best[np.argmin(fleet.ranks()[best])])
+    if len(candidates) > 1:
+        of_these = costs[candidates]
+        candidates = candidates[of_these == of_these.min()]
+    chosen = int(candidates[0] if len(candidates) == 1 else candidates[np.argmin(fleet.ranks()[candidates])])
     node = fleet.facts[chosen]
     assert node is not None
     return Spot(node.id, tuple(node.devices[column].id for column in row.columns[chosen].tolist()), shape)
@@ -153,7 +154,7 @@ class _Row:
     def refresh(self, policy: Policy) -> None:
         """See which nodes have room, and forget the costs of those that have changed."""
         fleet = self.fleet
-        changed = np.flatnonzero(fleet.changed > self.tick)
+        (changed,) = (fleet.changed > self.tick).nonzero()
         if self._returns_to_states(policy) and len(changed) <= _FEW:
             changed = changed[[not self._recall(row) for row in changed.tolist()]]
         if len(changed):
@@ -168,7 +169,7 @@ class _Row:
 
     def candidates(self, near: Mapping[str, float] | None, policy: Policy) -> Ints:
         """The nodes to choose from, with their costs worked out."""
-        rows = np.flatnonzero(self.fits)
+        (rows,) = self.fits.nonzero()
         if len(rows) > _ALL:
             # Ranks make the looks differ, so that the same nodes are seen whatever joined first.
             looks = self.looks[rows] * len(self.fits) + self.fleet.ranks()[rows]
