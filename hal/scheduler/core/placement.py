@@ -10,7 +10,8 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from hal.scheduler.core.facts import WHOLE_MILLI
-from hal.scheduler.core.fleet import Eligible, Fleet
+from hal.scheduler.core.fleet import Fleet
+from hal.scheduler.core.masks import Eligible
 from hal.scheduler.core.mix import Mix
 from hal.scheduler.core.scores import Scores
 from hal.scheduler.core.shape import Shape, Spot
@@ -114,7 +115,7 @@ class _Kept:
         self.states: _States = {}
 
     def row(self, fleet: Fleet, shape: Shape, eligible: Eligible, policy: Policy, mix: Mix) -> _Row:
-        scores, seen = self.scores, (fleet.masks_made, fleet.layout)
+        scores, seen = self.scores, (fleet.masks.made, fleet.layout)
         if scores is None or scores.expected is not mix.expected or self.seen != seen:
             self.seen = seen
             if scores is None or not scores.hold(fleet, mix.expected):
