@@ -279,7 +279,7 @@ def test_a_kept_mix_goes_on_as_it_was() -> None:
 
 def test_sizes_that_have_gone_do_not_count() -> None:
     """What was there before is not to decide where something goes: a journal is replayed from later, too."""
-    without, past = node("a", 0, 0), fleet_of(node("a", 16))
+    without, past = node("a", 0, 0, cpu=1000), fleet_of(node("a", 16))
     past.join(without)
     fresh = fleet_of(without)
     assert (past.has_memory, fresh.has_memory) == (False, False)
