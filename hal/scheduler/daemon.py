@@ -515,7 +515,7 @@ class Daemon:
 
     def _commit(self, *, quiet: bool = False) -> bool:
         """False: it cannot be written now, and is kept until it can. Memory may be ahead: nobody is told."""
-        changes = [*records.changes(self.state), *self.board.changes()]
+        changes = [*records.changes(self.state), *self.nodes.changes(), *self.board.changes()]
         begun = time.monotonic()
         self._store.put(changes)
         if self._store.wants_base(quiet=quiet):
@@ -542,7 +542,7 @@ class Daemon:
         try:
             rows = self._store.rows()
             saved = records.read(rows)
-            self._load_jobs(rows)
+            self._load_apart(rows, now)
             if saved.counters is not None:
                 self.state.world.counters = saved.counters  # has the labels to be laid over nodes
             gone = [lease for lease in saved.leases if not self.nodes.take_over(lease, now)]
@@ -577,12 +577,13 @@ class Daemon:
         self._store.put(records.changes(self.state))
         self._store.commit()
 
-    def _load_jobs(self, rows: list[records.Row]) -> None:
+    def _load_apart(self, rows: list[records.Row], now: float) -> None:
         """Raises DamagedError."""
         try:
+            self.nodes.load(rows, now)
             self.board.load(rows)
         except msgspec.DecodeError as error:
-            raise records.DamagedError(f"a job cannot be read: {error}") from None
+            raise records.DamagedError(f"a job, account or node cannot be read: {error}") from None
 
     def _resume(self, now: float) -> None:
         leases = list(self.state.leases.values())
