@@ -8,6 +8,7 @@ together (SQLite in WAL mode with full synchronisation).
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator
@@ -77,8 +78,9 @@ class Store:
         self._failed, self._why = float("-inf"), ""
         refuse_damaged_log(path)
         try:
+            os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))  # SQLite asks the umask
             self._db = sqlite3.connect(path, isolation_level=None)
-        except sqlite3.Error as error:
+        except (OSError, sqlite3.Error) as error:
             raise StateError(f"cannot use the lease store {path}: {error}") from error
         try:
             self._open()
