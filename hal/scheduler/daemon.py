@@ -56,6 +56,8 @@ __all__ = ["AlreadyRunning", "Daemon"]
 _DRAIN = 256  # requests answered with one commit
 _TICK = 1.0  # seconds between looks at what nobody reports: dead processes, slow endings
 _FRESH = 0.5  # seconds for which the devices' outside use is believed
+_SILENT = 120.0  # seconds without a word after which who waits, on another machine, is taken for gone
+_LISTEN = 10.0  # seconds between looks for such
 _LINGER = 1.0  # seconds without a lease after which a private daemon goes
 _UNWRITTEN = frozenset({"hello", "status", "renew", "beat"})  # answered while nothing can be written
 _ENDING = 4.0  # seconds that a private daemon gives what it ends when it leaves
@@ -107,7 +109,7 @@ class Daemon:
         self._zero = (time.time_ns() - time.monotonic_ns()) // 1_000_000
         self.started_ms = self.now()
         self._seen = float("-inf")
-        self._needed = time.monotonic()
+        self._listened = self._needed = time.monotonic()
 
     def run(self, ready: Callable[[], None] = lambda: None) -> None:
         """Serve. ``ready`` is called once requests are answered.
@@ -162,6 +164,7 @@ class Daemon:
         if self.state.waiting and time.monotonic() - self._seen >= _TICK:
             self.look_at_devices()  # what others use may have become less
         self._look_at_nodes()
+        self._drop_silent()
         self.happens(core.Tick())
         self._finish_endings(time.monotonic())
         self.board.turn()
@@ -480,6 +483,17 @@ class Daemon:
         """End this lease, or place in the queue, with the process."""
         if not self._holders.watch(id, pid):
             self.happens(core.HolderGone(id))
+
+    def _drop_silent(self) -> None:
+        """A lease expires by itself; a place in the queue does not."""
+        now = time.monotonic()
+        if now - self._listened < _LISTEN:
+            return
+        self._listened = now
+        for id in self._holders.silent(_SILENT):
+            if id in self.state.waiting:
+                reason = f"nothing was heard for {_SILENT:.0f} s from who wants it, on another machine"
+                self.happens(core.HolderGone(id, reason))
 
     def unwatch(self, id: str) -> None:
         self._holders.unwatch(id)

@@ -113,7 +113,9 @@ def wait(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body | Waiter:
 def renew(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
     id = msgspec.convert(body, bodies.Named).lease
     daemon.decide(core.Renew(id, peer.uid))
-    if id in daemon.state.waiting:
+    if (one := daemon.state.waiting.get(id)) is not None:
+        if one.holder_pid == peer.pid:
+            daemon.watch(id, peer.pid)
         return {"waiting": bodies.queued(daemon.state.waiting[id], daemon.now())}
     lease = daemon.state.leases[id]
     if lease.holder_pid == peer.pid:
