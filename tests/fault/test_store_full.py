@@ -53,6 +53,24 @@ def test_what_could_not_be_written_is_written_later_all_of_it(tmp_path: Path) ->
     again.close()
 
 
+def test_what_came_and_went_meanwhile_is_no_more(tmp_path: Path) -> None:
+    store = Store(tmp_path / "leases.db")
+    (pages,) = store._db.execute("PRAGMA page_count").fetchone()
+    page_limit(store, pages)
+    store.put([("lease", "brief", b"y" * 100_000)])
+    assert not committed(store)
+    store.put([("lease", "brief", None)])
+    assert not committed(store)
+    page_limit(store, 1 << 30)
+    wait_until(lambda: committed(store), what="the next try")
+    store.put([("lease", "next", b"x")])
+    store.commit()
+    store.close()
+    again = Store(tmp_path / "leases.db")
+    assert again.rows() == [("lease", "next", b"x")]
+    again.close()
+
+
 def committed(store: Store) -> bool:
     try:
         store.commit()
