@@ -104,14 +104,18 @@ def granted(daemon: Daemon, lease: core.Lease) -> wire.Body:
 
 def wait(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body | Waiter:
     asked = msgspec.convert(body, bodies.Wait)
-    _commanded(daemon, asked.lease, peer)
-    daemon.watch(asked.lease, peer.pid)  # after a restart of the scheduler
+    one = _commanded(daemon, asked.lease, peer)
+    if one.holder_pid == peer.pid:  # and nobody else who asks: a job's lease has no such process
+        daemon.watch(asked.lease, peer.pid)  # after a restart of the scheduler
     waiter = Waiter(asked.lease, time.monotonic() + asked.timeout_seconds)
     return waiter if (answer := daemon.outcome(waiter)) is None else answer
 
 
 def renew(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
     id = msgspec.convert(body, bodies.Named).lease
+    one = daemon.state.leases.get(id) or daemon.state.waiting.get(id)
+    if one is None or peer.uid not in (one.uid, 0):  # what is made up is no event: those are kept
+        raise Refused(*daemon.over.get(id, ("not_found", f"there is no lease '{id:.64}'")))
     daemon.decide(core.Renew(id, peer.uid))
     if id in daemon.state.waiting:
         return {"waiting": bodies.queued(daemon.state.waiting[id], daemon.now())}

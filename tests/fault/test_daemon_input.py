@@ -15,7 +15,11 @@ from hypothesis import strategies as st
 
 from hal.emulation.description import load
 from hal.emulation.run import emulated
-from hal.scheduler import wire
+from hal.scheduler import core, wire
+from hal.scheduler.client import Client
+from hal.scheduler.store.care import journal_of
+from hal.scheduler.store.journal import Batch
+from tests.conftest import wait_until
 from tests.integration.support import Env, daemon_pid, leases, places, serving
 
 PATIENCE = 10_000  # milliseconds
@@ -253,3 +257,19 @@ def test_no_frames_kill_the_daemon(env: Env, frames: list[bytes]) -> None:
             assert client.answer(packed(op="release", body={"lease": lease}))["ok"]
     finally:
         client.close()
+
+
+def test_a_renewal_of_what_is_not_there_is_no_event(env: Env, raw: Raw) -> None:
+    """Events are kept, and whoever may ask could fill the disk with them."""
+    made_up = packed(op="renew", body={"lease": "x" * 50_000})
+    for _ in range(20):
+        assert raw.answer(made_up)["error"]["code"] == "not_found"
+    with Client(places(env)) as client:
+        id = client.call("acquire", key="written down", memory_bytes=1 << 30)["lease"]["id"]
+        client.call("release", lease=id)
+        wait_until(lambda: leases(env) == [])
+    entries = [
+        entry for one in journal_of(places(env).store) if isinstance(one, Batch) for _, entry in one.entries
+    ]
+    assert not [one for one in entries if isinstance(one, core.Renew)]
+    assert [one for one in entries if isinstance(one, core.Release)]
