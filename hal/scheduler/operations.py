@@ -218,13 +218,24 @@ def set_queue(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
 
 
 def join(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
-    return daemon.join(msgspec.convert(body, Join), peer)
+    joining = msgspec.convert(body, Join)
+    _check(joining)
+    return daemon.join(joining, peer)
 
 
 def beat(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
     """``durable`` false: what has ended is to be told again."""
-    daemon.beat(msgspec.convert(body, Beat), peer)
+    told = msgspec.convert(body, Beat)
+    _check(told)
+    daemon.beat(told, peer)
     return {"durable": True}
+
+
+def _check(told: Join | Beat) -> None:
+    try:
+        told.check()
+    except ValueError as wrong:
+        raise Refused("malformed", str(wrong)) from None
 
 
 OPERATIONS: dict[str, Operation] = {

@@ -273,3 +273,37 @@ def test_a_renewal_of_what_is_not_there_is_no_event(env: Env, raw: Raw) -> None:
     ]
     assert not [one for one in entries if isinstance(one, core.Renew)]
     assert [one for one in entries if isinstance(one, core.Release)]
+
+
+GPU = {"id": "x:1", "vendor": "x", "model": "m", "memory_bytes": 1 << 30}
+ALL_BITS = (1 << 64) - 1
+NO_FACTS = [
+    {"cpu_milli": ALL_BITS},
+    {"ram_bytes": ALL_BITS},
+    {"ram_bytes": -1},
+    {"devices": [GPU | {"memory_bytes": ALL_BITS}]},
+    {"devices": [GPU | {"outside_bytes": ALL_BITS}]},
+    {"devices": [GPU | {"micros_per_hour": -1}]},
+]
+
+
+@pytest.mark.parametrize("wrong", NO_FACTS, ids=str)
+def test_an_agent_whose_driver_says_nonsense_is_refused_with_a_sentence(
+    env: Env, raw: Raw, wrong: dict[str, Any]
+) -> None:
+    sound = {"id": "far", "cpu_milli": 1, "ram_bytes": 1, "devices": []}
+    joining = {"node": "far", "boot": "b", "term": 0, "version": "1", "bound": {}, "facts": sound | wrong}
+    error = raw.answer(packed(op="join", body=joining | {"sent": 1.0}))["error"]
+    assert error["code"] == "malformed"
+    assert "is between 0 and" in error["message"]
+    beat = {"node": "far", "term": 1, "facts": sound | wrong}
+    assert raw.answer(packed(op="beat", body=beat))["error"]["code"] == "malformed"
+
+
+def test_an_agent_that_counts_beyond_all_measure_is_refused(env: Env, raw: Raw) -> None:
+    use = {"device": "x:1", "limit_bytes": 1, "used_bytes": ALL_BITS, "refused": 0}
+    run = {"lease": "l", "epoch": 1, "member": 0, "code": None, "signal": ALL_BITS, "error": ""}
+    run |= {"begun_ms": 0, "ended_ms": 0, "cpu_seconds": None}
+    for told in ({"use": {"l": [use, use]}}, {"runs": [run]}):
+        error = raw.answer(packed(op="beat", body={"node": "far", "term": 1} | told))["error"]
+        assert error["code"] == "malformed"

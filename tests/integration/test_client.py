@@ -254,7 +254,7 @@ def test_who_is_cancelled_before_there_is_an_answer_has_nothing(
     async def main() -> None:
         async with hal.AsyncClient(between(1).address) as lossy, hal.AsyncClient(client_address) as other:
             work = lossy.acquire_many([one, one]) if many else lossy.acquire(request=one)
-            asking = asyncio.create_task(work)  # type: ignore[arg-type]
+            asking = asyncio.create_task(work)
             while not await other.leases():
                 await asyncio.sleep(0.01)
             asking.cancel()
