@@ -17,7 +17,7 @@ from collections.abc import Callable
 import msgspec
 import zmq
 
-from hal.backend import StateError
+from hal.backend import HalError, StateError
 from hal.scheduler import bodies, core, frames, watch, wire
 from hal.scheduler.agent.agent import Agent
 from hal.scheduler.agent.binding import Beat, Join
@@ -94,6 +94,7 @@ class Daemon:
         self.agent = self._agent = agent
         self._places = places
         self._door = Door(self.config, places, None) if door is None else door
+        self.limits = self._door.limits
         self._reread = reread
         self._joined: dict[str, Peer] = {}  # who speaks for each other node
         self._agents: dict[bytes, str] = {}  # their names, by what ZeroMQ calls them
@@ -160,7 +161,8 @@ class Daemon:
             troubled = False  # there is room again
         replies = [reply for router in self._routers if router in events for reply in self._drain(router)]
         if self.state.waiting and time.monotonic() - self._seen >= _TICK:
-            self.look_at_devices()  # what others use may have become less
+            with contextlib.suppress(HalError):  # of a driver that does not answer, the last look counts
+                self.look_at_devices()  # what others use may have become less
         self._look_at_nodes()
         self.happens(core.Tick())
         self._finish_endings(time.monotonic())
