@@ -75,6 +75,8 @@ def release_many(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
 
 def _acquire(daemon: Daemon, asked: bodies.Acquire, peer: Peer) -> wire.Body | Waiter:
     request = asked.wanted(daemon.config.classes)
+    if request.wait and daemon.state.find(peer.uid, asked.key) is None:
+        daemon.limits.queue(peer, daemon.state.world.line.of_owner[peer.uid])
     daemon.look_at_devices()
     id = _fresh_id(daemon)
     daemon.board.accounts.know(peer.name, peer.uid)
