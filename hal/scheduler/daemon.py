@@ -57,7 +57,7 @@ _DRAIN = 256  # requests answered with one commit
 _TICK = 1.0  # seconds between looks at what nobody reports: dead processes, slow endings
 _FRESH = 0.5  # seconds for which the devices' outside use is believed
 _LINGER = 1.0  # seconds without a lease after which a private daemon goes
-_UNWRITTEN = frozenset({"hello", "status", "renew", "beat"})  # answered while nothing can be written
+_UNWRITTEN = frozenset({"hello", "status", "nodes", "renew", "beat"})  # answered while nothing can be written
 _ENDING = 4.0  # seconds that a private daemon gives what it ends when it leaves
 
 

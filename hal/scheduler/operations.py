@@ -38,6 +38,7 @@ def hello(daemon: Daemon, _body: wire.Body, _peer: Peer) -> wire.Body:
         "classes": sorted(daemon.config.classes),
         "now_ms": daemon.now(),
         "event": daemon.watch_ring.last,
+        "trouble": daemon.trouble,
     }
 
 

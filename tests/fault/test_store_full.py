@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from hal.backend import HalError
 from hal.scheduler.client import Client
 from hal.scheduler.core.records import Row
+from hal.scheduler.pages import Pages
 from hal.scheduler.store import NotDurable, Store
 from tests.conftest import HAL, wait_until
 from tests.integration.support import Env, kill, leases, places, start
@@ -156,11 +158,21 @@ def test_nothing_is_promised_while_nothing_can_be_written(machine_env: Env) -> N
         ):
             with pytest.raises(HalError, match=r"disk is full; nothing was done"):
                 client.call(op, **body)
+        # And it can be seen.
+        for op in ("hello", "status"):
+            assert "disk is full" in client.call(op)["trouble"]
+        said = subprocess.run([*HAL, "status"], env=machine_env, capture_output=True, text=True, check=True)
+        assert "disk is full" in said.stdout
+        with Pages("127.0.0.1:0", places(machine_env)) as pages:
+            assert pages.health()["status"] == "degraded"
+            assert "disk is full" in pages.health()["reason"]
+            assert "hal_scheduler_store_writable 0" in pages.metrics()
         # Who holds something goes on.
         assert client.call("renew", lease=kept)["lease"]["id"] == kept
         assert client.call("hello")["pid"] == daemon.pid
         full(machine_env).unlink()
         assert "can be written again" in daemon.stderr.readline()
+        assert client.call("hello")["trouble"] is None
         once = acquire(client, "asked while it was full")
         assert acquire(client, "asked while it was full") == once
         client.call("release", lease=given_back)
