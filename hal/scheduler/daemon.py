@@ -172,7 +172,7 @@ class Daemon:
         replies += self._waited()
         if self.trouble is None:
             self._publish()
-        self._door.flush()
+        self._door.flush(durable=self.trouble is None)
         self.monitor.flush()
         # A client that has gone in the meantime is no error: its lease ends with its process.
         messages = [(address, wire.pack(reply)) for address, reply in replies]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import subprocess
@@ -194,6 +195,27 @@ def test_a_kill_while_it_is_full_keeps_what_was_promised(machine_env: Env) -> No
     with breakable(machine_env), Client(places(machine_env)) as client:
         assert client.call("renew", lease=kept)["lease"]["id"] == kept
         assert kept in {one["id"] for one in leases(machine_env)}
+
+
+def test_what_could_not_be_written_is_not_noted_as_done(machine_env: Env) -> None:
+    runtime = Path(machine_env["HAL_RUNTIME_DIR"])
+    runtime.mkdir(mode=0o700)
+    (runtime / "hal.toml").write_text('[security]\naudit = "audit.log"\n')
+
+    def noted() -> list[tuple[str, str, bool]]:
+        rows = [json.loads(row) for row in (runtime / "audit.log").read_text().splitlines()]
+        return [(row["op"], row["outcome"], row.get("durable", True)) for row in rows]
+
+    with breakable(machine_env), Client(places(machine_env)) as client:
+        kept = acquire(client)
+        full(machine_env).touch()
+        with pytest.raises(HalError, match="disk is full"):
+            client.call("release", lease=kept)
+        with pytest.raises(HalError, match="disk is full; nothing was done"):
+            acquire(client)
+        full(machine_env).unlink()
+        wait_until(lambda: client.call("hello")["trouble"] is None)
+    assert noted() == [("acquire", "ok", True), ("release", "failed", False), ("acquire", "failed", True)]
 
 
 def test_a_node_s_beats_are_answered_and_what_ended_there_is_to_be_told_again(machine_env: Env) -> None:
