@@ -17,7 +17,7 @@ from collections.abc import Callable
 import msgspec
 import zmq
 
-from hal.backend import StateError
+from hal.backend import HalError, StateError
 from hal.scheduler import bodies, core, frames, watch, wire
 from hal.scheduler.agent.agent import Agent
 from hal.scheduler.agent.binding import Beat, Join
@@ -59,7 +59,7 @@ _FRESH = 0.5  # seconds for which the devices' outside use is believed
 _SILENT = 120.0  # seconds without a word after which who waits, on another machine, is taken for gone
 _LISTEN = 10.0  # seconds between looks for such
 _LINGER = 1.0  # seconds without a lease after which a private daemon goes
-_UNWRITTEN = frozenset({"hello", "status", "renew", "beat"})  # answered while nothing can be written
+_UNWRITTEN = frozenset({"hello", "status", "nodes", "renew", "beat"})  # answered while nothing can be written
 _ENDING = 4.0  # seconds that a private daemon gives what it ends when it leaves
 
 
@@ -96,6 +96,7 @@ class Daemon:
         self.agent = self._agent = agent
         self._places = places
         self._door = Door(self.config, places, None) if door is None else door
+        self.limits = self._door.limits
         self._reread = reread
         self._joined: dict[str, Peer] = {}  # who speaks for each other node
         self._agents: dict[bytes, str] = {}  # their names, by what ZeroMQ calls them
@@ -162,7 +163,8 @@ class Daemon:
             troubled = False  # there is room again
         replies = [reply for router in self._routers if router in events for reply in self._drain(router)]
         if self.state.waiting and time.monotonic() - self._seen >= _TICK:
-            self.look_at_devices()  # what others use may have become less
+            with contextlib.suppress(HalError):  # of a driver that does not answer, the last look counts
+                self.look_at_devices()  # what others use may have become less
         self._look_at_nodes()
         self._drop_silent()
         self.happens(core.Tick())
@@ -173,7 +175,7 @@ class Daemon:
         replies += self._waited()
         if self.trouble is None:
             self._publish()
-        self._door.flush()
+        self._door.flush(durable=self.trouble is None)
         self.monitor.flush()
         # A client that has gone in the meantime is no error: its lease ends with its process.
         messages = [(address, wire.pack(reply)) for address, reply in replies]

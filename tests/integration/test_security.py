@@ -405,6 +405,27 @@ def test_who_waits_for_too_many_answers_is_busy(head: Head) -> None:
     wait_until(lambda: not busy())
 
 
+def test_who_has_too_many_in_the_queue_is_told_and_jobs_count(head: Head) -> None:
+    head.config("[limits]\nwaiting = 3\n")
+    head.serve()
+    root, alice = head.client(places(head.env)), head.named("alice")
+    whole = {"members": [{"alternatives": [{"selector": 'vendor == "nvidia"', "count": 2}]}], "wait": True}
+    held = root.call("acquire", key="a", request=whole)["lease"]["id"]
+    job = {"command": ["true"]}
+    alice.call("submit", key="jobs", job=job, request=whole, array=[1, 2])
+    waits = alice.call("acquire", key="b", request=whole)["waiting"]["id"]
+    assert alice.call("acquire", key="b", request=whole)["waiting"]["id"] == waits
+    for op, body in (("acquire", {}), ("submit", {"job": job}), ("submit", {"job": job, "array": [1, 2]})):
+        with pytest.raises(TemporaryError, match="alice has 3 requests that wait, and may have 3"):
+            alice.call(op, key=f"{op}{len(body)}", request=whole, **body)
+    alice.call("release", lease=waits)
+    with pytest.raises(TemporaryError, match="alice has 2 requests that wait"):
+        alice.call("submit", key="two", job=job, request=whole, array=[1, 2])
+    alice.call("acquire", key="c", request=whole)
+    root.call("acquire", key="d", request=whole)
+    root.call("release", lease=held)
+
+
 # ---- other users of this machine -------------------------------------------------------------
 
 Asked = Callable[..., dict[str, Any]]

@@ -156,10 +156,10 @@ class Door:
             self._strangers = 0
         return changed
 
-    def flush(self) -> None:
-        """Before replies are sent: write what was noted."""
+    def flush(self, *, durable: bool = True) -> None:
+        """Before replies are sent: write what was noted. ``durable``: what was done is."""
         if self.audit is not None:
-            self.audit.flush()
+            self.audit.flush(durable=durable)
             if self.audit.complaint is not None:
                 self._tell(self.audit.complaint)
 
