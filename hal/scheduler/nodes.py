@@ -19,6 +19,7 @@ from hal.model import Enforcement, Rung
 from hal.scheduler import wire
 from hal.scheduler.agent import binding as on
 from hal.scheduler.agent.agent import Agent
+from hal.scheduler.agent.until import clock
 from hal.scheduler.answers import Address, Refused
 from hal.scheduler.core.facts import NodeFacts
 from hal.scheduler.core.lease import Lease, LeaseState
@@ -89,6 +90,7 @@ class Nodes:
         self._numbered = 0
         self._asked_until = float("-inf")  # no order is to be repeated before
         self._heard_until = float("-inf")  # no node can be lost before
+        self._allowed_until = float("-inf")  # what runs on this node is not told anew before
 
     # ---- leases -----------------------------------------------------------------------------
 
@@ -185,7 +187,7 @@ class Nodes:
             raise Refused("stale", f"node '{node.id}' has joined again since")
         here = [(leases[id], self._held[id]) for id in sorted(node.leases)]
         keep = {lease.id: lease.epoch for lease, held in here if node.id not in held.ended}
-        cut_off = self.lost_seconds + self.grace_seconds - min(10.0, self.grace_seconds / 4)
+        cut_off = self.cut_off_seconds
         if any(keep.get(id) != epoch for id, epoch in joining.bound.items()):
             return on.Joined(self.term, BEAT_SECONDS, cut_off, keep, again=True)
         self._drop_orders(lambda order: order.node is node)
@@ -277,6 +279,9 @@ class Nodes:
             self._asked_until = min((one.sent for one in self._orders.values()), default=now) + _AGAIN
         if self._agent is None:
             return
+        if now >= self._allowed_until:
+            self._allowed_until = now + BEAT_SECONDS
+            self._agent.allow(clock() + self.cut_off_seconds)
         self._agent.turn(now)
         ended = self._agent.ended()
         for lease, epoch in ended:
@@ -302,6 +307,12 @@ class Nodes:
         heard = (node.heard for node in others)
         self._heard_until = min(min(heard, default=now) + self.lost_seconds, now + min(1, self.lost_seconds))
         return found
+
+    @property
+    def cut_off_seconds(self) -> float:
+        """Without an answer for so long, a node stops all that it holds, some time before it is taken for
+        stopped."""
+        return self.lost_seconds + self.grace_seconds - min(10.0, self.grace_seconds / 4)
 
     @property
     def own(self) -> str | None:

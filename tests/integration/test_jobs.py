@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from hal.backend import StateError, UnsupportedError
+from hal.scheduler.client import Client
 from hal.scheduler.jobs.table import _alive, _marked
 from tests.conftest import ALLOCATE, HAL, wait_until
-from tests.integration.support import GIB, Env, all_is_back, kill, line, serving, start
+from tests.integration.support import GIB, Env, all_is_back, kill, line, places, serving, start
 from tests.integration.test_agents import Cluster
 
 
@@ -250,6 +251,46 @@ def test_a_node_that_is_cut_off_stops_its_jobs_on_whole_devices_too(site: Site) 
     os.kill(site.scheduler.pid, signal.SIGCONT)
     assert site.over(id)["state"] == "failed"
     site.at_rest()
+
+
+def test_a_job_whose_agent_never_comes_back_ends(site: Site) -> None:
+    site.add("green", "l40s-4")
+    id = site.submit("(setsid sleep 1000 &); echo up; sleep 1000", request=on("nvidia"))
+    site.has_said(id, "up")
+    kill(site.agents["green"].pid)
+    assert site.running("green")
+    wait_until(lambda: not site.running("green"))
+    assert site.over(id)["state"] == "failed"
+
+
+def test_a_job_that_ended_for_want_of_a_scheduler_is_tried_again(machine_env: Env, tmp_path: Path) -> None:
+    allow(machine_env)
+    script = f"echo x >> {tmp_path}/begun; while [ ! -e {tmp_path}/go ]; do sleep 0.01; done"
+    mark = f"{machine_env['HAL_RUNTIME_DIR']}/jobs/".encode()
+
+    def serve() -> subprocess.Popen[str]:
+        one = start(machine_env, *HAL, "serve", "--lost-after", "0.5", "--grace", "2")
+        assert "serving" in one.stderr.readline()  # type: ignore[union-attr]
+        return one
+
+    def ask(op: str, **body: Any) -> dict[str, Any]:
+        with Client(places(machine_env), timeout=10.0) as client:
+            return client.call(op, **body)
+
+    first = serve()
+    spec = {"command": ["/bin/sh", "-c", script], "directory": "/"}
+    (id,) = ask("submit", key="k", job=spec, request={"members": [member("nvidia")]}, retries=1)["jobs"]
+    wait_until((tmp_path / "begun").exists)
+    kill(first.pid)
+    assert list(_marked(mark))
+    wait_until(lambda: not list(_marked(mark)))
+    second = serve()
+    wait_until(lambda: (tmp_path / "begun").read_text() == "x\nx\n")
+    (tmp_path / "go").touch()
+    wait_until(lambda: ask("job", job=id)["job"]["state"] == "completed")
+    assert ask("job", job=id)["job"]["attempt"] == 2
+    second.terminate()
+    second.wait(60)
 
 
 def test_signals_are_passed_on(site: Site) -> None:

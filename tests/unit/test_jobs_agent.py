@@ -12,10 +12,12 @@ import pytest
 from hal.backend import StateError
 from hal.scheduler.agent import binding as on
 from hal.scheduler.agent.agent import Agent, StaleError
+from hal.scheduler.agent.until import Until, clock
 from hal.scheduler.core.fleet import Spot
 from hal.scheduler.core.shape import Shape
 from hal.scheduler.jobs.launch import Launcher, owner_name
 from hal.scheduler.jobs.spec import Ended, JobSpec
+from hal.scheduler.jobs.supervisor import CUT_OFF
 from hal.scheduler.jobs.table import _marked
 from hal.scheduler.places import Places
 from hal.scheduler.sections import JobsSection
@@ -126,6 +128,41 @@ def test_a_node_that_is_cut_off_stops_its_jobs(agent: Agent, tmp_path: Path) -> 
     wait_until(lambda: text(agent) == "deaf\n")
     agent.stop_all()
     wait_until(lambda: not running(tmp_path))
+
+
+def test_without_an_agent_a_job_ends_when_its_node_has_to_have_stopped(agent: Agent, tmp_path: Path) -> None:
+    bound(agent)
+    agent.allow(clock() + 1)
+    agent.run(to_run("trap '' TERM; (setsid sleep 1000 &); while :; do sleep 0.01; done"))
+    wait_until(lambda: bool(running(tmp_path)))
+    wait_until(lambda: not running(tmp_path))
+    assert (ended(agent).signal, ended(agent).lost, ended(agent).error) == (9, True, CUT_OFF)
+
+
+def test_a_job_goes_on_for_as_long_as_its_agent_is_allowed_to(agent: Agent, tmp_path: Path) -> None:
+    bound(agent)
+    first = clock() + 0.5
+    agent.allow(first)
+    agent.run(to_run("echo up; sleep 1000"))
+    wait_until(lambda: text(agent) == "up\n")
+    agent.allow(first + 1000)
+    wait_until(lambda: clock() > first + 2.5)  # in which its supervisor has looked
+    assert running(tmp_path)
+    agent.stop_all()
+    assert (ended(agent).signal, ended(agent).lost) == (9, True)
+
+
+def test_what_was_allowed_is_known_to_the_next_agent_of_the_same_boot(tmp_path: Path) -> None:
+    one = Until(tmp_path / "until")
+    assert one.read() is None
+    one.write(1234.25)
+    one.write(1235.5)
+    assert Until(tmp_path / "until").read() == 1235.5
+    (tmp_path / "until").write_text("another boot")
+    assert one.read() is None
+    one.remove()
+    one.write(7.0)
+    assert one.read() == 7.0
 
 
 def test_the_next_agent_has_the_job_and_kills_it_when_its_lease_is_gone(agent: Agent, tmp_path: Path) -> None:

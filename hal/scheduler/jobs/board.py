@@ -175,6 +175,11 @@ class Board:
                 continue
             if job.nodes[one.member : one.member + 1] != [node]:  # it speaks for what runs there only
                 continue
+            if one.lost:
+                job.reason = one.error
+                self._release(job)
+                self._touch(job.id)
+                continue
             job.exits[one.member] = one
             if one.exit_code != 0 and job.first is None:
                 job.first = one.member

@@ -11,6 +11,7 @@ which has ``spec.json`` (see table.py) and gets ``alive`` (whom to signal), what
   or not. If only the outer one is killed, the work goes on.
 * The program is killed with the inner one (PR_SET_PDEATHSIG). What is left when both are killed is found
   by the agent, by the variable HAL_RUN of their environment, or by their control group where there is one.
+* When its node is cut off (the file ``until``, see agent/until.py) it kills what runs, agent or no agent.
 * SIGTERM ends it: the program gets SIGTERM and some seconds later what is left SIGKILL. SIGRTMIN+1 kills at
   once. SIGRTMIN+2 is SIGTERM for the program and no more; SIGHUP, SIGINT, SIGQUIT, SIGUSR1 and SIGUSR2 go on,
   and so does any other signal N that is sent as SIGRTMIN+2+N: SIGSTOP itself would stop the supervisor.
@@ -36,6 +37,8 @@ _PASSED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.
 _SHIFTED = range(_PASS_TERM + 1, signal.SIGRTMAX + 1)
 _HEARD = {signal.SIGTERM, signal.SIGCHLD, _KILL, _PASS_TERM, *_PASSED, *_SHIFTED}
 _READ = 65536
+_LOOK = 2.0  # seconds between looks at a clock that goes on while the machine sleeps
+CUT_OFF = "its node was cut off from its scheduler, or had no agent, for too long"
 _NOT_FOUND, _NOT_RUNNABLE = 127, 126  # as a shell says it
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -88,6 +91,8 @@ class Supervisor:
         self._pid = 0
         self._status: int | None = None  # as waitpid tells it
         self._error = ""
+        self._lost = False
+        self._until: float | None = None
         self._begun = time.time()
         self._kill_at: float | None = None
         self._outputs: dict[int, Output] = {}
@@ -138,6 +143,7 @@ class Supervisor:
             "begun_ms": round(self._begun * 1000),
             "ended_ms": round(time.time() * 1000),
             "cpu_seconds": round(used.ru_utime + used.ru_stime, 3),
+            "lost": self._lost,
         }
         self._write("exit.json", ended)
 
@@ -212,14 +218,28 @@ class Supervisor:
         for one in (signals, *self._outputs):
             poll.register(one, select.POLLIN)
         while self._status is None:
-            left = None if self._kill_at is None else max(self._kill_at - time.monotonic(), 0)
-            for one, _ in poll.poll(None if left is None else left * 1000 + 1):
+            left = self._left()
+            if self._kill_at is not None:
+                left = min(left, max(self._kill_at - time.monotonic(), 0))
+            for one, _ in poll.poll(None if left == float("inf") else left * 1000 + 1):
                 if one == signals:
                     self._hear(os.read(signals, 512))
                 elif not self._copy(one):
                     poll.unregister(one)
-            if self._kill_at is not None and time.monotonic() >= self._kill_at:
+            self._lost = self._status is None and self._left() <= 0
+            if self._lost or (self._kill_at is not None and time.monotonic() >= self._kill_at):
+                self._error = CUT_OFF if self._lost else self._error
                 self._kill_rest()
+
+    def _left(self) -> float:
+        """Seconds for which it need not look again; 0: its node is cut off."""
+        if not (path := self._spec.get("until")):
+            return float("inf")
+        now = time.clock_gettime(time.CLOCK_BOOTTIME)
+        if self._until is None or now >= self._until:
+            with suppress(OSError):  # else what it has said last
+                self._until = os.stat(path).st_mtime  # noqa: PTH116
+        return _LOOK if self._until is None else min(max(self._until - now, 0), _LOOK)
 
     def _hear(self, numbers: bytes) -> None:
         for number in numbers:

@@ -128,19 +128,25 @@ class Jobs:
         if not 1 <= number <= LAST_SIGNAL:
             raise StateError(f"signal is between 1 and {LAST_SIGNAL}")
         if run in self._living:
-            passed = {signal.SIGTERM: _PASS_TERM, signal.SIGKILL: _KILL}
+            passed: dict[int, int] = {signal.SIGTERM: _PASS_TERM, signal.SIGKILL: _KILL}
             passed |= {one: one for one in _PASSED_AS_THEY_ARE}
             _send(self._living[run].path, passed.get(number, _PASS_TERM + number))
         elif not self._path(run).exists():
             raise GoneError("there is no such run on this node")
 
-    def end(self, lease: str, number: int) -> bool:
-        """SIGTERM: with some seconds of grace; SIGKILL: now; 0: only look. True when none is left."""
+    def end(self, lease: str, number: int, *, lost: bool = False) -> bool:
+        """SIGTERM: with some seconds of grace; SIGKILL: now; 0: only look. True when none is left.
+
+        ``lost``: it is not the programs' own end (see ``Ended``).
+        """
         runs = [run for run in self._living if run[0] == lease]
         for run in runs:
             path = self._living[run].path
             if number == 0 or run in self._orphaned:
                 continue
+            if lost:
+                with contextlib.suppress(OSError):
+                    (path / "lost").touch()
             if not _send(path, _KILL if number == signal.SIGKILL else signal.SIGTERM):
                 with contextlib.suppress(OSError):
                     (path / "killed").touch()  # it has not begun, and is not to
@@ -347,6 +353,8 @@ def _marked(directory: bytes, but: Container[bytes] = ()) -> Iterator[int]:
 def _ended(run: RunId, path: Path) -> Ended:
     try:
         told = json.loads((path / "exit.json").read_bytes())
+        if (path / "lost").exists():
+            told |= {"lost": True, "error": supervisor.CUT_OFF}
         return msgspec.convert({"lease": run[0], "epoch": run[1], "member": run[2], **told}, Ended)
     except (OSError, ValueError) as wrong:
         return Ended(*run, None, int(signal.SIGKILL), f"how it ended cannot be read: {wrong}", 0, 0, None)
