@@ -146,6 +146,11 @@ class Nodes:
         bound = [] if held is None else [held.bound[id] for id in held.nodes if id in held.bound]
         return bound[0].enforcement if bound else Enforcement(Rung.NONE, Rung.NONE)
 
+    def port(self, lease: Lease) -> int:
+        """Where the members of a gang may meet, on the node of the first; 0: its agent found none."""
+        held = self._held[lease.id]
+        return held.bound[held.nodes[0]].port
+
     def use(self, lease: Lease) -> list[DeviceUse]:
         found: list[DeviceUse] = []
         for id in on.nodes_of(lease):

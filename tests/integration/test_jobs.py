@@ -118,12 +118,15 @@ def test_a_gang_across_nodes_meets_and_one_that_fails_ends_the_others(site: Site
     site.add("green", "l40s-4")
     site.add("red", "mi210-4")
     members = [member("nvidia", replicas=2), member("amd")]
-    script = "echo $RANK/$WORLD_SIZE $MASTER_ADDR $MASTER_PORT $LOCAL_RANK $NODE_RANK/$NNODES"
+    script = (
+        "echo $RANK/$WORLD_SIZE $MASTER_ADDR $MASTER_PORT $LOCAL_RANK/$LOCAL_WORLD_SIZE $NODE_RANK/$NNODES"
+    )
     id = site.submit(script, request={"members": members})
     assert site.over(id)["state"] == "completed"
     lines = [site.said(id, number).split() for number in range(3)]
     assert [line[0] for line in lines] == ["0/3", "1/3", "2/3"]
-    assert [line[4] for line in lines] == ["0/3", "1/3", "2/3"]
+    assert [line[3] for line in lines] == ["0/2", "1/2", "0/1"]
+    assert [line[4] for line in lines] == ["0/2", "0/2", "1/2"]
     assert len({(line[1], line[2]) for line in lines}) == 1
     script = "if [ $RANK = 2 ]; then sleep 0.3; exit 5; fi; sleep 1000"
     job = site.over(site.submit(script, request={"members": members}))

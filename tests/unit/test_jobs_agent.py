@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from hal.scheduler.agent.until import Until, clock
 from hal.scheduler.core.fleet import Spot
 from hal.scheduler.core.shape import Shape
 from hal.scheduler.jobs.launch import Launcher, owner_name
+from hal.scheduler.jobs.rendezvous import FIRST_PORT, PORTS, _listening, free_port, rendezvous
 from hal.scheduler.jobs.spec import Ended, JobSpec
 from hal.scheduler.jobs.supervisor import CUT_OFF
 from hal.scheduler.jobs.table import _marked
@@ -61,6 +63,12 @@ def running(directory: Path) -> list[int]:
 def bound(agent: Agent, lease: str = "l", epoch: int = 1) -> None:
     spot = Spot("a", ("gpu0",), Shape(whole=True))
     agent.bind(on.BindOrder(1, on.Binding(lease, epoch, lease, 7, 1, (on.BoundPart(0, (spot,)),))))
+
+
+def bound_gang(agent: Agent, lease: str, epoch: int = 1, first: int = 0) -> int:
+    spot = Spot("a", (f"gpu-{lease}",), Shape(whole=True))
+    part = on.BoundPart(first, (spot,))
+    return agent.bind(on.BindOrder(1, on.Binding(lease, epoch, lease, 7, 2, (part,)))).port
 
 
 def to_run(
@@ -182,6 +190,38 @@ def test_the_next_agent_has_the_job_and_kills_it_when_its_lease_is_gone(agent: A
             assert ended(other).signal == 9
             assert not running(tmp_path)
         other.close()
+
+
+def test_the_members_of_a_gang_meet_where_nobody_listens_and_no_other_gang_meets(
+    agent: Agent, tmp_path: Path
+) -> None:
+    with socket.create_server(("", FIRST_PORT + 501)), socket.create_server(("127.0.0.1", FIRST_PORT + 502)):
+        ports = [bound_gang(agent, lease, epoch=501) for lease in ("l", "m")]
+    assert len(set(ports)) == 2 and all(FIRST_PORT + 502 < port < FIRST_PORT + PORTS for port in ports)
+    with socket.create_server(("", ports[0])):  # the gang has begun: it stays where it is
+        assert bound_gang(agent, "l", epoch=501) == ports[0]
+        other = Agent(agent._slices, Places(tmp_path), "a")
+        other.start()
+        assert bound_gang(other, "l", epoch=501) == ports[0]
+        other.close()
+    assert bound_gang(agent, "n", first=1) == 0
+
+
+def test_without_any_of_the_usual_ports_the_kernel_finds_one() -> None:
+    assert free_port(range(1 << 16), 7) > 0
+    assert _listening(free_port((), 7)) != 0
+
+
+def test_members_are_numbered_as_workers_of_torchrun() -> None:
+    nodes = ["b", "a", "b", "b"]
+    names = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "NODE_RANK", "NNODES", "WORLD_SIZE")
+    found = [rendezvous(member, nodes, "h", 1) for member in range(4)]
+    assert [[int(one[name]) for name in names] for one in found] == [
+        [0, 0, 3, 0, 0, 2, 4],
+        [1, 0, 1, 1, 1, 2, 4],
+        [2, 1, 3, 0, 0, 2, 4],
+        [3, 2, 3, 0, 0, 2, 4],
+    ]
 
 
 def test_who_is_not_named_runs_nothing_where_others_are(agent: Agent) -> None:

@@ -33,6 +33,7 @@ from hal.scheduler.agent.until import Until
 from hal.scheduler.core.facts import NodeFacts
 from hal.scheduler.jobs.launch import Launcher
 from hal.scheduler.jobs.output import Piece
+from hal.scheduler.jobs.rendezvous import free_port
 from hal.scheduler.jobs.spec import Ended
 from hal.scheduler.jobs.table import Jobs
 from hal.scheduler.places import Places
@@ -167,6 +168,10 @@ class Agent:
             raise StateError(f"what ran in the lease '{binding.lease}' before has not ended yet")
         if there is None:
             path = self._places.binding_file(binding.lease)
+            if binding.members > 1 and any(part.number == 0 for part in binding.parts):
+                taken = {other.port for other in self._bound.values()}
+                binding = msgspec.structs.replace(binding, port=free_port(taken, binding.epoch))
+            there = binding
             try:
                 _write(path, msgspec.msgpack.encode(binding))
                 self._slices.create(binding)
@@ -179,7 +184,7 @@ class Agent:
         else:
             self._slices.renew_limits(binding)
         environments = sorted(self._slices.environments(binding).items())
-        return Bound(environments, self._slices.enforcement(binding))
+        return Bound(environments, self._slices.enforcement(binding), there.port)
 
     def unbind(self, order: UnbindOrder, now: float) -> bool:
         """Stop what runs in it and take it away; True when nothing of it is left. Raises StaleError."""

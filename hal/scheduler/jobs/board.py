@@ -25,7 +25,7 @@ from hal.scheduler.jobs.accounting import KIND as ACCOUNT
 from hal.scheduler.jobs.accounting import Accounts, usage_of
 from hal.scheduler.jobs.launch import owner_name
 from hal.scheduler.jobs.records import Job, JobState
-from hal.scheduler.jobs.rendezvous import free_port, rendezvous
+from hal.scheduler.jobs.rendezvous import FIRST_PORT, PORTS, rendezvous
 from hal.scheduler.jobs.spec import Ended, JobSpec
 
 if TYPE_CHECKING:
@@ -257,6 +257,8 @@ class Board:
                 self._release(job)
             elif self._daemon.nodes.is_bound(lease):
                 job.state = JobState.RUNNING
+                if not job.port and len(job.nodes) > 1:  # an older agent finds none
+                    job.port = self._daemon.nodes.port(lease) or FIRST_PORT + job.epoch % PORTS
                 self._order_runs(job, lease)
             elif job.state is not JobState.RUNNING:  # else its node was lost, and it may come back
                 job.state = JobState.STARTING
@@ -270,12 +272,7 @@ class Board:
         job.nodes = [part.spots[0].node for part in lease.parts]
         job.devices = [device for spot in lease.spots() for device in spot.devices]
         job.state = JobState.STARTING
-        taken = {
-            self.jobs[id].port
-            for id in self._living
-            if id != job.id and self.jobs[id].nodes[:1] == job.nodes[:1]
-        }
-        job.port = free_port(taken, job.epoch) if len(lease.parts) > 1 else 0
+        job.port = 0
         self._ordered[job.id] = set()
         self._changed.add(job.id)
 
@@ -316,7 +313,7 @@ class Board:
         found = {} if job.index is None else {"HAL_ARRAY_INDEX": str(job.index)}
         if len(job.nodes) > 1:
             address = self._address(job.nodes[0], alone=len(set(job.nodes)) == 1)
-            found |= rendezvous(member, len(job.nodes), address, job.port)
+            found |= rendezvous(member, job.nodes, address, job.port)
         return found
 
     def _address(self, node: str, *, alone: bool) -> str:
