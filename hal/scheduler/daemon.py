@@ -182,7 +182,7 @@ class Daemon:
         for address, message in messages:
             with contextlib.suppress(zmq.ZMQError):
                 frames.send(address.socket, address.identity, message)
-        if self.state.leases or self.state.waiting:
+        if self.state.leases or self.state.waiting or self.board.pauses:
             self._needed = time.monotonic()
         elif self.private and time.monotonic() - self._needed > _LINGER:
             self._stopping = True

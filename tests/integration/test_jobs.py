@@ -209,12 +209,40 @@ def test_a_job_is_tried_again_when_its_node_is_lost(site: Site, tmp_path: Path) 
     os.kill(site.agents["green"].pid, signal.SIGSTOP)
     wait_until(lambda: site.job(id)["state"] == "waiting")
     os.kill(site.agents["green"].pid, signal.SIGCONT)
+    wait_until(lambda: site.job(id)["state"] == "running")
+    assert site.job(id)["ended_ms"] is None
     (tmp_path / "go").touch()
     job = site.over(id)
     assert (job["state"], job["attempt"]) == ("completed", 2)
     assert (tmp_path / "begun").read_text() == "x\nx\n"
     lost = site.over(single)
     assert (lost["state"], lost["exit_code"], lost["attempt"]) == ("failed", None, 1)
+    site.at_rest()
+
+
+def away(site: Site, name: str) -> Callable[[], object]:
+    """Let a node refuse all leases, until what is returned is called."""
+    slices = Path(site.envs[name]["HAL_RUNTIME_DIR"], "slices")
+    slices.rename(slices.with_name("away"))
+    return lambda: slices.with_name("away").rename(slices)
+
+
+def test_a_node_that_refuses_it_is_no_try_of_a_job(site: Site, tmp_path: Path) -> None:
+    site.add("green", "l40s-4")
+    back = away(site, "green")
+    id = site.submit(f"echo x >> {tmp_path}/begun; exit 3", request=on("nvidia"))
+    never = site.submit(f"touch {tmp_path}/never", request=on("nvidia"))
+    for one in (id, never):
+        wait_until(lambda one=one: "cannot write" in site.job(one)["reason"])  # type: ignore[misc]
+    wait_until(lambda: site.job(id)["attempt"] > 1)
+    wait_until(lambda: site.job(never)["state"] == "waiting")
+    site.call("cancel_job", job=never)
+    assert site.over(never)["state"] == "cancelled"
+    kill(site.scheduler.pid)
+    site.serve()
+    back()
+    assert (site.over(id)["state"], site.over(id)["exit_code"]) == ("failed", 3)
+    assert (tmp_path / "begun").read_text() == "x\n" and not (tmp_path / "never").exists()
     site.at_rest()
 
 
