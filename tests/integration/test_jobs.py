@@ -497,6 +497,31 @@ def test_run_passes_signals_on_and_its_program_dies_with_it(site: Site) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_an_agent_reads_its_configuration_again(site: Site) -> None:
+    site.add("green", "l40s-4")
+    held = site.submit("sleep 1000", request=on("nvidia"))
+    wait_until(lambda: site.job(held)["state"] == "running")
+    config = Path(site.envs["green"]["HAL_RUNTIME_DIR"], "hal.toml")
+    before = config.read_text() if config.exists() else ""
+    agent = site.agents["green"]
+    assert agent.stderr is not None
+
+    def reload(text: str) -> str:
+        config.write_text(text)
+        config.chmod(0o600)
+        agent.send_signal(signal.SIGHUP)
+        return agent.stderr.readline()  # type: ignore[union-attr]
+
+    assert "jobs.run_as" in reload('[jobs.run_as]\nsomebody = "nobody"\n[agent.labels]\nzone = "b"\n')
+    wait_until(lambda: {"zone": "b"} in [one["labels"] for one in site.call("nodes")["nodes"]])
+    job = site.over(site.submit("true", request=on("nvidia")))
+    assert job["state"] == "failed" and "runs no jobs of 'root'" in job["reason"]
+    assert "stays as it is" in reload("[jobs")
+    assert "jobs.run_as" in reload(before)
+    assert site.over(site.submit("true", request=on("nvidia")))["state"] == "completed"
+    assert site.job(held)["state"] == "running" and agent.poll() is None
+
+
 def test_a_job_runs_in_its_slice_as_the_user_that_run_as_names(site: Site) -> None:
     site.add("green", "l40s-4")
     kill(site.agents["green"].pid)

@@ -224,6 +224,17 @@ def test_members_are_numbered_as_workers_of_torchrun() -> None:
     ]
 
 
+def test_what_runs_already_goes_on_when_it_might_not_be_started_any_more(
+    agent: Agent, tmp_path: Path
+) -> None:
+    bound(agent)
+    agent.run(to_run("echo up; sleep 1000"))
+    assert agent.launcher is not None
+    agent.launcher.section = JobsSection(run_as={"alice": "no-such-user"})
+    assert agent.run(to_run("echo up; sleep 1000")) == on.Started()
+    assert running(tmp_path)
+
+
 def test_who_is_not_named_runs_nothing_where_others_are(agent: Agent) -> None:
     bound(agent)
     with pytest.raises(StateError, match="runs no jobs of 'eve'"):

@@ -208,6 +208,9 @@ class Agent:
         slices = self._slices.environments(there)
         if order.member not in slices:
             raise StateError(f"the lease '{order.lease}' has no member {order.member} here")
+        run = (order.lease, order.epoch, order.member)
+        if self._jobs.was_started(run):  # whether it would be now or not
+            return Started()
         if self.launcher is None:
             raise StateError(f"node '{self.node}' runs no jobs")
         launch = self.launcher.launch(order, slices[order.member])
@@ -215,7 +218,7 @@ class Agent:
             launch = msgspec.structs.replace(launch, until=str(self._promise.path))
         if launch.user is not None:
             self._slices.give(there, order.member, launch.user.uid)
-        self._jobs.start((order.lease, order.epoch, order.member), launch)
+        self._jobs.start(run, launch)
         return Started()
 
     def keep(self, term: int, wanted: Mapping[str, int], now: float) -> None:

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import os
 import secrets
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -42,7 +43,8 @@ Connect = Callable[["zmq.Socket[bytes]"], None]
 class Service:
     """One node's agent. ``connect`` is given each fresh DEALER: it sets keys and connects it.
 
-    ``say`` is told, in a sentence each, when the node joins, is refused, or is cut off.
+    ``say`` is told, in a sentence each, when the node joins, is refused, or is cut off. ``reread`` is called
+    at SIGHUP and gives the node's labels.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Service:
         version: str,
         labels: dict[str, str] | None = None,
         say: Callable[[str], None] = lambda _: None,
+        reread: Callable[[], dict[str, str]] | None = None,
     ) -> None:
         self._agent = agent
         self._places = places
@@ -61,6 +64,7 @@ class Service:
         self._version = version
         self._labels = labels or {}
         self._say = say
+        self._reread = reread
         self._said = ""
         self._socket: zmq.Socket[bytes] | None = None
         self._asked: dict[str, tuple[str, float, Beat | None]] = {}  # by id: operation, when, the beat
@@ -83,7 +87,7 @@ class Service:
         with _alone(self._places), contextlib.ExitStack() as stack:
             stack.callback(self._agent.close)
             self._begin()
-            wakeup = stack.enter_context(signals_as_bytes())
+            wakeup = stack.enter_context(signals_as_bytes(signal.SIGHUP))
             self._context = stack.enter_context(zmq.Context())
             stack.callback(self._hang_up)
             while self._turn(wakeup):
@@ -104,12 +108,20 @@ class Service:
         poller.register(self._agent.descriptor, zmq.POLLIN)
         due = 0.05 if self._agent.busy else max(self._beaten + self._pause() - clock(), 0)
         events = dict(poller.poll(int(due * 1000) + 1))
-        if wakeup.fileno() in events:
+        if wakeup.fileno() in events and not self._goes_on(wakeup.recv(64)):
             return False
         if self._socket in events:
             self._drain()
         self._advance(clock())
         return True
+
+    def _goes_on(self, signals: bytes) -> bool:
+        """SIGHUP changes what it says; any other signal ends it."""
+        if signal.SIGHUP in signals and self._reread is not None:
+            labels = self._reread()
+            if labels != self._labels:
+                self._labels, self._joined, self._beaten = labels, None, float("-inf")
+        return all(number == signal.SIGHUP for number in signals)
 
     def _advance(self, now: float) -> None:
         self._agent.turn(now)

@@ -97,7 +97,7 @@ class Jobs:
     def start(self, run: RunId, launch: Launch) -> None:
         """Start it; one that was started already is no error. Raises StateError."""
         path = self._path(run)
-        if run in self._living or path.exists():
+        if self.was_started(run):
             return
         try:
             self._directory.mkdir(mode=0o700, exist_ok=True)
@@ -121,6 +121,9 @@ class Jobs:
             raise StateError(f"the job cannot be started here: {error}") from None
         self._living[run] = _Run(path, process=process)
         self._watch(self._living[run])
+
+    def was_started(self, run: RunId) -> bool:
+        return run in self._living or self._path(run).exists()
 
     def signal(self, run: RunId, number: int) -> None:
         """Send it to the program, if that lives. Raises GoneError for a run that there never was, and
