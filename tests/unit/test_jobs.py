@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from hal.backend import GoneError, StateError
+from hal.enforce.cgroup import Group, Tree
 from hal.scheduler.jobs import output, supervisor
 from hal.scheduler.jobs.spec import Ended, JobSpec, Launch
 from hal.scheduler.jobs.table import Jobs, RunId, _alive, _marked
@@ -285,6 +286,57 @@ def test_without_an_agent_and_without_a_mark_nothing_runs_on_either(directory: P
     later.open()
     assert (end_of(later).signal, end_of(later).error) == (signal.SIGKILL, "its supervisor was killed")
     later.close()
+
+
+@pytest.fixture
+def groups(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The root of control groups, where one can be made and emptied here."""
+    for root in (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified")):
+        with contextlib.suppress(StateError):
+            one = Tree(root).make(f"test-{os.getpid()}")
+            can_kill = (one.path / "cgroup.kill").exists()
+            one.remove()
+            if can_kill:
+                monkeypatch.setenv("HAL_CGROUP_ROOT", str(root))
+                return root / "hal"
+    pytest.skip("no control group can be made here")
+
+
+def test_in_a_control_group_nothing_can_hide(groups: Path, jobs: Jobs, hidden: Path) -> None:
+    lease = f"test{os.getpid()}"  # the groups are the whole machine's
+    run = (lease, 1, 0)
+    hide = f"env -i setsid /bin/sh -c 'echo $$ >{hidden}.new; mv {hidden}.new {hidden}; exec sleep 1000'"
+    jobs.start(run, shell(f"{hide} & wait"))
+    wait_until(hidden.exists)
+    outer, inner = jobs._living[run].process, _alive(jobs._living[run].path)
+    assert outer is not None and inner is not None
+    (group,) = (group for group in groups.glob(f"run-{lease}.1.0") if hidden.read_text().strip() in
+                (group / "cgroup.procs").read_text().split())  # fmt: skip
+    for pid in (outer.pid, inner):
+        os.kill(pid, signal.SIGKILL)
+    assert end_of(jobs, run).error == "its supervisor was killed"
+    assert state_of(int(hidden.read_text())) in ("Z", "X", "gone") and not group.exists()
+    jobs.start((lease, 2, 0), shell("exit 3"))
+    assert end_of(jobs, (lease, 2, 0)).code == 3
+    assert not list(groups.glob(f"run-{lease}.*"))
+
+
+def test_while_something_in_its_control_group_lives_a_run_has_not_ended(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs.start(RUN, shell("sleep 1000"))
+    wait_until(lambda: _alive(jobs._living[RUN].path) is not None)
+    outer, inner = jobs._living[RUN].process, _alive(jobs._living[RUN].path)
+    assert outer is not None and inner is not None
+    with monkeypatch.context() as patched:
+        patched.setattr(Group, "has_processes", lambda _: True)
+        for pid in (outer.pid, inner):
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: jobs.turn() is None and jobs.busy)
+        wait_until(lambda: jobs.turn() is None and not running(jobs._directory))
+        jobs.turn()
+        assert jobs.living() == {RUN}
+    assert end_of(jobs).signal == 9
 
 
 def test_when_only_the_outer_of_its_two_processes_is_killed_the_run_goes_on(

@@ -236,12 +236,13 @@ class Jobs:
         """Its supervisor was killed: kill what it has left behind, and when there is nothing, say so."""
         self._unwatch(self._living[run])
         self._orphaned.add(run)
-        self._groups.group(f"run-{path.name}").kill()
+        group = self._groups.group(f"run-{path.name}")
+        group.kill()
         left = list(_marked(str(path).encode()))
         for pid in left:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
-        if left:
+        if left or group.has_processes():
             return True
         now = round(time.time() * 1000)
         lost = {"code": None, "signal": int(signal.SIGKILL), "error": "its supervisor was killed"}
