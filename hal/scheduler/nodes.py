@@ -39,6 +39,7 @@ class Node:
         self.facts: NodeFacts | None = None
         self.heard = since  # seconds on the monotonic clock
         self.lost_since: float | None = None
+        self.stops_after = 0.0  # seconds without an answer: so it was told when it joined
         self.joined = float("-inf")  # when its last join was sent, on its own clock
         self.boot = ""
         self.version = ""
@@ -199,6 +200,7 @@ class Nodes:
         rebooted = bool(node.boot) and node.boot != joining.boot
         node.address, node.boot, node.version = address, joining.boot, joining.version
         node.heard, node.lost_since, node.joined, node.use = now, None, joining.sent, {}
+        node.stops_after = self.lost_seconds + self.grace_seconds
         node.labels = joining.labels
         node.facts = self._named_here(node, joining.facts)
         for lease, held in here:
@@ -222,6 +224,8 @@ class Nodes:
         node = self.nodes.get(beat.node)
         if node is None or node.address != address or beat.term != self.term or node.lost_since is not None:
             return False
+        if node.stops_after != self.lost_seconds + self.grace_seconds:
+            return False  # the configuration is another now, and so is when it has to stop
         node.heard = now
         if beat.facts is not None:
             node.facts = self._named_here(node, beat.facts)
@@ -358,8 +362,10 @@ class Nodes:
         return held
 
     def _has_stopped(self, id: str, now: float) -> bool:
-        since = self.nodes[id].lost_since
-        return since is not None and now - since >= self.grace_seconds
+        node = self.nodes[id]
+        if node.lost_since is None or now - node.lost_since < self.grace_seconds:
+            return False
+        return now - node.heard >= node.stops_after  # by what it was told, whatever the configuration says
 
     def _order_bind(self, lease: Lease, node: Node, now: float) -> None:
         held = self._held[lease.id]
