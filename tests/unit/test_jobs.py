@@ -175,6 +175,18 @@ def test_what_is_ended_before_it_has_begun_never_begins(jobs: Jobs, directory: P
     assert running(directory) == []
 
 
+def test_one_that_hangs_before_it_runs_can_be_ended(
+    jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "cgroup.procs")  # the kernel, or a file system, that does not answer
+    monkeypatch.setattr(jobs, "_group", lambda _: str(tmp_path))
+    jobs.start(RUN, shell("echo never"))
+    wait_until(lambda: _alive(jobs._living[RUN].path) is not None)
+    wait_until(lambda: len(running(jobs._directory)) == 3)
+    wait_until(lambda: jobs.end("l", signal.SIGKILL), seconds=20)
+    assert end_of(jobs).signal == signal.SIGKILL and said(jobs) == b""
+
+
 def test_signals_reach_the_program(jobs: Jobs) -> None:
     script = "for s in HUP INT QUIT USR1 USR2 TERM; do trap \"echo $s\" $s; done; echo ready; " \
         "while :; do sleep 0.01; done"  # fmt: skip

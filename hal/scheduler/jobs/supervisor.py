@@ -89,6 +89,7 @@ class Supervisor:
         with open(os.path.join(directory, "spec.json"), "rb") as file:  # noqa: PTH118, PTH123
             self._spec = json.load(file)
         self._pid = 0
+        self._failed = -1  # where it says why it could not be started
         self._status: int | None = None  # as waitpid tells it
         self._error = ""
         self._lost = False
@@ -126,6 +127,8 @@ class Supervisor:
         if not os.path.exists(os.path.join(self._directory, "killed")):  # noqa: PTH110, PTH118
             self._begin()
             self._watch(signals)
+            with suppress(BlockingIOError):  # nothing, if it has run
+                self._error = os.read(self._failed, 4000).decode(errors="replace") or self._error
         self._kill_rest()
         for pipe in list(self._outputs):
             self._drain(pipe)
@@ -157,24 +160,22 @@ class Supervisor:
             os.set_blocking(ours, False)
             self._outputs[ours] = Output(self._directory, name, most)
             ends.append(theirs)
-        failed, fails = os.pipe2(os.O_CLOEXEC)
+        self._failed, fails = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._failed, False)
         me = os.getpid()
         self._pid = os.fork()
         if self._pid == 0:
+            code = _NOT_RUNNABLE
             try:
+                signal.set_wakeup_fd(-1)  # what it hears now is not for its supervisor
                 self._become(me, *ends)
             except BaseException as wrong:
-                os.write(fails, _sentence(wrong, self._spec).encode()[:4000])
-            os._exit(_NOT_RUNNABLE)
+                code, sentence = _sentence(wrong, self._spec)
+                os.write(fails, sentence.encode()[:4000])
+            os._exit(code)
         os.close(fails)
         for end in ends:
             os.close(end)
-        said = os.read(failed, 4000).decode()  # nothing, once it runs
-        os.close(failed)
-        if said:
-            code, _, self._error = said.partition(" ")
-            os.waitpid(self._pid, 0)
-            self._status = int(code) << 8
 
     def _become(self, parent: int, stdout: int, stderr: int) -> None:
         spec = self._spec
@@ -332,16 +333,16 @@ class Supervisor:
                 time.sleep(1.0)  # until there is room: how it ended is not to be lost
 
 
-def _sentence(wrong: BaseException, spec: dict[str, object]) -> str:
+def _sentence(wrong: BaseException, spec: dict[str, object]) -> tuple[int, str]:
     """The code that a shell would give, and why it could not be started."""
     command = spec["command"]
     assert isinstance(command, list)
     if isinstance(wrong, OSError) and wrong.filename == spec["directory"]:
-        return f"{_NOT_RUNNABLE} the directory '{spec['directory']}' cannot be entered: {wrong.strerror}"
+        return _NOT_RUNNABLE, f"the directory '{spec['directory']}' cannot be entered: {wrong.strerror}"
     if isinstance(wrong, FileNotFoundError):
-        return f"{_NOT_FOUND} there is no command '{command[0]}'"
+        return _NOT_FOUND, f"there is no command '{command[0]}'"
     reason = wrong.strerror if isinstance(wrong, OSError) else wrong
-    return f"{_NOT_RUNNABLE} '{command[0]}' cannot be run: {reason}"
+    return _NOT_RUNNABLE, f"'{command[0]}' cannot be run: {reason}"
 
 
 def _start_time(pid: int) -> int:
