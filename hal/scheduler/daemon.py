@@ -33,7 +33,7 @@ from hal.scheduler.answers import (
     fault,
     leaving,
 )
-from hal.scheduler.config import Config, changed
+from hal.scheduler.config import Config, changed, reloaded
 from hal.scheduler.core import records
 from hal.scheduler.core.facts import NodeFacts
 from hal.scheduler.holders import Holders
@@ -187,7 +187,7 @@ class Daemon:
         for address, message in messages:
             with contextlib.suppress(zmq.ZMQError):
                 frames.send(address.socket, address.identity, message)
-        if self.state.leases or self.state.waiting:
+        if self.state.leases or self.state.waiting or self.board.pauses:
             self._needed = time.monotonic()
         elif self.private and time.monotonic() - self._needed > _LINGER:
             self._stopping = True
@@ -215,6 +215,7 @@ class Daemon:
             self._door.say(f"the configuration stays as it is: {wrong}")
             return
         now, later = changed(self.config, after)
+        said = reloaded(self.config, after)
         self.config, self.prices = after, Prices(after.prices)
         if self._agent is not None and self._agent.launcher is not None:
             self._agent.launcher.section = after.jobs
@@ -228,8 +229,7 @@ class Daemon:
         for node in self.nodes.nodes.values():
             if node.facts is not None and node.address is not None:
                 self.happens(core.InventoryChanged(self.laid_over(node.facts)))
-        waits = f"; with the next start: {', '.join(later)}" if later else ""
-        self._door.say(f"read the configuration again: {', '.join(now) or 'nothing'} changed{waits}")
+        self._door.say(said)
         self._door.note(None, "reload", "ok", changed=now, later=later)
 
     def _patience(self) -> float:

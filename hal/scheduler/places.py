@@ -37,6 +37,7 @@ class Places:
         self.jobs = self.directory / "jobs"
         self.log = self.directory / "scheduler.log"
         self.term = self.directory / "agent.term"
+        self.until = self.directory / "agent.until"
         self.agent_lock = self.directory / "agent.lock"
 
     @property

@@ -216,7 +216,7 @@ class Cluster(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 1000.0
-        self.clock = mock.patch.object(service_module, "_clock", lambda: self.now)
+        self.clock = mock.patch.object(service_module, "clock", lambda: self.now)
         self.clock.start()
         self.folder = tempfile.TemporaryDirectory(prefix="hal-test-")
         self.network = Network()
@@ -233,7 +233,7 @@ class Cluster(RuleBasedStateMachine):
         places = Places(directory)
         agent = Agent(self.slices[name], places, name)  # type: ignore[arg-type]
         service = Service(agent, places, lambda _: None, version="1")
-        agent.start()
+        service._begin()
         service._context = mock.Mock(socket=lambda _kind: PlayedSocket(self.network, name))  # type: ignore
         self.services[name] = service
 

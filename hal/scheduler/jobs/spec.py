@@ -6,8 +6,9 @@ from msgspec import Struct
 
 from hal.scheduler.security.environment import checked_environment
 
-__all__ = ["Ended", "JobSpec", "Launch", "User"]
+__all__ = ["LAST_SIGNAL", "Ended", "JobSpec", "Launch", "User"]
 
+LAST_SIGNAL = 28  # that can be passed on to a program: so many real-time signals has a supervisor for them
 _MOST_OUTPUT = 1 << 40
 _LONGEST_COMMAND = 32 * 1024  # bytes; with its variables it has to fit into one request
 
@@ -59,6 +60,7 @@ class Launch(Struct, frozen=True):
     user: User | None  # None: as the agent's own
     grace_seconds: float = 5.0
     cgroup: str = ""
+    until: str = ""  # a file: when it says that its node is cut off, the program is killed (agent/until.py)
 
 
 class Ended(Struct, frozen=True):
@@ -73,6 +75,7 @@ class Ended(Struct, frozen=True):
     begun_ms: int
     ended_ms: int
     cpu_seconds: float | None  # None: nobody was there to count
+    lost: bool = False  # its node has stopped it, being cut off: that is no failure of the program's
 
     @property
     def exit_code(self) -> int:

@@ -11,8 +11,10 @@ which has ``spec.json`` (see table.py) and gets ``alive`` (whom to signal), what
   or not. If only the outer one is killed, the work goes on.
 * The program is killed with the inner one (PR_SET_PDEATHSIG). What is left when both are killed is found
   by the agent, by the variable HAL_RUN of their environment, or by their control group where there is one.
+* When its node is cut off (the file ``until``, see agent/until.py) it kills what runs, agent or no agent.
 * SIGTERM ends it: the program gets SIGTERM and some seconds later what is left SIGKILL. SIGRTMIN+1 kills at
-  once. SIGRTMIN+2 is SIGTERM for the program and no more; SIGHUP, SIGINT, SIGQUIT, SIGUSR1 and SIGUSR2 go on.
+  once. SIGRTMIN+2 is SIGTERM for the program and no more; SIGHUP, SIGINT, SIGQUIT, SIGUSR1 and SIGUSR2 go on,
+  and so does any other signal N that is sent as SIGRTMIN+2+N: SIGSTOP itself would stop the supervisor.
 """
 
 from __future__ import annotations
@@ -32,8 +34,11 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _KILL, _PASS_TERM = signal.SIGRTMIN + 1, signal.SIGRTMIN + 2
 _PASSED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
-_HEARD = {signal.SIGTERM, signal.SIGCHLD, _KILL, _PASS_TERM, *_PASSED}
+_SHIFTED = range(_PASS_TERM + 1, signal.SIGRTMAX + 1)
+_HEARD = {signal.SIGTERM, signal.SIGCHLD, _KILL, _PASS_TERM, *_PASSED, *_SHIFTED}
 _READ = 65536
+_LOOK = 2.0  # seconds between looks at a clock that goes on while the machine sleeps
+CUT_OFF = "its node was cut off from its scheduler, or had no agent, for too long"
 _NOT_FOUND, _NOT_RUNNABLE = 127, 126  # as a shell says it
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -57,10 +62,10 @@ class Output:
     def write(self, data: bytes) -> None:
         """What there is no room for on the disk is lost: the program goes on."""
         while data:
-            if self._filled >= self._piece:
-                self._next()
-            part = data[: self._piece - self._filled]
             try:
+                if self._filled >= self._piece:
+                    self._next()
+                part = data[: self._piece - self._filled]
                 written = os.write(self._file, part)
             except OSError:
                 return
@@ -68,14 +73,14 @@ class Output:
             data = data[written:]
 
     def _next(self) -> None:
-        base = self._bases[-1] + self._filled
-        os.close(self._file)
-        self._file = self._open(base)
-        self._bases.append(base)
-        self._filled = 0
-        while len(self._bases) > 2:
+        while len(self._bases) > 1:  # first: there may be no room for a third
             old = os.path.join(self._directory, f"{self._name}.{self._bases.pop(0)}")  # noqa: PTH118
             os.unlink(old)  # noqa: PTH108
+        base = self._bases[-1] + self._filled
+        file = self._open(base)
+        os.close(self._file)
+        self._file, self._filled = file, 0
+        self._bases.append(base)
 
 
 class Supervisor:
@@ -84,8 +89,11 @@ class Supervisor:
         with open(os.path.join(directory, "spec.json"), "rb") as file:  # noqa: PTH118, PTH123
             self._spec = json.load(file)
         self._pid = 0
+        self._failed = -1  # where it says why it could not be started
         self._status: int | None = None  # as waitpid tells it
         self._error = ""
+        self._lost = False
+        self._until: float | None = None
         self._begun = time.time()
         self._kill_at: float | None = None
         self._outputs: dict[int, Output] = {}
@@ -119,6 +127,8 @@ class Supervisor:
         if not os.path.exists(os.path.join(self._directory, "killed")):  # noqa: PTH110, PTH118
             self._begin()
             self._watch(signals)
+            with suppress(BlockingIOError):  # nothing, if it has run
+                self._error = os.read(self._failed, 4000).decode(errors="replace") or self._error
         self._kill_rest()
         for pipe in list(self._outputs):
             self._drain(pipe)
@@ -136,6 +146,7 @@ class Supervisor:
             "begun_ms": round(self._begun * 1000),
             "ended_ms": round(time.time() * 1000),
             "cpu_seconds": round(used.ru_utime + used.ru_stime, 3),
+            "lost": self._lost,
         }
         self._write("exit.json", ended)
 
@@ -149,24 +160,22 @@ class Supervisor:
             os.set_blocking(ours, False)
             self._outputs[ours] = Output(self._directory, name, most)
             ends.append(theirs)
-        failed, fails = os.pipe2(os.O_CLOEXEC)
+        self._failed, fails = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._failed, False)
         me = os.getpid()
         self._pid = os.fork()
         if self._pid == 0:
+            code = _NOT_RUNNABLE
             try:
+                signal.set_wakeup_fd(-1)  # what it hears now is not for its supervisor
                 self._become(me, *ends)
             except BaseException as wrong:
-                os.write(fails, _sentence(wrong, self._spec).encode()[:4000])
-            os._exit(_NOT_RUNNABLE)
+                code, sentence = _sentence(wrong, self._spec)
+                os.write(fails, sentence.encode()[:4000])
+            os._exit(code)
         os.close(fails)
         for end in ends:
             os.close(end)
-        said = os.read(failed, 4000).decode()  # nothing, once it runs
-        os.close(failed)
-        if said:
-            code, _, self._error = said.partition(" ")
-            os.waitpid(self._pid, 0)
-            self._status = int(code) << 8
 
     def _become(self, parent: int, stdout: int, stderr: int) -> None:
         spec = self._spec
@@ -210,14 +219,28 @@ class Supervisor:
         for one in (signals, *self._outputs):
             poll.register(one, select.POLLIN)
         while self._status is None:
-            left = None if self._kill_at is None else max(self._kill_at - time.monotonic(), 0)
-            for one, _ in poll.poll(None if left is None else left * 1000 + 1):
+            left = self._left()
+            if self._kill_at is not None:
+                left = min(left, max(self._kill_at - time.monotonic(), 0))
+            for one, _ in poll.poll(None if left == float("inf") else left * 1000 + 1):
                 if one == signals:
                     self._hear(os.read(signals, 512))
                 elif not self._copy(one):
                     poll.unregister(one)
-            if self._kill_at is not None and time.monotonic() >= self._kill_at:
+            self._lost = self._status is None and self._left() <= 0
+            if self._lost or (self._kill_at is not None and time.monotonic() >= self._kill_at):
+                self._error = CUT_OFF if self._lost else self._error
                 self._kill_rest()
+
+    def _left(self) -> float:
+        """Seconds for which it need not look again; 0: its node is cut off."""
+        if not (path := self._spec.get("until")):
+            return float("inf")
+        now = time.clock_gettime(time.CLOCK_BOOTTIME)
+        if self._until is None or now >= self._until:
+            with suppress(OSError):  # else what it has said last
+                self._until = os.stat(path).st_mtime  # noqa: PTH116
+        return _LOOK if self._until is None else min(max(self._until - now, 0), _LOOK)
 
     def _hear(self, numbers: bytes) -> None:
         for number in numbers:
@@ -227,10 +250,13 @@ class Supervisor:
                 self._kill_at = time.monotonic()
             elif number == signal.SIGTERM:
                 self._pass_on(signal.SIGTERM)
+                self._pass_on(signal.SIGCONT)  # one that was stopped hears it, too
                 if self._kill_at is None:
                     self._kill_at = time.monotonic() + self._spec["grace_seconds"]
+            elif number == _PASS_TERM:
+                self._pass_on(signal.SIGTERM)
             else:
-                self._pass_on(signal.SIGTERM if number == _PASS_TERM else number)
+                self._pass_on(number - _PASS_TERM if number in _SHIFTED else number)
 
     def _pass_on(self, number: int) -> None:
         """To the program's group. It is not reaped yet, so that the number is still its own."""
@@ -290,14 +316,16 @@ class Supervisor:
         text = json.dumps(content).encode()
         while True:
             try:
-                file = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-                os.write(file, text)
-                os.fsync(file)
-                os.close(file)
+                with open(f"{path}.new", "wb", buffering=0) as file:  # noqa: PTH123
+                    if file.write(text) != len(text):
+                        raise OSError(errno.ENOSPC, "it does not fit")
+                    os.fsync(file)
                 os.rename(f"{path}.new", path)  # noqa: PTH104
                 directory = os.open(self._directory, os.O_RDONLY | os.O_CLOEXEC)
-                os.fsync(directory)
-                os.close(directory)
+                try:
+                    os.fsync(directory)
+                finally:
+                    os.close(directory)
                 return
             except OSError as wrong:
                 if wrong.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -305,16 +333,16 @@ class Supervisor:
                 time.sleep(1.0)  # until there is room: how it ended is not to be lost
 
 
-def _sentence(wrong: BaseException, spec: dict[str, object]) -> str:
+def _sentence(wrong: BaseException, spec: dict[str, object]) -> tuple[int, str]:
     """The code that a shell would give, and why it could not be started."""
     command = spec["command"]
     assert isinstance(command, list)
     if isinstance(wrong, OSError) and wrong.filename == spec["directory"]:
-        return f"{_NOT_RUNNABLE} the directory '{spec['directory']}' cannot be entered: {wrong.strerror}"
+        return _NOT_RUNNABLE, f"the directory '{spec['directory']}' cannot be entered: {wrong.strerror}"
     if isinstance(wrong, FileNotFoundError):
-        return f"{_NOT_FOUND} there is no command '{command[0]}'"
+        return _NOT_FOUND, f"there is no command '{command[0]}'"
     reason = wrong.strerror if isinstance(wrong, OSError) else wrong
-    return f"{_NOT_RUNNABLE} '{command[0]}' cannot be run: {reason}"
+    return _NOT_RUNNABLE, f"'{command[0]}' cannot be run: {reason}"
 
 
 def _start_time(pid: int) -> int:

@@ -25,14 +25,16 @@ import msgspec
 from hal.backend import GoneError, StateError
 from hal.enforce.cgroup import Tree
 from hal.scheduler.jobs import output, supervisor
-from hal.scheduler.jobs.spec import Ended, Launch
+from hal.scheduler.jobs.spec import LAST_SIGNAL, Ended, Launch
 
 __all__ = ["Jobs", "RunId"]
 
 MARK = "HAL_RUN"  # in the environment of each run's processes: its directory
 _LOOK = 0.5  # seconds between looks at runs that cannot be watched
 _KEPT = 256  # runs that have ended and were told
-_SIGRTMIN_KILL, _SIGRTMIN_TERM = signal.SIGRTMIN + 1, signal.SIGRTMIN + 2
+# What the supervisor takes for "kill at once", "pass SIGTERM on", and with N added for "pass N on".
+_KILL, _PASS_TERM = signal.SIGRTMIN + 1, signal.SIGRTMIN + 2
+_PASSED_AS_THEY_ARE = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 RunId = tuple[str, int, int]  # lease, epoch, member
 
@@ -95,7 +97,7 @@ class Jobs:
     def start(self, run: RunId, launch: Launch) -> None:
         """Start it; one that was started already is no error. Raises StateError."""
         path = self._path(run)
-        if run in self._living or path.exists():
+        if self.was_started(run):
             return
         try:
             self._directory.mkdir(mode=0o700, exist_ok=True)
@@ -120,22 +122,35 @@ class Jobs:
         self._living[run] = _Run(path, process=process)
         self._watch(self._living[run])
 
+    def was_started(self, run: RunId) -> bool:
+        return run in self._living or self._path(run).exists()
+
     def signal(self, run: RunId, number: int) -> None:
-        """Send it to the program, if that lives. Raises GoneError for a run that there never was."""
-        passed = {signal.SIGTERM: _SIGRTMIN_TERM, signal.SIGKILL: _SIGRTMIN_KILL}
+        """Send it to the program, if that lives. Raises GoneError for a run that there never was, and
+        StateError for what is no signal that can be passed on."""
+        if not 1 <= number <= LAST_SIGNAL:
+            raise StateError(f"signal is between 1 and {LAST_SIGNAL}")
         if run in self._living:
-            _send(self._living[run].path, passed.get(signal.Signals(number), number))
+            passed: dict[int, int] = {signal.SIGTERM: _PASS_TERM, signal.SIGKILL: _KILL}
+            passed |= {one: one for one in _PASSED_AS_THEY_ARE}
+            _send(self._living[run].path, passed.get(number, _PASS_TERM + number))
         elif not self._path(run).exists():
             raise GoneError("there is no such run on this node")
 
-    def end(self, lease: str, number: int) -> bool:
-        """SIGTERM: with some seconds of grace; SIGKILL: now; 0: only look. True when none is left."""
+    def end(self, lease: str, number: int, *, lost: bool = False) -> bool:
+        """SIGTERM: with some seconds of grace; SIGKILL: now; 0: only look. True when none is left.
+
+        ``lost``: it is not the programs' own end (see ``Ended``).
+        """
         runs = [run for run in self._living if run[0] == lease]
         for run in runs:
             path = self._living[run].path
             if number == 0 or run in self._orphaned:
                 continue
-            if not _send(path, _SIGRTMIN_KILL if number == signal.SIGKILL else signal.SIGTERM):
+            if lost:
+                with contextlib.suppress(OSError):
+                    (path / "lost").touch()
+            if not _send(path, _KILL if number == signal.SIGKILL else signal.SIGTERM):
                 with contextlib.suppress(OSError):
                     (path / "killed").touch()  # it has not begun, and is not to
         self.turn()
@@ -221,12 +236,13 @@ class Jobs:
         """Its supervisor was killed: kill what it has left behind, and when there is nothing, say so."""
         self._unwatch(self._living[run])
         self._orphaned.add(run)
-        self._groups.group(f"run-{path.name}").kill()
+        group = self._groups.group(f"run-{path.name}")
+        group.kill()
         left = list(_marked(str(path).encode()))
         for pid in left:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
-        if left:
+        if left or group.has_processes():
             return True
         now = round(time.time() * 1000)
         lost = {"code": None, "signal": int(signal.SIGKILL), "error": "its supervisor was killed"}
@@ -341,6 +357,8 @@ def _marked(directory: bytes, but: Container[bytes] = ()) -> Iterator[int]:
 def _ended(run: RunId, path: Path) -> Ended:
     try:
         told = json.loads((path / "exit.json").read_bytes())
+        if (path / "lost").exists():
+            told |= {"lost": True, "error": supervisor.CUT_OFF}
         return msgspec.convert({"lease": run[0], "epoch": run[1], "member": run[2], **told}, Ended)
     except (OSError, ValueError) as wrong:
         return Ended(*run, None, int(signal.SIGKILL), f"how it ended cannot be read: {wrong}", 0, 0, None)
