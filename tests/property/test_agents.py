@@ -375,6 +375,13 @@ class Cluster(RuleBasedStateMachine):
     # ---- what holds -------------------------------------------------------------------------
 
     @invariant()
+    def no_node_goes_on_for_longer_than_the_scheduler_waits(self) -> None:
+        for name, service in self.services.items():
+            node = self.scheduler.nodes.nodes.get(name)
+            if node is not None and self.slices[name].made:
+                assert service._until < node.heard + node.told, "it is taken for stopped, and goes on"
+
+    @invariant()
     def no_node_holds_what_is_newer_than_was_granted(self) -> None:
         newest = self.scheduler.state.world.counters.epoch
         for slices in self.slices.values():

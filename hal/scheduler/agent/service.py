@@ -146,6 +146,8 @@ class Service:
                 self._tell(f"the scheduler sent what cannot be read: {wrong}")
                 continue
             if isinstance(message, wire.Request):
+                if self._joined is None and message.op == "bind":
+                    continue  # it was not told yet when to stop; with its join it is ordered again
                 self._send(self._carry_out(message))
             else:
                 self._hear(message)
