@@ -433,12 +433,15 @@ def test_follow_ends_with_the_job_and_cancel_ends_it(hal_here: Run, machine_env:
         script = "for i in 1 2 3; do echo $i; sleep 0.2; done"
         id = hal_here("submit", "--memory", "1GiB", "--", "sh", "-c", script).stdout.strip()
         assert hal_here("job", "logs", "-f", id).stdout == "1\n2\n3\n"
-        array = hal_here("submit", "--memory", "1GiB", "--array", "0-2", "--json", "--", "sleep", "1000")
-        jobs = json.loads(array.stdout)["jobs"]
-        assert len(jobs) == 3
-        name = jobs[0].split("_")[0]
+        command = ("submit", "--memory", "1GiB", "--array", "0-2")
+        name = hal_here(*command, "--", "sleep", "1000").stdout.strip()
         assert hal_here("job", "cancel", name).stdout == "3 of 3 jobs are told to end.\n"
-        assert hal_here("job", "wait", name).returncode == 1
+        waited = hal_here("job", "wait", name)
+        assert waited.returncode == 1
+        assert waited.stderr == "".join(f"hal: the job {name}_{n} was cancelled\n" for n in range(3))
+        array = json.loads(hal_here(*command, "--json", "--", "true").stdout)
+        assert [job.split("_")[0] for job in array["jobs"]] == [array["array"]] * 3
+        hal_here("job", "wait", array["array"])
         assert daemon.poll() is None
     assert not list(_marked(f"{machine_env['HAL_RUNTIME_DIR']}/jobs/".encode()))
 
@@ -517,6 +520,39 @@ def test_run_passes_signals_on_and_its_program_dies_with_it(site: Site) -> None:
     assert line(program) == "up"
     assert site.running("green")
     kill(program.pid)
+    site.at_rest()
+
+
+@pytest.mark.parametrize("who", ["scheduler", "agent"])
+def test_what_run_has_started_on_another_node_outlives_restarts(who: str, site: Site, tmp_path: Path) -> None:
+    site.add("green", "l40s-4")
+    script = f"echo up; while [ ! -e {tmp_path}/go ]; do sleep 0.01; done; echo down; exit 5"
+    program = hal_run(site, "--memory", "1GiB", "--", "sh", "-c", script)
+    assert line(program) == "up"
+    gone = site.scheduler if who == "scheduler" else site.agents["green"]
+    kill(gone.pid)
+    time.sleep(1.0)  # in which it asks more than once, and nobody answers
+    site.serve() if who == "scheduler" else site.agent("green")
+    (tmp_path / "go").touch()
+    out, err = program.communicate(timeout=60)
+    assert (out, err, program.returncode) == ("down\n", "", 5)
+    site.at_rest()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only an agent of root's needs leave")
+def test_what_a_node_refuses_to_run_is_said_with_its_reason(site: Site) -> None:
+    site.add("green", "l40s-4")
+    kill(site.agents["green"].pid)
+    Path(site.envs["green"]["HAL_RUNTIME_DIR"], "hal.toml").unlink()
+    Cluster.agent(site, "green")
+    why = "node 'green': this node runs no jobs of 'root': [jobs] run_as of its hal.toml names no user\n"
+    program = hal_run(site, "--memory", "1GiB", "--", "true")
+    assert program.communicate(timeout=60) == ("", f"hal: the program is stopped: {why}")
+    assert program.returncode == 6
+    id = site.submit("true", request=on("nvidia"))
+    site.over(id)
+    logs = start(site.head, *HAL, "job", "logs", "-f", id)
+    assert logs.communicate(timeout=60) == ("", f"hal: the job {id} failed: {why}")
     site.at_rest()
 
 

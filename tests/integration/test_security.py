@@ -232,6 +232,20 @@ def test_the_command_line_reaches_it_by_two_variables(serving: Head) -> None:
     assert "is open to others" in result.stderr
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_who_is_told_to_end_while_waiting_leaves_the_queue(number: signal.Signals, serving: Head) -> None:
+    """Over TCP the scheduler does not see that the process has gone."""
+    serving.key("alice")
+    env = os.environ | {"HAL_SCHEDULER": serving.address, "HAL_KEY": str(serving.folder / "alice.key")}
+    with Client(places(serving.env)) as local:
+        local.call("cordon", target="local")
+        waiting = start(env, *HAL, "lease", "take", "--memory", "1GiB", "--wait")
+        assert waiting.stderr is not None and waiting.stderr.readline().startswith("hal: waiting")
+        waiting.send_signal(number)
+        assert waiting.wait(timeout=60) == 128 + number
+        assert local.call("list")["waiting"] == []
+
+
 # ---- agents ----------------------------------------------------------------------------------
 
 

@@ -104,6 +104,16 @@ def test_what_cannot_be_started_says_why(jobs: Jobs, one: Launch, code: int, err
     assert ended.error.startswith(error)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_another_user_need_not_be_able_to_read_python(directory: Path, jobs: Jobs) -> None:
+    """A Python below /root, for one: nothing is imported after the change of user."""
+    from hal.scheduler.jobs.spec import User
+
+    jobs.start(RUN, launch("sh", "-c", "exit 3", user=User("nobody", 65534, 65534, [65534], "/", "/bin/sh")))
+    ended = end_of(jobs)
+    assert (ended.code, ended.error) == (3, "")
+
+
 def test_output_is_kept_apart_and_a_program_has_only_its_environment(jobs: Jobs) -> None:
     jobs.start(RUN, shell("echo out; echo err >&2; env; pwd", environment={"A": "b"}, directory="/tmp"))
     end_of(jobs)

@@ -28,6 +28,7 @@ import select
 import signal
 import sys
 import time
+import warnings  # noqa: F401 - os.execvpe imports it, which whom the program runs as may not be able to
 from contextlib import suppress
 
 _PR_SET_PDEATHSIG = 1
