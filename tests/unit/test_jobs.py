@@ -392,9 +392,21 @@ def test_what_nobody_knows_of_is_swept_at_the_start(directory: Path) -> None:
     second.close()
 
 
-def test_a_run_that_was_begun_and_never_supervised_has_ended(directory: Path) -> None:
+def test_a_run_that_no_supervisor_has_begun_is_begun_when_it_is_ordered_again(directory: Path) -> None:
+    (directory / "l.1.0").mkdir(parents=True)  # the agent was killed just then
+    (directory / "l.1.0" / "lock").touch()
+    one = Jobs(directory)
+    one.open()
+    assert (one.living(), one.ended()) == (set(), [])
+    one.start(RUN, shell("exit 3"))
+    assert end_of(one).code == 3
+    one.close()
+
+
+def test_a_run_whose_supervisor_is_gone_has_ended(directory: Path) -> None:
     (directory / "l.1.0").mkdir(parents=True)
     (directory / "l.1.0" / "lock").touch()
+    (directory / "l.1.0" / "alive").write_text('{"pid": 1, "start": 0}')
     one = Jobs(directory)
     one.open()
     assert end_of(one).signal == signal.SIGKILL

@@ -78,6 +78,9 @@ class Jobs:
                 if (path / "exit.json").exists():
                     if not (path / "told").exists():
                         self._untold[run] = _ended(run, path)
+                elif not (path / "alive").exists() and not _is_held(path / "lock"):
+                    # Its supervisor says so before it begins: this one is as if it was not ordered yet.
+                    shutil.rmtree(path, ignore_errors=True)
                 else:
                     self._living[run] = _Run(path)
                     self._watch(self._living[run])
