@@ -155,7 +155,8 @@ class Daemon:
             self._hear(wakeup.recv(64))
         if self._door.turn(events, time.monotonic()):
             self._drop_revoked()
-        for id in self._holders.gone(events):
+        silent = (id for id in self._holders.silent(time.monotonic()) if id in self.state.waiting)
+        for id in [*self._holders.gone(events), *silent]:
             self.happens(core.HolderGone(id))
         if (troubled := self.trouble is not None) and self._commit():
             troubled = False  # there is room again
@@ -330,6 +331,7 @@ class Daemon:
                     self._begin(lease)
                 case core.Queued(id=id, again=False):
                     self.watch_ring.queued(self.state.waiting[id], now, decision.reason)
+                    self._holders.hear(id)
                 case core.Revoke(lease=lease) | core.Preempt(lease=lease):
                     self.over[lease.id] = ("ended", f"the lease '{lease.id}' has ended: {decision.reason}")
                     self._waiters.touch(lease.id)
@@ -592,6 +594,7 @@ class Daemon:
             self._agent.keep(self.nodes.term, {lease.id: lease.epoch for lease in leases}, now)
         for lease in leases:
             if lease.state is core.LeaseState.ENDING:
+                self.watch(lease.id, lease.holder_pid)  # it may not have noticed yet
                 self._end(lease)
             else:
                 self.nodes.bind(lease, now)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import time
 from collections.abc import Container
 
 import zmq
 
-__all__ = ["Holders"]
+__all__ = ["SILENT", "Holders"]
+
+SILENT = 120.0  # seconds: longer than anybody waits for one answer (``wait``)
 
 
 class Holders:
@@ -25,7 +28,9 @@ class Holders:
         self._pid_of: dict[str, int] = {}  # of a lease, or of who waits for one
         self._pidfd_of: dict[int, int] = {}
         self._held_by: dict[int, dict[str, None]] = {}  # pid -> ids
-        self._elsewhere: set[str] = set()  # whose holders are on other machines: they count as alive
+        # Whose holders are on other machines, and when each was heard last: they count as alive.
+        self._elsewhere: dict[str, float] = {}
+        self._looked = float("-inf")
         poller.register(self._epoll.fileno(), zmq.POLLIN)
 
     def __contains__(self, id: str) -> bool:
@@ -33,10 +38,10 @@ class Holders:
 
     def watch(self, id: str, pid: int) -> bool:
         """False when the process has gone already. Where none can be watched, the lease still expires."""
-        if pid == 0 or id in self:
-            return True
         if pid < 0:
-            self._elsewhere.add(id)
+            self._elsewhere[id] = time.monotonic()
+            return True
+        if pid == 0 or id in self:
             return True
         if pid not in self._pidfd_of:
             try:
@@ -65,8 +70,20 @@ class Holders:
             self.unwatch(id)
         return found
 
+    def hear(self, id: str) -> None:
+        """It waits from now on: a holder elsewhere need not have said anything while it had its lease."""
+        if id in self._elsewhere:
+            self._elsewhere[id] = time.monotonic()
+
+    def silent(self, now: float) -> list[str]:
+        """Whose holders are elsewhere, and have said nothing for SILENT; looked at once a second."""
+        if now - self._looked < 1:
+            return []
+        self._looked = now
+        return [id for id, heard in self._elsewhere.items() if now - heard >= SILENT]
+
     def unwatch(self, id: str) -> None:
-        self._elsewhere.discard(id)
+        self._elsewhere.pop(id, None)
         pid = self._pid_of.pop(id, None)
         if pid is None:
             return

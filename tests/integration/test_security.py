@@ -172,6 +172,54 @@ def test_who_waits_with_a_revoked_key_is_told_nothing(serving: Head) -> None:
         root.call("release", lease=other["waiting"]["id"])
 
 
+def test_a_release_by_another_frees_nothing_before_the_holder_has_noticed(serving: Head) -> None:
+    alice, boss = serving.named("alice"), serving.named("boss", "admin")
+    whole = {"members": [{}], "ttl_ms": 60_000}
+    hers = alice.call("acquire", key="a", request=whole)["lease"]["id"]
+    assert not boss.call("release", lease=hers)["ended"]
+    assert [one["state"] for one in boss.call("list")["leases"]] == ["ending"]
+    other = alice.call("acquire", key="b", request=whole)["lease"]["id"]
+    assert alice.call("release", lease=other)["ended"]
+
+
+def test_an_admin_s_key_is_none_of_those_whose_lease_it_is(serving: Head) -> None:
+    alice, root = serving.named("alice"), serving.client(places(serving.env))
+    attached = {"key": "same", "lease": acquired(alice), "job": {"command": ["/bin/true"]}}
+    made = root.call("submit", **attached)["jobs"]
+    wait_until(lambda: alice.call("list")["leases"] == [])
+    assert root.call("submit", **attached)["jobs"] == made
+    with pytest.raises(GoneError, match="has ended"):
+        alice.call("submit", **attached)
+    assert alice.call("submit", key="same", job={"command": ["/bin/true"]})["jobs"] != made
+
+
+# As `hal serve`, for which who is elsewhere is silent after a second.
+IMPATIENT = (
+    "import sys; from hal.scheduler import holders; holders.SILENT = 1.0; from hal.cli import main; main({})"
+)
+
+
+def test_who_waits_elsewhere_and_says_nothing_any_more_waits_no_longer(head: Head) -> None:
+    arguments = ["serve", "--config", str(head.folder / "hal.toml")]
+    head.process = start(head.env, HAL[0], "-c", IMPATIENT.format(arguments), stdin=subprocess.DEVNULL)
+    head.address = head.said().split(", ")[-1]
+    root, alice, bob = head.client(places(head.env)), head.named("alice"), head.named("bob")
+    whole = {"members": [{"alternatives": [{"selector": 'vendor == "nvidia"', "count": 2}]}], "wait": True}
+    held = root.call("acquire", key="a", request=whole)["lease"]["id"]
+    leaves = alice.call("acquire", key="b", request=whole)["waiting"]["id"]
+    stays = bob.call("acquire", key="c", request=whole)["waiting"]["id"]
+
+    def waiting() -> list[str]:
+        bob.call("wait", lease=stays, timeout_seconds=0.2)
+        return [one["id"] for one in root.call("list")["waiting"]]
+
+    assert waiting() == [leaves, stays]
+    wait_until(lambda: waiting() == [stays])
+    for _ in range(10):
+        assert waiting() == [stays]
+    root.call("release", lease=held)
+
+
 class Waiting:
     """A `wait` that is asked now and read later."""
 
