@@ -185,6 +185,8 @@ class Daemon:
         for address, message in messages:
             with contextlib.suppress(zmq.ZMQError):
                 frames.send(address.socket, address.identity, message)
+        if self.trouble is None:
+            self.nodes.carry_out(time.monotonic())
         if self.state.leases or self.state.waiting:
             self._needed = time.monotonic()
         elif self.private and time.monotonic() - self._needed > _LINGER:
