@@ -92,6 +92,7 @@ class Nodes:
         self._held: dict[str, _Held] = {}
         self._failed: list[tuple[str, str]] = []
         self._orders: dict[str, _Order] = {}
+        self._own_orders: list[tuple[on.Order, Callable[[Any], None]]] = []
         self._numbered = 0
         self._asked_until = float("-inf")  # no order is to be repeated before
         self._heard_until = float("-inf")  # no node can be lost before
@@ -284,20 +285,33 @@ class Nodes:
         self, node: Node, order: on.Order, done: Callable[[Any], None], now: float, lease: str = ""
     ) -> None:
         """``done`` gets the answer or a HalError: at once from this node, from another when it answers, and
-        never when that is lost before: its leases are settled when it joins again."""
+        never when that is lost before: its leases are settled when it joins again. Programs of this node hear
+        of it with ``carry_out``."""
         if self._is_own(node.id):
-            answer: Any
-            try:
-                answer = self._own.perform(order, now)
-            except HalError as wrong:
-                answer = wrong
-            done(answer)
+            if isinstance(order, on.RunOrder | on.SignalOrder):
+                self._own_orders.append((order, done))
+            else:
+                self._perform(order, done, now)
         elif node.address is not None:
             self._numbered += 1
             id, (op, kind) = f"{self.term}-{self._numbered}", on.ORDERS[type(order)]
             message = wire.pack(wire.Request(wire.VERSION, id, op, msgspec.to_builtins(order)))
             self._orders[id] = _Order(node, lease, kind, done, message, now)
             self.outbox.append((node.address, message))
+
+    def carry_out(self, now: float) -> None:
+        """What programs of this node are told: what it follows from is durable by now."""
+        orders, self._own_orders = self._own_orders, []
+        for order, done in orders:
+            self._perform(order, done, now)
+
+    def _perform(self, order: on.Order, done: Callable[[Any], None], now: float) -> None:
+        answer: Any
+        try:
+            answer = self._own.perform(order, now)
+        except HalError as wrong:
+            answer = wrong
+        done(answer)
 
     # ---- time -------------------------------------------------------------------------------
 

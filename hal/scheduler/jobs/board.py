@@ -47,6 +47,11 @@ def waiting_for(job: str) -> str:
     return f"job:{job}"
 
 
+def _key_of(peer: Peer, owner: int, key: str) -> str:
+    """An admin's key for what is another's is none of that one's: theirs have 64 characters at most."""
+    return key if peer.uid == owner else f"{key:<64}\0{peer.uid}"
+
+
 class Board:
     def __init__(self, daemon: Daemon) -> None:
         self.jobs: dict[str, Job] = {}
@@ -132,7 +137,8 @@ class Board:
 
     def attach(self, lease: core.Lease, spec: JobSpec, peer: Peer, *, key: str) -> list[str]:
         """Run a program in a lease that its holder has already. Raises Refused."""
-        if (known := self._by_key.get((peer.uid, key))) is not None:
+        key = _key_of(peer, lease.uid, key)
+        if (known := self._by_key.get((lease.uid, key))) is not None:
             return known
         if lease.id in self.jobs or lease.state is core.LeaseState.ENDING:
             raise Refused("ended", f"the lease '{lease.id}' has had its program, or has ended")
@@ -142,6 +148,11 @@ class Board:
         self._add(job)
         self._touch(job.id)
         return [job.id]
+
+    def was_attached(self, lease: str, peer: Peer, key: str) -> bool:
+        """This request has been served before, and its lease is no more."""
+        job = self.jobs.get(lease)
+        return job is not None and job.attached and job.key == _key_of(peer, job.uid, key)
 
     def cancel(self, job: Job) -> None:
         """Again, or of one that is over, it changes nothing."""
