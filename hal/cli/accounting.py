@@ -15,10 +15,14 @@ from hal.units import format_bytes, parse_seconds
 
 def configure_accounting(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
     parser.description = (
-        "Who has used what, for how long, and at what price: leases that have ended, with those of jobs.\n"
-        "A slice counts as its share of the device. Everybody sees what is theirs, admins and readers all."
+        "Who has used what, for how long, and at what price: leases that have ended, with those of jobs,\n"
+        "and once a day those that go on. A slice counts as its share of the device. Everybody sees what\n"
+        "is theirs, admins and readers all."
     )
-    parser.epilog = "examples:\n  hal accounting --since 30d\n  hal accounting --user alice --by-day --json"
+    parser.epilog = (
+        "examples:\n  hal accounting --since 30d\n  hal accounting --by queue,model --since 2026-01-01\n"
+        "  hal accounting --user alice --by day --json"
+    )
     parser.add_argument(
         "--user", metavar="NAME", help="only this user's: the key's name, or the local user's"
     )
@@ -26,53 +30,67 @@ def configure_accounting(parser: argparse.ArgumentParser) -> Callable[[argparse.
         "--since", metavar="DAY", default="", help="from 2026-01-31, or for so long, as in 30d"
     )
     parser.add_argument("--until", metavar="DAY", default="", help="up to this day (UTC)")
-    parser.add_argument("--by-day", action="store_true", help="each day by itself")
+    kinds = ", ".join(_HEADS)
+    parser.add_argument(
+        "--by", metavar="KINDS", default="user", help=f"a row for each of these, by commas: {kinds} (user)"
+    )
+    parser.add_argument("--by-day", action="store_true", help="the same as --by day,user")
     parser.add_argument("--json", action="store_true", help="print JSON (schema hal.accounting/1)")
     return _accounting
+
+
+_HEADS = {
+    "day": ">DAY",
+    "user": "USER",
+    "queue": "QUEUE",
+    "node": "NODE",
+    "vendor": "VENDOR",
+    "model": "MODEL",
+}
+_SUMS = ("leases", "jobs", "device_seconds", "memory_byte_seconds", "price")
 
 
 def _accounting(options: argparse.Namespace) -> int:
     from hal.cli.job import reaching
 
     since, until = _day(options.since), _day(options.until)
+    by = ["day", "user"] if options.by_day else _kinds(options.by)
     with reaching() as client:
-        rows = client.call("accounting", since=since, until=until, owner=options.user)["accounts"]
-    if not options.by_day:
-        rows = _together(rows)
+        rows = client.call("accounting", since=since, until=until, owner=options.user, by=by)["accounts"]
     if options.json:
         print_json("hal.accounting/1", since=since, until=until, accounts=rows)
         return 0
     if not rows:
         print("Nothing has been used.")
         return 0
-    day = [">DAY"] if options.by_day else []
-    print_table(
-        (*day, "USER", ">LEASES", ">JOBS", ">DEVICE HOURS", ">MEMORY HOURS", ">PRICE"),
-        [
-            (
-                *([one["day"]] if options.by_day else []),
-                one["owner"],
-                str(one["leases"]),
-                str(one["jobs"]),
-                f"{one['device_seconds'] / 3600:.3f}",
-                format_bytes(round(one["memory_byte_seconds"] / 3600)),
-                f"{one['price']:.4f}",
-            )
-            for one in rows
-        ],
-    )
+    names = ["owner" if kind == "user" else kind for kind in by]
+    told = [(*(one[name] or "–" for name in names), *_told(one)) for one in rows]
+    if len(rows) > 1:
+        total = {name: sum(one[name] for one in rows) for name in _SUMS}
+        told.append(("total", *[""] * (len(names) - 1), *_told(total)))
+    heads = [_HEADS[kind] for kind in by]
+    print_table((*heads, ">LEASES", ">JOBS", ">DEVICE HOURS", ">MEMORY HOURS", ">PRICE"), told)
     return 0
 
 
-def _together(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row for each user."""
-    found: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        there = found.setdefault(row["owner"], {"owner": row["owner"]})
-        for name, value in row.items():
-            if name not in ("day", "owner"):
-                there[name] = there.get(name, 0) + value
-    return [found[owner] for owner in sorted(found)]
+def _told(one: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        str(one["leases"]),
+        str(one["jobs"]),
+        f"{one['device_seconds'] / 3600:.3f}",
+        format_bytes(round(one["memory_byte_seconds"] / 3600)),
+        f"{one['price']:.4f}",
+    )
+
+
+def _kinds(text: str) -> list[str]:
+    found = [one.strip() for one in text.split(",")]
+    for one in found:
+        if one not in _HEADS:
+            raise UsageError(f"there is no '{one}' to tell by; there are {', '.join(_HEADS)}")
+    if len(set(found)) < len(found):
+        raise UsageError("--by names something twice")
+    return found
 
 
 def _day(text: str) -> str:

@@ -376,6 +376,12 @@ def test_it_is_accounted_for_at_the_price_of_the_list(site: Site) -> None:
     site.serve()
     assert site.call("accounting")["accounts"] == [row]
     assert site.call("accounting", owner="nobody-else")["accounts"] == []
+    (by_model,) = site.call("accounting", by=["model", "queue", "node"])["accounts"]
+    assert (by_model["model"], by_model["queue"], by_model["node"]) == ("NVIDIA L40S", "default", "green")
+    assert by_model["price"] == row["price"]
+    for wrong in ([], ["colour"], ["day", "day"]):
+        with pytest.raises(HalError, match="does not fit: by has some of day, user"):
+            site.call("accounting", by=wrong)
     assert site.job(id)["price"] == job["price"]
 
 
@@ -459,6 +465,8 @@ def test_follow_ends_with_the_job_and_cancel_ends_it(hal_here: Run, machine_env:
         (("submit", "--output-size", "1KiB", "--", "true"), 2, "output_bytes"),
         (("accounting", "--since", "yesterday"), 2, "no day"),
         (("accounting", "--since", "2026-02-31"), 2, "no day"),
+        (("accounting", "--by", "user,colour"), 2, "no 'colour' to tell by; there are day, user, queue"),
+        (("accounting", "--by", "user,user"), 2, "names something twice"),
         (("job", "list"), 6, "no scheduler"),
     ],
 )

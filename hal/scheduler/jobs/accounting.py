@@ -1,9 +1,14 @@
-"""Who has used what, for how long and at what price: one row for each user and day (UTC)."""
+"""Who has used what, for how long and at what price.
+
+A row for each user, queue, node and kind of device on each day (UTC). A lease is charged when it ends, and
+once a day while it goes on: until when is written down with the same commit, so that nothing is charged
+twice.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -15,101 +20,186 @@ from hal.scheduler.core.records import Row
 from hal.scheduler.jobs.launch import owner_name
 from hal.scheduler.jobs.records import Usage
 
-__all__ = ["KIND", "Account", "Accounts", "usage_of"]
+__all__ = ["CHARGED", "DAY_MS", "KIND", "KINDS", "Account", "Accounts", "together"]
 
 KIND = "account"
+CHARGED = "charged"  # of rows: by lease, until when it was charged while it went on
+DAY_MS = 24 * 3600 * 1000
 _DAYS = 800  # that are kept
+_MOST = 200_000  # rows; beyond, the oldest day goes, however few days that leaves
+
+KINDS = ("day", "user", "queue", "node", "vendor", "model")  # of what it is told by
+_Key = tuple[str, int, str, str, str, str]  # as KINDS, with the user's number
 
 
 class Account(Struct):
-    """Of one user, on the day on which the leases ended."""
+    """``queue`` and what is after it is empty in rows of before it was told apart, and of devices that have
+    gone before the lease has ended."""
 
-    day: str  # 2026-01-31
+    day: str  # 2026-01-31: on which it was charged
     uid: int
     owner: str
-    leases: int = 0
+    leases: int = 0  # that have ended
     jobs: int = 0
     usage: Usage = Usage()
+    queue: str = ""
+    node: str = ""
+    vendor: str = ""
+    model: str = ""
 
 
 class Accounts:
     def __init__(self) -> None:
-        self._rows: dict[str, Account] = {}
+        self._rows: dict[_Key, Account] = {}
+        self._ids: dict[_Key, str] = {}  # of their rows
+        self._days: dict[str, list[_Key]] = {}
         self._names: dict[int, str] = {}
-        self._changed: set[str] = set()
+        self._charged: dict[str, int] = {}  # leases that go on: until when, in ms
+        self._changed: set[_Key] = set()
+        self._gone: list[str] = []  # ids of rows that are no more
+        self._recharged: set[str] = set()
+        self._today = (-1, "")
 
-    def load(self, rows: list[Row]) -> None:
-        """Raises msgspec.DecodeError."""
-        for _, id, value in rows:
-            self._rows[id] = msgspec.msgpack.decode(value or b"", type=Account)
-            self._names[self._rows[id].uid] = self._rows[id].owner
+    def load(self, rows: Iterable[Row]) -> None:
+        """Take what is ours. Raises msgspec.DecodeError."""
+        for kind, id, value in rows:
+            if kind == KIND:
+                one = msgspec.msgpack.decode(value or b"", type=Account)
+                self._add((one.day, one.uid, one.queue, one.node, one.vendor, one.model), one, id)
+                self._names[one.uid] = one.owner
+            elif kind == CHARGED:
+                self._charged[id] = msgspec.msgpack.decode(value or b"", type=int)
 
     def know(self, name: str, uid: int) -> None:
         """Who asks for a lease: when that ends, they need not be there any more."""
         if uid not in self._names or self._names[uid].startswith("uid:"):
             self._names[uid] = owner_name(name, uid)
 
-    def charge(self, lease: Lease, usage: Usage, now: int, *, job: bool) -> None:
-        day = time.strftime("%Y-%m-%d", time.gmtime(now / 1000))
-        id = f"{day}.{lease.uid}"
-        if id not in self._rows:
-            owner = self._names.get(lease.uid) or owner_name(f"uid:{lease.uid}", lease.uid)
-            self._rows[id] = Account(day, lease.uid, owner)
-            self._drop_old()
-        account = self._rows[id]
-        account.leases += 1
-        account.jobs += job
-        account.usage += usage
-        self._changed.add(id)
+    def charge(self, lease: Lease, fleet: Fleet, now: int, *, job: bool, ended: bool) -> Usage:
+        """What it has used since it was charged last; with ``ended`` for the last time."""
+        day, total, count = self._day(now), Usage(), int(ended)
+        since = max(lease.granted, self._charged.get(lease.id, 0))
+        for (node, vendor, model), usage in _shares(lease, fleet, max(now - since, 0) / 1000).items():
+            key = (day, lease.uid, lease.request.queue, node, vendor, model)
+            account = self._rows.get(key)
+            if account is None:
+                account = self._begin(key)
+            account.usage += usage
+            account.leases += count
+            account.jobs += count if job else 0
+            self._changed.add(key)
+            total += usage
+            count = 0  # on its first node and kind
+        if not ended:
+            self._charged[lease.id] = now
+            self._recharged.add(lease.id)
+        elif self._charged.pop(lease.id, None) is not None:
+            self._recharged.add(lease.id)
+        return total
+
+    def forget_all_but(self, leases: Iterable[str]) -> None:
+        """Other leases have ended without a charge, as with what they were on."""
+        for id in set(self._charged).difference(leases):
+            del self._charged[id]
+            self._recharged.add(id)
 
     def changes(self) -> list[Row]:
-        found: list[Row] = []
-        for id in self._changed:
-            row = self._rows.get(id)
-            found.append((KIND, id, None if row is None else msgspec.msgpack.encode(row)))
+        if not (self._changed or self._gone or self._recharged):
+            return []
+        found: list[Row] = [(KIND, id, None) for id in self._gone]
+        for key in self._changed:
+            row = self._rows.get(key)
+            if row is not None:
+                found.append((KIND, self._ids[key], msgspec.msgpack.encode(row)))
+        for lease in self._recharged:
+            until = self._charged.get(lease)
+            found.append((CHARGED, lease, None if until is None else msgspec.msgpack.encode(until)))
         self._changed.clear()
+        self._gone.clear()
+        self._recharged.clear()
         return found
 
     def between(self, since: str, until: str) -> Iterator[Account]:
         """Of these days and those between them; "": no bound."""
-        for id in sorted(self._rows):
-            row = self._rows[id]
-            if (not since or row.day >= since) and (not until or row.day <= until):
-                yield row
+        for day in sorted(self._days):
+            if (not since or day >= since) and (not until or day <= until):
+                yield from (self._rows[key] for key in self._days[day])
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def _drop_old(self) -> None:
-        days = sorted({row.day for row in self._rows.values()})
-        for id in [id for id, row in self._rows.items() if row.day in set(days[:-_DAYS])]:
-            del self._rows[id]
-            self._changed.add(id)
+    # ---- inside -----------------------------------------------------------------------------
+
+    def _day(self, now: int) -> str:
+        number = now // DAY_MS
+        if number != self._today[0]:
+            self._today = (number, time.strftime("%Y-%m-%d", time.gmtime(now / 1000)))
+        return self._today[1]
+
+    def _begin(self, key: _Key) -> Account:
+        day, uid, queue, node, vendor, model = key
+        owner = self._names.get(uid) or owner_name(f"uid:{uid}", uid)
+        account = Account(day, uid, owner, queue=queue, node=node, vendor=vendor, model=model)
+        self._add(key, account, "\x1f".join(map(str, key)))
+        while len(self._days) > _DAYS or (len(self._rows) > _MOST and len(self._days) > 1):
+            for old in self._days.pop(min(self._days)):
+                del self._rows[old]
+                self._gone.append(self._ids.pop(old))
+        return account
+
+    def _add(self, key: _Key, account: Account, id: str) -> None:
+        self._rows[key] = account
+        self._ids[key] = id
+        self._days.setdefault(account.day, []).append(key)
 
 
-def usage_of(lease: Lease, fleet: Fleet, now: int) -> Usage:
-    """From its grant until now, at today's prices; a device that is not there any more costs nothing."""
-    seconds = max(now - lease.granted, 0) / 1000
-    found = Usage(0.0, seconds * lease.charge.memory_bytes, 0.0)
-    if not lease.spots():
-        return found
-    found += Usage(seconds * lease.charge.devices_milli / 1000)
-    for spot in lease.spots():
+def _shares(lease: Lease, fleet: Fleet, seconds: float) -> dict[tuple[str, str, str], Usage]:
+    """By node and kind of device what was held for so long, at today's prices; of a device that is not there
+    any more, its part of what the queue is charged, at no price."""
+    found: dict[tuple[str, str, str], Usage] = {}
+    spots = lease.spots()
+    number = sum(len(spot.devices) for spot in spots)
+    for spot in spots:
+        if not spot.devices:
+            found.setdefault((spot.node, "", ""), Usage())
         for id in spot.devices:
             device = fleet.device(id)
-            if device is not None:
-                share = charge(device, spot).devices_milli / 1000
-                found += Usage(micros=device.micros_per_hour * share * seconds / 3600)
+            if device is None:
+                milli, size, micros = (
+                    lease.charge.devices_milli / number,
+                    lease.charge.memory_bytes / number,
+                    0,
+                )
+                key = (spot.node, "", "")
+            else:
+                amount = charge(device, spot)
+                milli, size, micros = amount.devices_milli, amount.memory_bytes, device.micros_per_hour
+                key = (spot.node, device.vendor, device.model)
+            share = seconds * milli / 1000
+            used = Usage(share, seconds * size, micros * share / 3600)
+            found[key] = found[key] + used if key in found else used
     return found
 
 
-def told(account: Account) -> dict[str, Any]:
-    return {
-        "day": account.day,
-        "owner": account.owner,
-        "leases": account.leases,
-        "jobs": account.jobs,
-        "device_seconds": round(account.usage.device_seconds, 3),
-        "memory_byte_seconds": round(account.usage.memory_byte_seconds),
-        "price": round(account.usage.micros / 1e6, 6),
-    }
+def together(accounts: Iterable[Account], by: Sequence[str]) -> list[dict[str, Any]]:
+    """Sums by these of KINDS, in their order: as ``accounting`` answers (docs/protocol.md)."""
+    names = ["owner" if kind == "user" else kind for kind in by]
+    sums: dict[tuple[str, ...], Account] = {}
+    for one in accounts:
+        key = tuple(getattr(one, name) for name in names)
+        if (there := sums.get(key)) is None:
+            there = sums[key] = Account(one.day, one.uid, one.owner)
+        there.leases += one.leases
+        there.jobs += one.jobs
+        there.usage += one.usage
+    return [
+        {
+            **dict(zip(names, key, strict=True)),
+            "leases": sums[key].leases,
+            "jobs": sums[key].jobs,
+            "device_seconds": round(sums[key].usage.device_seconds, 3),
+            "memory_byte_seconds": round(sums[key].usage.memory_byte_seconds),
+            "price": round(sums[key].usage.micros / 1e6, 6),
+        }
+        for key in sorted(sums)
+    ]

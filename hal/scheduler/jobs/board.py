@@ -21,8 +21,7 @@ from hal.scheduler.agent.binding import RunOrder, Started
 from hal.scheduler.answers import Peer, Refused
 from hal.scheduler.core.records import Row
 from hal.scheduler.core.request import Request
-from hal.scheduler.jobs.accounting import KIND as ACCOUNT
-from hal.scheduler.jobs.accounting import Accounts, usage_of
+from hal.scheduler.jobs.accounting import DAY_MS, Accounts
 from hal.scheduler.jobs.launch import owner_name
 from hal.scheduler.jobs.records import Job, JobState
 from hal.scheduler.jobs.rendezvous import FIRST_PORT, PORTS, rendezvous
@@ -65,13 +64,14 @@ class Board:
         self._own: list[Ended] = []  # of this node, to be acknowledged once they are written down
         self._by_key: dict[tuple[int, str], list[str]] = {}
         self._renewed = 0.0
+        self._day = -1  # for which all leases that go on were charged
         self._order = 0
 
     # ---- store ------------------------------------------------------------------------------
 
     def load(self, rows: list[Row]) -> None:
         """Take what is ours. Raises msgspec.DecodeError."""
-        self.accounts.load([row for row in rows if row[0] == ACCOUNT])
+        self.accounts.load(rows)
         for kind, _, value in rows:
             if kind == KIND:
                 self._add(msgspec.msgpack.decode(value or b"", type=Job))
@@ -91,7 +91,9 @@ class Board:
     @property
     def is_worth_keeping(self) -> bool:
         """Jobs; and what leases alone have used, of a scheduler that somebody has set up for good."""
-        return bool(self.jobs) or bool(len(self.accounts) and self._daemon.config.file is not None)
+        places, configured = self._daemon.places, self._daemon.config.file is not None
+        for_good = configured or places.state != places.directory
+        return bool(self.jobs) or bool(len(self.accounts) and for_good)
 
     @property
     def pauses(self) -> bool:
@@ -215,16 +217,29 @@ class Board:
                 self._ordered[id] = self._ordered.get(id, set()) - here
                 self._touched[id] = None
 
-    def charge(self, lease: core.Lease) -> None:
-        """A lease has ended: its owner, and if it was a job's that one, is charged for it."""
+    def charge(self, lease: core.Lease, *, ended: bool = True) -> None:
+        """Its owner, and if it is a job's that one, is charged for what a lease has used."""
         job = self.jobs.get(lease.id)
-        now = self._daemon.now()
-        usage = usage_of(lease, self._daemon.state.world.fleet, now)
+        if job is None and self._daemon.private:
+            return
+        fleet, now = self._daemon.state.world.fleet, self._daemon.now()
+        usage = self.accounts.charge(lease, fleet, now, job=job is not None, ended=ended)
         if job is not None and not job.state.over:
             job.usage += usage
             self._touch(job.id)
-        if job is not None or not self._daemon.private:
-            self.accounts.charge(lease, usage, now, job=job is not None)
+
+    def _charge_each_day(self) -> None:
+        """So that what goes on for weeks is seen before it ends."""
+        day = self._daemon.now() // DAY_MS
+        if day == self._day:
+            return
+        leases = self._daemon.state.leases
+        if self._day < 0:
+            self.accounts.forget_all_but(leases)
+        else:
+            for lease in leases.values():
+                self.charge(lease, ended=False)
+        self._day = day
 
     def turn(self) -> None:
         """Look at those to which something has happened."""
@@ -234,6 +249,7 @@ class Board:
                 agent.acknowledge_runs(self._own)  # written down with the last commit
             self._own = agent.ended_runs()
             self.ended(agent.node, self._own)
+        self._charge_each_day()
         if not self._living:
             return
         now = time.monotonic()

@@ -6,7 +6,7 @@ import heapq
 import itertools
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import Struct
@@ -16,7 +16,7 @@ from hal.scheduler import wire
 from hal.scheduler.agent.binding import OutputOrder, SignalOrder
 from hal.scheduler.answers import Later, Peer, Refused, Waiter
 from hal.scheduler.core.request import Request
-from hal.scheduler.jobs.accounting import told
+from hal.scheduler.jobs.accounting import KINDS, together
 from hal.scheduler.jobs.board import waiting_for
 from hal.scheduler.jobs.output import Piece
 from hal.scheduler.jobs.records import Job, described
@@ -117,6 +117,11 @@ class Accounting(_Body, frozen=True):
     since: str = ""
     until: str = ""
     owner: str | None = None
+    by: tuple[str, ...] = ("day", "user")
+
+    def __post_init__(self) -> None:
+        if not self.by or not set(self.by) <= set(KINDS) or len(set(self.by)) < len(self.by):
+            raise ValueError(f"by has some of {', '.join(KINDS)}, each once")
 
 
 class _Once(Later):
@@ -273,14 +278,14 @@ def job_logs(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body | Waiter:
 
 
 def accounting(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
-    """What leases that have ended have used, by day and owner, as far as the peer may see it."""
+    """What was used, as far as the peer may see it."""
     asked = msgspec.convert(body, Accounting)
-    rows: list[dict[str, Any]] = [
-        told(row)
+    rows = (
+        row
         for row in daemon.board.accounts.between(asked.since, asked.until)
         if peer.sees(row.uid) and asked.owner in (None, row.owner)
-    ]
-    return {"accounts": rows}
+    )
+    return {"accounts": together(rows, asked.by)}
 
 
 def _seen(daemon: Daemon, id: str, peer: Peer) -> Job:

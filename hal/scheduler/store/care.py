@@ -14,7 +14,6 @@ from msgspec import Struct
 
 from hal.backend import GoneError, StateError
 from hal.scheduler.core import records
-from hal.scheduler.jobs.accounting import KIND as ACCOUNT
 from hal.scheduler.jobs.accounting import Accounts
 from hal.scheduler.jobs.board import KIND
 from hal.scheduler.jobs.records import Job
@@ -102,18 +101,15 @@ def check(path: Path, *, of: Path | None = None) -> Checked:
 def _jobs(rows: list[records.Row]) -> int:
     """How many there are. Raises DamagedError."""
     count = 0
-    accounts: list[records.Row] = []
     for kind, id, value in rows:
         try:
             if kind == KIND:
                 msgspec.msgpack.decode(value or b"", type=Job)
                 count += 1
-            elif kind == ACCOUNT:
-                accounts.append((kind, id, value))
         except msgspec.DecodeError as error:
             raise records.DamagedError(f"the {kind} '{id:.64}' cannot be read: {error}") from None
     try:
-        Accounts().load(accounts)
+        Accounts().load(rows)
     except msgspec.DecodeError as error:
         raise records.DamagedError(f"what was used cannot be read: {error}") from None
     return count
