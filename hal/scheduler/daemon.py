@@ -411,6 +411,12 @@ class Daemon:
         if beat.facts is not None and facts is not None:
             self.happens(core.InventoryChanged(self.laid_over(facts)))
 
+    def forget(self, node: str) -> None:
+        """Listen no longer to who spoke for a node that is no more."""
+        if (who := self._joined.pop(node, None)) is not None:
+            self._agents.pop(who.address.identity, None)
+        self.nodes.forget_node(node)
+
     def _drop_revoked(self) -> None:
         """Send no more orders to agents whose keys are no longer in force: their nodes will be lost."""
         for id, who in list(self._joined.items()):

@@ -20,6 +20,7 @@ BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)  # se
 _LEVELS = {
     "node_joined": "info",
     "node_lost": "warning",
+    "node_forgotten": "info",
     "device_failed": "warning",
     "device_recovered": "info",
     "cordoned": "info",

@@ -63,6 +63,13 @@ class Label(Struct, frozen=True, forbid_unknown_fields=True):
                 raise ValueError(f"the label '{name}' has at most 256 printable characters")
 
 
+class Forget(Struct, frozen=True, forbid_unknown_fields=True):
+    """A node that will not come back; ``force``: whatever it holds."""
+
+    node: str
+    force: bool = False
+
+
 def labelled(facts: NodeFacts, labels: dict[str, str]) -> NodeFacts:
     """Its devices have the node's name and labels as attributes: ``device.attributes["node"].rack``."""
     own = {"node.name": facts.id} | {f"node.{name}": value for name, value in labels.items()}
@@ -126,6 +133,25 @@ def label(daemon: Daemon, body: wire.Body, _peer: Peer) -> wire.Body:
     if node.facts is not None and daemon.nodes.reports(node):
         daemon.happens(core.InventoryChanged(daemon.laid_over(node.facts)))
     return {"node": node.id, "labels": daemon.labels(node.id)}
+
+
+def forget(daemon: Daemon, body: wire.Body, _peer: Peer) -> wire.Body:
+    """``leases`` is how many were on it: they have been told to end."""
+    asked = msgspec.convert(body, Forget)
+    node = _known(daemon, asked.node)
+    if daemon.nodes.reports(node):
+        raise Refused("failed", f"node '{node.id}' is connected: stop its agent first")
+    leases = _leases(daemon, node.id)
+    left = daemon.nodes.stops_in(node, time.monotonic())
+    if leases and not asked.force:
+        raise Refused("failed", f"node '{node.id}' has leases ({len(leases)}), which only --force would end")
+    if left and not asked.force:
+        raise Refused("failed", f"node '{node.id}' may run something for {left:.0f} s more, unless --force")
+    counters = daemon.state.world.counters
+    marked = sorted(id for id in {*counters.cordoned, *counters.failed} if id.startswith(node.prefix))
+    daemon.forget(node.id)
+    daemon.decide(core.NodeForgotten(node.id, tuple(marked)))
+    return {"node": node.id, "leases": len(leases)}
 
 
 def _known(daemon: Daemon, name: str) -> Node:
@@ -275,5 +301,6 @@ OPERATIONS: dict[str, Any] = {
     "drain": drain,
     "uncordon": uncordon,
     "label": label,
+    "forget": forget,
     "status": status,
 }

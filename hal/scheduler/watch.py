@@ -152,6 +152,8 @@ class Watch:
                 self._of_all("node_joined", now, node=node.id)
             case core.NodeLost(node=name, reason=reason):
                 self._of_all("node_lost", now, node=name, reason=reason)
+            case core.NodeForgotten(node=name):
+                self._of_all("node_forgotten", now, node=name)
             case core.DeviceFailed(device=device, reason=reason):
                 self._of_all("device_failed", now, devices=(device,), reason=reason)
             case core.DeviceRecovered(device=device):

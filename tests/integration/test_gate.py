@@ -313,6 +313,7 @@ MAY = {
     "drain": "admin",
     "uncordon": "admin",
     "label": "admin",
+    "forget": "admin",
     "join": "admin agent",
     "beat": "admin agent",
 }

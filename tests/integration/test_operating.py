@@ -62,7 +62,7 @@ def select(label: str) -> dict[str, Any]:
 
 
 def test_only_admins_change_nodes() -> None:
-    for op in ("cordon", "drain", "uncordon", "label"):
+    for op in ("cordon", "drain", "uncordon", "label", "forget"):
         assert ACCESS[op].roles == {Role.ADMIN}
         assert ACCESS[op].noted
     for op in ("nodes", "status"):

@@ -68,6 +68,7 @@ ACCESS: dict[str, Access] = {
     "drain": _change(),
     "uncordon": _change(),
     "label": _change(),
+    "forget": _change(),
     "status": _read(_U, _R),
     "join": _change(_A),
     "beat": _read(_A),
