@@ -43,6 +43,7 @@ from hal.scheduler.monitor import Monitor
 from hal.scheduler.nodes import Nodes
 from hal.scheduler.operating import labelled
 from hal.scheduler.operations import OPERATIONS, granted
+from hal.scheduler.past import Past
 from hal.scheduler.places import Places
 from hal.scheduler.prices import Prices
 from hal.scheduler.process import AlreadyRunning, collect_rarely, locked, signals_as_bytes
@@ -92,6 +93,7 @@ class Daemon:
         self.state = core.State(grace_ms=round(grace * 1000))
         self.nodes = Nodes(agent, lost_seconds=lost, grace_seconds=grace)
         self.over: dict[str, tuple[str, str]] = {}  # what has become of leases: code and message
+        self.past = Past()
         self.board = Board(self)
         self.agent = self._agent = agent
         self._places = places
@@ -284,7 +286,7 @@ class Daemon:
                 raise Refused("late", "its deadline had passed before it was read: nothing was done")
             if self.trouble is not None and message.op not in _UNWRITTEN:
                 raise Refused("failed", f"{self.trouble}; nothing was done")
-            self.monitor.begin(message.id)
+            self.monitor.begin(message.id, who.name)
             body = OPERATIONS[message.op](self, message.body, who)
             if isinstance(body, Waiter):
                 self._door.limits.begin(who, now)
@@ -325,6 +327,7 @@ class Daemon:
         if worth_noting:
             self._store.note(now, event)
         self.watch_ring.note(event, decisions, now)
+        self.past.note(event, decisions, now, self.monitor.who)
         self.board.note(decisions)
         for decision in decisions:
             match decision:
@@ -362,6 +365,7 @@ class Daemon:
             if lease is not None and lease.state is not core.LeaseState.ENDING:
                 self.happens(core.HolderGone(id))
                 self.over[id] = ("failed", reason)
+                self.past.because(id, reason)
 
     def look_at_devices(self) -> None:
         """Ask this node again what others use of its devices, unless it was asked a moment ago."""

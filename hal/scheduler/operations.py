@@ -15,6 +15,7 @@ from hal.scheduler import bodies, core, operating, wire
 from hal.scheduler.agent.binding import Beat, Join
 from hal.scheduler.answers import FAULTS, Peer, Refused, Waiter, fault
 from hal.scheduler.jobs import operations as jobs
+from hal.scheduler.past import gone
 from hal.scheduler.watch import WatchBody, Watcher
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def renew(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
     id = msgspec.convert(body, bodies.Named).lease
     one = daemon.state.leases.get(id) or daemon.state.waiting.get(id)
     if one is None or peer.uid not in (one.uid, 0):  # what is made up is no event: those are kept
-        raise Refused(*daemon.over.get(id, ("not_found", f"there is no lease '{id:.64}'")))
+        raise gone(daemon, id, peer)
     daemon.decide(core.Renew(id, peer.uid))
     if (one := daemon.state.waiting.get(id)) is not None:
         if one.holder_pid == peer.pid:
@@ -168,6 +169,22 @@ def watch(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body | Waiter:
     return watcher if answer is None else answer
 
 
+def lease(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
+    """One, or who waits for one; also what has become of either, while that is known."""
+    id = msgspec.convert(body, bodies.Named).lease
+    one = daemon.state.leases.get(id) or daemon.state.waiting.get(id)
+    over = daemon.past.find(id, daemon.now())
+    shown = None if over is None or not peer.sees(over.uid) else over.told()
+    if one is None and shown is not None:
+        return {"over": shown}
+    one = _seen(daemon, id, peer)
+    if isinstance(one, core.Waiting):
+        told = daemon.state.explain(id, daemon.now())
+        return {"waiting": bodies.queued(one, daemon.now(), "" if told is None else "; ".join(told.reasons))}
+    ends = one.state is core.LeaseState.ENDING and shown is not None  # else that was an earlier time
+    return {"lease": _described(daemon, one)} | ({"over": shown} if ends else {})
+
+
 def explain(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
     id = msgspec.convert(body, bodies.Named).lease
     _seen(daemon, id, peer)
@@ -182,7 +199,7 @@ def _seen(daemon: Daemon, id: str, peer: Peer) -> core.Lease | core.Waiting:
     """To whom it is not shown, it does not exist. Raises Refused."""
     one = daemon.state.leases.get(id) or daemon.state.waiting.get(id)
     if one is None or not peer.sees(one.uid):
-        raise Refused(*daemon.over.get(id, ("not_found", f"there is no lease '{id}'")))
+        raise gone(daemon, id, peer)
     return one
 
 
@@ -253,6 +270,7 @@ OPERATIONS: dict[str, Operation] = {
     "renew": renew,
     "release": release,
     "list": list_leases,
+    "lease": lease,
     "explain": explain,
     "queues": queues,
     "set_queue": set_queue,

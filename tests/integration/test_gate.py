@@ -295,6 +295,7 @@ MAY = {
     "release": "admin user",
     "release_many": "admin user",
     "list": "admin user reader",
+    "lease": "admin user reader",
     "explain": "admin user reader",
     "watch": "admin user reader",
     "submit": "admin user",

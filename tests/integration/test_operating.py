@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import urllib.request
 from collections.abc import Iterator
@@ -229,3 +230,33 @@ def test_a_log_that_nobody_reads_keeps_no_client_waiting(machine_env: Env, tmp_p
             client.call("hello")
         assert client.call("status")["term"] == 1
     daemon.kill()
+
+
+def test_what_has_become_of_a_lease_can_be_read(client: Client, machine_env: Env) -> None:
+    def shown(id: str) -> dict[str, Any]:
+        (one,) = hal(machine_env, "lease", "show", id)["over"]
+        return dict(one)
+
+    held = client.call("acquire", key="a", memory_bytes=GIB, ttl_seconds=60.0)["lease"]["id"]
+    told = hal(machine_env, "lease", "show", held)
+    assert ([one["id"] for one in told["leases"]], told["waiting"], told["over"]) == ([held], [], [])
+    client.call("cordon", target="local", reason="dust")
+    waits = client.call("acquire", key="w", request={"members": [{}], "wait": True})["waiting"]["id"]
+    assert hal(machine_env, "lease", "show", waits)["waiting"][0]["id"] == waits
+    client.call("release", lease=waits)
+    assert (shown(waits)["state"], shown(waits)["granted_ms"]) == ("withdrawn", None)
+    client.call("drain", target="local", reason="dust")
+    assert shown(held)["cause"] == "drained"
+    client.call("release_many", leases=[held])  # it is ending already: no second cause
+    wait_until(lambda: client.call("list")["leases"] == [])
+    over = shown(held)
+    assert (over["state"], over["cause"], over["by"]) == ("ended", "drained", f"uid:{os.getuid()}")
+    assert over["ended_ms"] >= over["at_ms"] >= over["granted_ms"]
+    done = subprocess.run(
+        [*HAL, "lease", "show", held], env=machine_env, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert "state       has ended" in done.stdout
+    assert "because     drained: local is to be left" in done.stdout
+    with pytest.raises(GoneError, match="there is no lease '1234abcd'"):
+        client.call("lease", lease="1234abcd")

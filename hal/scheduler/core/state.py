@@ -292,7 +292,7 @@ class State:
         one = self.world.line.remove(id)
         self._by_key.pop((one.uid, one.key), None)
         self.world.note("waiting", id)
-        return [Withdrawn(id, cause, reason)]
+        return [Withdrawn(id, cause, reason, one)]
 
     def _revoke(self, leases: Iterable[Lease], cause: Cause, reason: str) -> list[Decision]:
         decisions: list[Decision] = []

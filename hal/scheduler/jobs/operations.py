@@ -21,6 +21,7 @@ from hal.scheduler.jobs.board import waiting_for
 from hal.scheduler.jobs.output import Piece
 from hal.scheduler.jobs.records import Job, described
 from hal.scheduler.jobs.spec import LAST_SIGNAL, JobSpec
+from hal.scheduler.past import gone
 from hal.scheduler.presets import with_preset
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ def submit(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
 def _attach(daemon: Daemon, asked: Submit, id: str, peer: Peer) -> list[str]:
     lease = daemon.state.leases.get(id)
     if lease is None or not peer.sees(lease.uid):
-        raise Refused(*daemon.over.get(id, ("not_found", f"there is no lease '{id:.64}'")))
+        raise gone(daemon, id, peer)
     if not peer.commands(lease.uid):
         raise Refused("denied", f"the lease '{id}' is another's")
     return daemon.board.attach(lease, asked.job, peer, key=asked.key)

@@ -48,6 +48,7 @@ ACCESS: dict[str, Access] = {
     "release": _change(_U),
     "release_many": _change(_U),
     "list": _read(_U, _R),
+    "lease": _read(_U, _R),
     "explain": _read(_U, _R),
     "watch": _read(_U, _R),
     # jobs
