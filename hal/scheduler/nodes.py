@@ -362,6 +362,14 @@ class Nodes:
         """The scheduler's own node, if it has one."""
         return None if self._agent is None else self._agent.node
 
+    def node_of(self, device: str) -> str | None:
+        """Of a device by its id, which may have gone since; None: of none that is known."""
+        name = device.partition("/")[0]
+        if "/" in device and name in self.nodes:
+            return name
+        own = None if self.own is None else self.nodes[self.own].facts
+        return own.id if own is not None and any(device == one.id for one in own.devices) else None
+
     def reports(self, node: Node) -> bool:
         """It can be ordered something now."""
         return self._is_own(node.id) or (node.address is not None and node.lost_since is None)

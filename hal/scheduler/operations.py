@@ -16,7 +16,7 @@ from hal.scheduler.agent.binding import Beat, Join
 from hal.scheduler.answers import FAULTS, Peer, Refused, Waiter, fault
 from hal.scheduler.jobs import operations as jobs
 from hal.scheduler.past import gone
-from hal.scheduler.watch import WatchBody, Watcher
+from hal.scheduler.watch import Wanted, WatchBody, Watcher
 
 if TYPE_CHECKING:
     from hal.scheduler.daemon import Daemon
@@ -164,7 +164,8 @@ def list_leases(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
 
 def watch(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body | Waiter:
     asked = msgspec.convert(body, WatchBody)
-    watcher = Watcher(daemon.watch_ring, asked, peer.sees, time.monotonic() + asked.timeout_seconds)
+    wanted = Wanted(asked, daemon.board.accounts.name_of, daemon.nodes.node_of)
+    watcher = Watcher(daemon.watch_ring, asked, peer.sees, time.monotonic() + asked.timeout_seconds, wanted)
     answer = watcher.answer(at_once=not asked.timeout_seconds)
     return watcher if answer is None else answer
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import subprocess
 import urllib.request
 from collections.abc import Iterator
@@ -260,3 +261,32 @@ def test_what_has_become_of_a_lease_can_be_read(client: Client, machine_env: Env
     assert "because     drained: local is to be left" in done.stdout
     with pytest.raises(GoneError, match="there is no lease '1234abcd'"):
         client.call("lease", lease="1234abcd")
+
+
+def test_events_that_are_asked_for(client: Client, machine_env: Env) -> None:
+    def events(*options: str) -> list[dict[str, Any]]:
+        command = [*HAL, "events", "--json", *options]
+        done = subprocess.run(command, env=machine_env, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return [json.loads(one) for one in done.stdout.splitlines()]
+
+    held = client.call("acquire", key="a", memory_bytes=GIB)["lease"]
+    client.call("cordon", target=held["device"])
+    client.call("label", node="local", labels={"rack": "a3"})
+    client.call("set_queue", name="other")
+    me = pwd.getpwuid(os.getuid()).pw_name
+    assert [one["kind"] for one in events("--lease", held["id"])] == ["granted"]
+    assert [one["kind"] for one in events("--node", "local")] == ["granted", "cordoned"]
+    assert [one["kind"] for one in events("--node", "other")] == []
+    assert [one["kind"] for one in events("--kind", "queue_set,cordoned")] == ["cordoned", "queue_set"]
+    assert [one["kind"] for one in events("--user", me)] == ["granted"]
+    assert len(events("--since", "1h")) == len(events()) >= 3
+    assert events("--since", "2100-01-31T12:00") == []
+    for option, value, code, said in (
+        ("--since", "yesterday", 2, "hal: 'yesterday' is no time: write it like 30min, 2h, 2026-01-31 or"),
+        ("--kind", "grant", 1, "there is no kind of event 'grant'; there are queued,"),
+    ):
+        command = [*HAL, "events", option, value]
+        done = subprocess.run(command, env=machine_env, capture_output=True, text=True, timeout=60)
+        assert (done.stdout, done.stderr.count("\n")) == ("", 1)
+        assert said in done.stderr and done.returncode == code

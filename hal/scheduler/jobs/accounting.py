@@ -49,12 +49,14 @@ class Accounts:
         if uid not in self._names or self._names[uid].startswith("uid:"):
             self._names[uid] = owner_name(name, uid)
 
+    def name_of(self, uid: int) -> str:
+        return self._names.get(uid) or owner_name(f"uid:{uid}", uid)
+
     def charge(self, lease: Lease, usage: Usage, now: int, *, job: bool) -> None:
         day = time.strftime("%Y-%m-%d", time.gmtime(now / 1000))
         id = f"{day}.{lease.uid}"
         if id not in self._rows:
-            owner = self._names.get(lease.uid) or owner_name(f"uid:{lease.uid}", lease.uid)
-            self._rows[id] = Account(day, lease.uid, owner)
+            self._rows[id] = Account(day, lease.uid, self.name_of(lease.uid))
             self._drop_old()
         account = self._rows[id]
         account.leases += 1
