@@ -162,9 +162,7 @@ def _row(node: dict[str, Any]) -> tuple[str, ...]:
     labels = ",".join(f"{name}={value}" for name, value in sorted(node["labels"].items()))
     return (
         node["id"],
-        node["state"]
-        if node["reason"] in (None, "cordoned", "drained")
-        else f"{node['state']} ({node['reason']})",
+        _because(node["state"], node["reason"]),
         str(len(devices)),
         str(sum(bool(device["lent_bytes"]) for device in devices)),
         str(node["leases"]),
@@ -174,12 +172,17 @@ def _row(node: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
+def _because(state: str, reason: str | None) -> str:
+    """What stands where nobody gave a reason is none."""
+    return state if reason in (None, "cordoned", "drained") else f"{state} ({reason})"
+
+
 def _device(node: dict[str, Any], device: dict[str, Any]) -> tuple[str, ...]:
     state = "usable" if node["state"] == "up" else node["state"]
     if device["cordoned"] is not None:
-        state = "cordoned" if device["cordoned"] == "cordoned" else f"cordoned ({device['cordoned']})"
+        state = _because(device.get("state", "cordoned"), device["cordoned"])
     if device["failed"] is not None:
-        state = f"failed ({device['failed']})"
+        state = _because("failed", device["failed"])
     return (
         node["id"],
         device["id"],

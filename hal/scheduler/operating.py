@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["OPERATIONS", "Label", "NodesPage", "Target", "labelled"]
 
 _MOST_NODES = 200  # on a page
+_MOST_NAMES = 8  # of nodes, told to whoever gives another
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
@@ -157,8 +158,15 @@ def forget(daemon: Daemon, body: wire.Body, _peer: Peer) -> wire.Body:
 def _known(daemon: Daemon, name: str) -> Node:
     node = daemon.nodes.nodes.get(name)
     if node is None:
-        raise Refused("not_found", f"there is no node '{name:.64}'")
+        raise Refused("not_found", f"there is no node '{name:.64}'; {_names(daemon)}")
     return node
+
+
+def _names(daemon: Daemon) -> str:
+    own, names = daemon.nodes.own, sorted(daemon.nodes.nodes)
+    told = [f"{name} (the scheduler's own)" if name == own else name for name in names[:_MOST_NAMES]]
+    more = [f"{len(names) - _MOST_NAMES} more"] if len(names) > _MOST_NAMES else []
+    return f"the nodes are {', '.join(told + more)}" if told else "no node has joined yet"
 
 
 def _target(daemon: Daemon, name: str) -> str:
@@ -173,7 +181,7 @@ def _target(daemon: Daemon, name: str) -> str:
     if len(meant) > 1:
         raise Refused("malformed", f"'{name:.64}' fits {len(meant)} devices, such as {meant[0]}: write more")
     if not meant:
-        raise Refused("not_found", f"there is no node or device '{name:.64}'")
+        raise Refused("not_found", f"there is no node or device '{name:.64}'; {_names(daemon)}")
     return meant[0]
 
 
@@ -189,6 +197,17 @@ def _state(daemon: Daemon, node: Node) -> str:
     if node.id not in daemon.state.world.counters.cordoned:
         return "up"
     leases = [daemon.state.leases[id] for id in node.leases if id in daemon.state.leases]
+    if any(lease.state is core.LeaseState.ENDING for lease in leases):
+        return "draining"
+    return "cordoned" if leases else "drained"
+
+
+def _state_of_device(daemon: Daemon, device: str) -> str:
+    """Of itself, whatever its node is: "up", "failed", "cordoned", "draining", "drained"."""
+    counters = daemon.state.world.counters
+    if device in counters.failed or device not in counters.cordoned:
+        return "failed" if device in counters.failed else "up"
+    leases = daemon.state.world.on_device(device)
     if any(lease.state is core.LeaseState.ENDING for lease in leases):
         return "draining"
     return "cordoned" if leases else "drained"
@@ -210,6 +229,7 @@ def _described(daemon: Daemon, shown: list[Node]) -> list[dict[str, Any]]:
                     "vendor": device.vendor,
                     "model": device.model,
                     "memory_bytes": device.memory_bytes,
+                    "state": _state_of_device(daemon, device.id),
                     "lent_milli": lent.milli[device.id],
                     "lent_bytes": min(lent.memory[device.id], device.memory_bytes),
                     "cordoned": counters.cordoned.get(device.id),

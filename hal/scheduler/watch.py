@@ -48,8 +48,8 @@ Seen = Callable[[int], bool]  # whether the happenings of an owner may be seen
 class WatchBody(Struct, frozen=True, forbid_unknown_fields=True):
     """What happened after ``after`` (a number that was told before; None: from now on).
 
-    Of that, what fits all that is asked: the lease, the node that it is on or about, the kinds, whose it is, and
-    not before ``since_ms``.
+    Of that, what fits all that is asked: the lease, the node that it is on or about, the kinds, whose it is,
+    and not before ``since_ms``.
     """
 
     after: int | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import re
 import subprocess
 import urllib.request
 from collections.abc import Iterator
@@ -80,7 +81,7 @@ def test_a_cordon_keeps_requests_away_and_a_drain_ends_what_is_there(client: Cli
     assert client.call("cordon", target="local", reason="dust") == {"target": "local", "leases": 1}
     assert client.call("nodes")["nodes"][0]["state"] == "cordoned"
     assert client.call("list")["leases"][0]["state"] == "active"
-    with pytest.raises(HalError, match="no room"):
+    with pytest.raises(HalError, match=r"would do are out of use .*dust\); try again when that is over"):
         client.call("acquire", key="b", memory_bytes=GIB)
     client.call("drain", target="local", reason="dust")
     with pytest.raises(GoneError, match="local is to be left"):
@@ -101,7 +102,10 @@ def test_a_device_is_named_by_a_part_of_its_id(client: Client) -> None:
     assert client.call("status")["devices"]["usable"] == len(devices) - 1
     with pytest.raises(HalError, match="fits 2 devices"):
         client.call("cordon", target="nvidia:")
-    with pytest.raises(GoneError, match="there is no node or device 'blue'"):
+    assert {d["state"] for d in after["devices"] if d["id"] == one} == {"drained"}
+    with pytest.raises(
+        GoneError, match=r"no node or device 'blue'; the nodes are local \(the scheduler's own\)$"
+    ):
         client.call("drain", target="blue")
 
 
@@ -121,6 +125,26 @@ def test_what_does_not_fit_is_refused(client: Client, op: str, body: dict[str, A
     with pytest.raises(HalError, match="does not fit"):
         client.call(op, **body)
     assert client.call("nodes")["nodes"][0]["labels"] == {}
+
+
+def test_a_device_that_is_left_reads_so(client: Client, machine_env: Env) -> None:
+    def states() -> list[str]:
+        done = subprocess.run(
+            [*HAL, "node", "list", "--devices"], env=machine_env, capture_output=True, text=True, timeout=60
+        )
+        return [re.split(r"  +", row)[-1] for row in done.stdout.splitlines()[1:] if held in row]
+
+    lease = client.call("acquire", key="a", memory_bytes=GIB, ttl_seconds=60.0)["lease"]
+    held = lease["device"]
+    assert states() == ["usable"]
+    client.call("cordon", target=held)
+    assert states() == ["cordoned"]
+    client.call("drain", target=held)
+    assert states() == ["draining"]
+    client.call("release_many", leases=[lease["id"]])  # its holder has noticed
+    wait_until(lambda: states() == ["drained"])
+    client.call("drain", target=held, reason="dust")
+    assert states() == ["drained (dust)"]
 
 
 def test_labels_choose_nodes_and_outlive_a_restart(machine_env: Env, tmp_path: Path) -> None:

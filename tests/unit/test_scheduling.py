@@ -600,6 +600,32 @@ def test_who_is_forgotten_and_joins_in_one_commit_is_known() -> None:
     assert ("node", "a", None) not in changes(cluster.state)
 
 
+@pytest.mark.parametrize(
+    ("event", "why"),
+    [
+        (Cordon("nvidia:0", "dust"), "nvidia:0: dust"),
+        (Drain("a"), "nvidia:0 is drained"),
+        (DeviceFailed("nvidia:0", "Xid 79"), "nvidia:0: failed: Xid 79"),
+    ],
+)
+def test_who_has_no_room_because_of_a_cordon_is_told_so(event: Event, why: str) -> None:
+    cluster = Cluster(node("a", device("nvidia:0")), node("b", device("amd:0")))
+    cluster.apply(event)
+    only = Alternative('vendor == "nvidia"', GIB)
+    (refused,) = cluster.ask("x", only, wait=False)
+    assert isinstance(refused, Refuse)
+    told = f"the only device that would do is out of use ({why})"
+    assert refused.reason == f"no room now: {told}; try again when that is over"
+    (queued,) = cluster.ask("y", only)
+    assert isinstance(queued, Queued)
+    assert "try again when a lease has ended" not in queued.reason
+    assert cluster.told("y").endswith(f"nearest: the end of that {told}")
+    cluster.granted("z", Alternative('vendor == "amd"', 80 * GIB))
+    (refused,) = cluster.ask("u", only, Alternative('vendor == "amd"', GIB), wait=False)
+    assert isinstance(refused, Refuse)  # one of its alternatives only waits for a lease
+    assert refused.reason.endswith("try again when a lease has ended")
+
+
 def test_a_request_is_not_waited_for_beyond_its_deadline() -> None:
     cluster = Cluster(node("a", device("nvidia:0")))
     cluster.granted("x")

@@ -15,6 +15,7 @@ from hal.backend import GoneError, HalError, StateError
 from hal.scheduler import wire
 from hal.scheduler.agent.binding import OutputOrder, SignalOrder
 from hal.scheduler.answers import Later, Peer, Refused, Waiter
+from hal.scheduler.core.lease import LeaseState
 from hal.scheduler.core.request import Request
 from hal.scheduler.jobs.accounting import told
 from hal.scheduler.jobs.board import waiting_for
@@ -179,13 +180,12 @@ def jobs(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
     )
     shown = heapq.nsmallest(page.limit + 1, seen, key=lambda job: job.order)
     more, shown = len(shown) > page.limit, shown[: page.limit]
-    now = daemon.now()
-    return {"jobs": [described(job, now) for job in shown], "next": shown[-1].order if more else None}
+    return {"jobs": [_told(daemon, job) for job in shown], "next": shown[-1].order if more else None}
 
 
 def job(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
     one = _seen(daemon, msgspec.convert(body, Named).job, peer)
-    return {"job": described(one, daemon.now())}
+    return {"job": _told(daemon, one)}
 
 
 def wait_job(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body | Waiter:
@@ -194,7 +194,7 @@ def wait_job(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body | Waiter:
     one = _seen(daemon, asked.job, peer)
 
     def shown() -> wire.Body:
-        return {"job": described(one, daemon.now())}
+        return {"job": _told(daemon, one)}
 
     if one.state.over or not asked.timeout_seconds:
         return shown()
@@ -211,7 +211,7 @@ def cancel_job(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
     for one in found:
         _must_command(one, peer)
         daemon.board.cancel(one)
-    return {"jobs": [described(one, daemon.now()) for one in found]}
+    return {"jobs": [_told(daemon, one) for one in found]}
 
 
 def signal_job(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
@@ -225,7 +225,7 @@ def signal_job(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
         if wanted and known is not None and nodes.reports(known):
             order = SignalOrder(nodes.term, one.id, one.epoch, member, asked.signal)
             nodes.order(known, order, lambda _: None, time.monotonic(), one.id)
-    return {"job": described(one, daemon.now())}
+    return {"job": _told(daemon, one)}
 
 
 def job_logs(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body | Waiter:
@@ -288,6 +288,13 @@ def _seen(daemon: Daemon, id: str, peer: Peer) -> Job:
     if one is None or not peer.sees(one.uid):
         raise _no_job(id)
     return one
+
+
+def _told(daemon: Daemon, job: Job) -> dict[str, Any]:
+    lease = daemon.state.leases.get(job.id)
+    return described(job, daemon.now()) | {
+        "suspended": lease is not None and lease.state is LeaseState.SUSPENDED,
+    }
 
 
 def _no_job(id: str) -> Refused:
