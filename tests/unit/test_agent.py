@@ -9,12 +9,15 @@ from unittest.mock import Mock
 import msgspec
 import pytest
 
+from hal.enforce.ledger import DeviceUse
 from hal.scheduler import core
 from hal.scheduler.agent import binding as on
 from hal.scheduler.agent.agent import Agent, StaleError
 from hal.scheduler.answers import Address, Refused
 from hal.scheduler.core.fleet import Spot
 from hal.scheduler.core.shape import Shape
+from hal.scheduler.jobs.output import Piece
+from hal.scheduler.jobs.spec import Ended, JobSpec
 from hal.scheduler.nodes import Nodes
 from hal.scheduler.places import Places
 from tests.property.test_agents import PlayedSlices
@@ -176,6 +179,12 @@ MESSAGES = [
     on.UnbindOrder(1, "l", 1),
     on.Bound([(0, {"A": "b"})], PlayedSlices("a").enforcement(wanted())),
     on.Unbound(True),
+    on.RunOrder(1, "l", 1, 0, "j", "alice", 7, JobSpec(["true"], {"A": "b"}, "/"), {"A": "c"}),
+    on.Started(),
+    on.SignalOrder(1, "l", 1, 0, 10),
+    on.OutputOrder("l", 1, 0),
+    Piece(0, b"said", False),
+    on.Beat("a", 1, use={"l": [DeviceUse("x", 2, 1, 0)]}, runs=[Ended("l", 1, 0, 0, None, "", 1, 2, 0.5)]),
 ]
 
 

@@ -43,9 +43,14 @@ class _Body(Struct, frozen=True, forbid_unknown_fields=True):
     pass
 
 
+class Asked(JobSpec, frozen=True, forbid_unknown_fields=True):
+    """As a client writes it: a field that is not known is an error. An agent passes over those of a later
+    version, whose scheduler sends only what was asked for."""
+
+
 class Submit(_Body, frozen=True):
     key: str
-    job: JobSpec
+    job: Asked
     request: Request = Request()
     preset: str | None = msgspec.field(default=None, name="class")
     retries: int = 0
