@@ -37,7 +37,7 @@ _COMMANDS = {
     "queue": ("hal.cli.queue", "list and set the queues in which requests wait"),
     "serve": ("hal.cli.serve", "serve leases to this user's programs"),
     "status": ("hal.cli.status", "how the scheduler and its nodes do"),
-    "node": ("hal.cli.node", "the scheduler's nodes: list, cordon, drain and label them"),
+    "node": ("hal.cli.node", "the scheduler's nodes: list, cordon, drain, label, forget"),
     "accounting": ("hal.cli.accounting", "who has used what, and at what price"),
     "events": ("hal.cli.events", "what has happened, and what happens"),
     "agent": ("hal.cli.agent", "lend this machine's devices through a scheduler elsewhere"),

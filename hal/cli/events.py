@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import time
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
+from hal.cli.exits import UsageError
 from hal.cli.output import note
 from hal.scheduler.client import Client, Unreachable
+from hal.units import parse_seconds
 
 _WAIT = 20.0  # seconds that the scheduler keeps a question before it says that nothing has happened
 _AGAIN = 1.0  # seconds from one try to reach a scheduler that is gone to the next
@@ -22,11 +25,25 @@ def configure_events(parser: argparse.ArgumentParser) -> Callable[[argparse.Name
         "What has happened to leases, nodes and devices: what the scheduler keeps of it since its start.\n"
         "Each event has a number, with which a program goes on where it stopped, --after it."
     )
-    parser.epilog = "examples:\n  hal events\n  hal events -f\n  hal events -f --json --after 4294967301"
+    parser.epilog = (
+        "examples:\n  hal events\n  hal events -f\n  hal events --node node7 --since 2h\n"
+        "  hal events -f --kind node_lost,device_failed\n  hal events -f --json --after 4294967301"
+    )
     parser.add_argument(
         "-f", "--follow", action="store_true", help="go on as things happen, until interrupted"
     )
     parser.add_argument("--after", metavar="NUMBER", type=int, help="only what came after this event")
+    parser.add_argument("--lease", metavar="LEASE", help="only of this lease, or who waits for it")
+    parser.add_argument("--node", metavar="NODE", help="only of this node, its devices and leases on it")
+    parser.add_argument("--kind", metavar="KIND[,KIND…]", help="only of these kinds, as in granted,ended")
+    parser.add_argument(
+        "--user",
+        metavar="USER",
+        help="only of this user's leases: for admins and readers, others have their own",
+    )
+    parser.add_argument(
+        "--since", metavar="TIME", help="not before: so long ago, as in 2h, or since 2026-01-31[T12:00]"
+    )
     parser.add_argument(
         "--json", action="store_true", help="print JSON, an object a line (schema hal.event/1)"
     )
@@ -35,12 +52,18 @@ def configure_events(parser: argparse.ArgumentParser) -> Callable[[argparse.Name
 
 def _run(options: argparse.Namespace) -> int:
     after: int = options.after or 0
+    wanted: dict[str, Any] = {"lease": options.lease, "node": options.node, "owner": options.user}
+    wanted["kinds"] = None if options.kind is None else [one.strip() for one in options.kind.split(",")]
+    wanted["since_ms"] = None if options.since is None else _since(options.since)
+    wanted = {name: value for name, value in wanted.items() if value is not None}
     told_gone = False
     with Client() as client:
         while True:
             try:
                 wait = _WAIT if options.follow else 0.0
-                page = client.call("watch", after=after, limit=_PAGE, timeout_seconds=wait, timeout=wait + 5)
+                page = client.call(
+                    "watch", after=after, limit=_PAGE, timeout_seconds=wait, timeout=wait + 5, **wanted
+                )
             except Unreachable as error:
                 if not options.follow or not after:
                     raise
@@ -57,6 +80,15 @@ def _run(options: argparse.Namespace) -> int:
             after = page["next"]
             if not page["events"] and not options.follow:
                 return 0
+
+
+def _since(text: str) -> int:
+    """Milliseconds since 1970. Raises UsageError."""
+    with contextlib.suppress(ValueError):
+        return round((time.time() - parse_seconds(text)) * 1000)
+    with contextlib.suppress(ValueError, OverflowError):
+        return max(round(datetime.fromisoformat(text).timestamp() * 1000), 0)
+    raise UsageError(f"'{text}' is no time: write it like 30min, 2h, 2026-01-31 or 2026-01-31T12:00")
 
 
 def _as_json(event: dict[str, Any]) -> str:

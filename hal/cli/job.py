@@ -88,6 +88,8 @@ def reaching(*, start: bool = False) -> Iterator[Client]:
 
 
 def _list(options: argparse.Namespace) -> int:
+    import shlex
+
     found: list[dict[str, Any]] = []
     with reaching() as client:
         page: dict[str, Any] = {"array": options.array, "over": not options.active}
@@ -101,18 +103,19 @@ def _list(options: argparse.Namespace) -> int:
         print_json("hal.jobs/1", jobs=found)
     elif found:
         print_table(
-            ("JOB", "NAME", "OWNER", "STATE", ">EXIT", ">RAN", "NODES", "DEVICES", "COMMAND"),
+            ("JOB", "NAME", "OWNER", "STATE", ">EXIT", ">RAN", "NODES", "DEVICES", "COMMAND", "REASON"),
             [
                 (
                     one["id"],
                     one["name"] if one["name"] != one["id"] else "",
                     one["owner"],
-                    one["state"],
+                    _state(one),
                     "" if one["exit_code"] is None else str(one["exit_code"]),
                     "" if one["ran_seconds"] is None else format_seconds(one["ran_seconds"]),
                     ",".join(dict.fromkeys(one["nodes"])),
                     ", ".join(one["devices"]),
-                    _short(one["command"]),
+                    _short(shlex.join(one["command"]), 40),
+                    _short(one["reason"], 60),
                 )
                 for one in found
             ],
@@ -122,11 +125,14 @@ def _list(options: argparse.Namespace) -> int:
     return 0
 
 
-def _short(command: list[str]) -> str:
-    import shlex
+def _state(one: dict[str, Any]) -> str:
+    """Suspended: its node is lost, and may come back."""
+    return "suspended" if one.get("suspended") else str(one["state"])
 
-    text = shlex.join(command).replace("\n", " ")
-    return text if len(text) <= 40 else f"{text[:39]}…"
+
+def _short(text: str, most: int) -> str:
+    text = text.replace("\n", " ")
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _show(options: argparse.Namespace) -> int:
@@ -145,7 +151,7 @@ def _print(one: dict[str, Any]) -> None:
     def when(at: int | None) -> str:
         return "–" if at is None else f"{datetime.fromtimestamp(at / 1000).astimezone():%F %T}"
 
-    state = one["state"] if not one["reason"] else f"{one['state']}: {one['reason']}"
+    state = _state(one) if not one["reason"] else f"{_state(one)}: {one['reason']}"
     exit_code = "–" if one["exit_code"] is None else str(one["exit_code"])
     facts = [
         ("job", one["id"]),

@@ -8,10 +8,11 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 from hal.backend import GoneError
-from hal.cli.output import print_json, print_table
+from hal.cli.output import print_facts, print_json, print_table
 from hal.cli.request import configure_request
 from hal.scheduler.client import Client
 from hal.units import format_bytes, format_seconds
@@ -19,13 +20,13 @@ from hal.units import format_bytes, format_seconds
 
 def configure_lease(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
     parser.description = (
-        "List the leases of this user's scheduler and who waits for one, take, explain or end one."
+        "List the leases of this user's scheduler and who waits for one, take, show, explain or end one."
     )
     parser.epilog = (
         "examples:\n  hal lease list\n  hal lease explain 5f3a91c0\n  hal lease release 5f3a91c0\n"
         "  hal lease take --any 'vendor == \"nvidia\":20GiB' --any 'vendor == \"amd\":24GiB' --wait"
     )
-    verbs = parser.add_subparsers(dest="verb", metavar="list|take|explain|release", required=True)
+    verbs = parser.add_subparsers(dest="verb", metavar="list|take|show|explain|release", required=True)
 
     def verb(name: str, text: str, example: str) -> argparse.ArgumentParser:
         layout = argparse.RawDescriptionHelpFormatter
@@ -39,14 +40,20 @@ def configure_lease(parser: argparse.ArgumentParser) -> Callable[[argparse.Names
         "take", "take a lease, print it and hold it until interrupted", "hal lease take --memory 8GiB --wait"
     )
     configure_request(taking)
+    showing = verb("show", "one lease, also what has become of one that has ended", "hal lease show 5f3a91c0")
     explaining = verb("explain", "why a request waits, and what would let it run", "hal lease explain 5f3a")
     ending = verb("release", "end a lease and what runs in it, or leave the queue", "hal lease release 5f3a")
-    for one in (explaining, ending):
+    for one in (showing, explaining, ending):
         one.add_argument("lease", metavar="LEASE", help="its id, as 'hal lease list' shows it")
-    schemas = {listing: "hal.leases/1", taking: "hal.lease/1", explaining: "hal.explanation/1"}
+    schemas = {
+        listing: "hal.leases/1",
+        showing: "hal.leases/1",
+        taking: "hal.lease/1",
+        explaining: "hal.explanation/1",
+    }
     for one, schema in {**schemas, ending: "hal.leases/1"}.items():
         one.add_argument("--json", action="store_true", help=f"print JSON (schema {schema})")
-    runs = {"list": _list, "take": _take, "explain": _explain, "release": _release}
+    runs = {"list": _list, "take": _take, "show": _show, "explain": _explain, "release": _release}
     return lambda options: runs[options.verb](options)
 
 
@@ -98,6 +105,71 @@ def _take(options: argparse.Namespace) -> int:
     if held.lost is not None:
         raise GoneError(f"the lease is lost: {held.lost}")
     return 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    with Client() as client:
+        answer = client.call("lease", lease=options.lease)
+    if options.json:
+        kinds = {"leases": "lease", "waiting": "waiting", "over": "over"}
+        print_json(
+            "hal.leases/1", **{many: [answer[one]] if one in answer else [] for many, one in kinds.items()}
+        )
+    elif "over" in answer:
+        print_facts(_of_over(answer["over"]))
+    elif "lease" in answer:
+        print_facts(_of_lease(answer["lease"]))
+    else:
+        print_facts(_of_waiting(answer["waiting"]))
+    return 0
+
+
+def _of_lease(one: dict[str, Any]) -> list[tuple[str, str]]:
+    held = one["enforcement"]
+    return [
+        ("lease", one["id"]),
+        ("name", one["name"]),
+        ("state", "suspended" if one["suspended"] else one["state"]),
+        ("queue", f"{one['queue']}, priority {one['priority']}"),
+        ("devices", ", ".join(one["devices"])),
+        (
+            "memory",
+            f"{format_bytes(one['memory_bytes'])}, used {format_bytes(one['used_bytes'])}",
+        ),
+        ("held by", f"memory {held['memory']}, compute {held['compute']}"),
+        ("expires in", format_seconds(one["expires_in_seconds"])),
+    ]
+
+
+def _of_waiting(one: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        ("lease", one["id"]),
+        ("name", one["name"]),
+        ("state", f"waiting for {format_seconds(one['waited_seconds'])}"),
+        ("queue", f"{one['queue']}, priority {one['priority']}"),
+        ("because", one["reason"]),
+    ]
+
+
+def _of_over(one: dict[str, Any]) -> list[tuple[str, str]]:
+    def when(at: int | None) -> str:
+        return "–" if at is None else f"{datetime.fromtimestamp(at / 1000).astimezone():%F %T}"
+
+    return [
+        ("lease", one["id"]),
+        ("name", one["name"]),
+        (
+            "state",
+            {"withdrawn": "waits no longer", "ending": "is ending", "ended": "has ended"}[one["state"]],
+        ),
+        ("queue", one["queue"]),
+        ("because", f"{one['cause'].replace('_', ' ')}: {one['reason']}"),
+        ("by", one["by"] or "–"),
+        ("devices", ", ".join(one["devices"]) or "–"),
+        ("granted", when(one["granted_ms"])),
+        ("taken away", when(one["at_ms"])),
+        ("ended", when(one["ended_ms"])),
+    ]
 
 
 def _explain(options: argparse.Namespace) -> int:

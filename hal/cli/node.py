@@ -18,16 +18,18 @@ _LOOK = 0.5  # seconds from one look at a node that is drained to the next
 
 def configure_node(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
     parser.description = (
-        "List the scheduler's nodes, keep requests from one, have one left, and label them.\n"
+        "List the scheduler's nodes, keep requests from one, have one left, label or forget them.\n"
         "A node that is cordoned keeps its leases and gets no others; a drained one loses them, too.\n"
         "Both hold for a device as well, and stay after a restart, until 'hal node uncordon'."
     )
     parser.epilog = (
         "examples:\n  hal node list\n  hal node drain node7 --reason 'new power supply' --wait\n"
         "  hal node uncordon node7\n  hal node cordon node3/nvidia:GPU-5d1f\n"
-        "  hal node label node7 rack=a3 zone-"
+        "  hal node label node7 rack=a3 zone-\n  hal node forget node7"
     )
-    verbs = parser.add_subparsers(dest="verb", metavar="list|cordon|drain|uncordon|label", required=True)
+    verbs = parser.add_subparsers(
+        dest="verb", metavar="list|cordon|drain|uncordon|label|forget", required=True
+    )
 
     def verb(name: str, text: str, example: str) -> argparse.ArgumentParser:
         description, epilog = f"{text[0].upper()}{text[1:]}.", f"example:\n  {example}"
@@ -57,7 +59,12 @@ def configure_node(parser: argparse.ArgumentParser) -> Callable[[argparse.Namesp
     labelling.add_argument(
         "labels", metavar="NAME=VALUE|NAME-", nargs="+", help="set one; NAME-: take it away"
     )
-    for one in (listing, cordoning, draining, uncordoning, labelling):
+    forgetting = verb("forget", "take out a node that will not come back", "hal node forget node7")
+    forgetting.add_argument("node", metavar="NODE")
+    forgetting.add_argument(
+        "--force", action="store_true", help="end the leases on it, even while it may still run something"
+    )
+    for one in (listing, cordoning, draining, uncordoning, labelling, forgetting):
         one.add_argument("--json", action="store_true", help="print JSON (schema hal.nodes/1)")
     return _run
 
@@ -70,6 +77,11 @@ def _run(options: argparse.Namespace) -> int:
             case "label":
                 changes = dict(_change(text) for text in options.labels)
                 said = client.call("label", node=options.node, labels=changes)
+                return _said(client, said["node"], options)
+            case "forget":
+                said = client.call("forget", node=options.node, force=options.force)
+                if said["leases"]:
+                    note(f"{said['node']}: {said['leases']} leases are told to end")
                 return _said(client, said["node"], options)
             case "uncordon":
                 said = client.call("uncordon", target=options.target)
@@ -150,9 +162,7 @@ def _row(node: dict[str, Any]) -> tuple[str, ...]:
     labels = ",".join(f"{name}={value}" for name, value in sorted(node["labels"].items()))
     return (
         node["id"],
-        node["state"]
-        if node["reason"] in (None, "cordoned", "drained")
-        else f"{node['state']} ({node['reason']})",
+        _because(node["state"], node["reason"]),
         str(len(devices)),
         str(sum(bool(device["lent_bytes"]) for device in devices)),
         str(node["leases"]),
@@ -162,12 +172,17 @@ def _row(node: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
+def _because(state: str, reason: str | None) -> str:
+    """What stands where nobody gave a reason is none."""
+    return state if reason in (None, "cordoned", "drained") else f"{state} ({reason})"
+
+
 def _device(node: dict[str, Any], device: dict[str, Any]) -> tuple[str, ...]:
     state = "usable" if node["state"] == "up" else node["state"]
     if device["cordoned"] is not None:
-        state = "cordoned" if device["cordoned"] == "cordoned" else f"cordoned ({device['cordoned']})"
+        state = _because(device.get("state", "cordoned"), device["cordoned"])
     if device["failed"] is not None:
-        state = f"failed ({device['failed']})"
+        state = _because("failed", device["failed"])
     return (
         node["id"],
         device["id"],

@@ -255,7 +255,7 @@ class Daemon(Engine):
                 raise Refused("late", "its deadline had passed before it was read: nothing was done")
             if self.trouble is not None and message.op not in _UNWRITTEN:
                 raise Refused("failed", f"{self.trouble}; nothing was done")
-            self.monitor.begin(message.id)
+            self.monitor.begin(message.id, who.name)
             body = OPERATIONS[message.op](self, message.body, who)
             if isinstance(body, Waiter):
                 self._door.limits.begin(who, now)

@@ -26,6 +26,7 @@ from hal.scheduler.monitor import Monitor
 from hal.scheduler.nodes import Nodes
 from hal.scheduler.operating import labelled
 from hal.scheduler.operations import granted
+from hal.scheduler.past import Past
 from hal.scheduler.places import Places
 from hal.scheduler.prices import Prices
 from hal.scheduler.security.limits import Limits
@@ -68,6 +69,7 @@ class Engine:
         self.state = core.State(grace_ms=round(grace * 1000))
         self.nodes = Nodes(agent, lost_seconds=lost, grace_seconds=grace)
         self.over: dict[str, tuple[str, str]] = {}  # what has become of leases: code and message
+        self.past = Past()
         self.board = Board(self)
         self.agent = agent
         self.places = places
@@ -106,6 +108,7 @@ class Engine:
         if worth_noting:
             self.store.note(now, event)
         self.watch_ring.note(event, decisions, now)
+        self.past.note(event, decisions, now, self.monitor.who)
         self.board.note(decisions)
         for decision in decisions:
             match decision:
@@ -144,6 +147,7 @@ class Engine:
             if lease is not None and lease.state is not core.LeaseState.ENDING:
                 self.happens(core.HolderGone(id))
                 self.over[id] = ("failed", reason)
+                self.past.because(id, reason)
 
     def look_at_devices(self) -> None:
         """Ask this node again what others use of its devices, unless it was asked a moment ago."""
@@ -192,6 +196,12 @@ class Engine:
         facts = self.nodes.nodes[beat.node].facts
         if beat.facts is not None and facts is not None:
             self.happens(core.InventoryChanged(self.laid_over(facts)))
+
+    def forget(self, node: str) -> None:
+        """Listen no longer to who spoke for a node that is no more."""
+        if (who := self.joined.pop(node, None)) is not None:
+            self.speakers.pop(who.address.identity, None)
+        self.nodes.forget_node(node)
 
     def drop_revoked(self, still: Callable[[Peer], bool]) -> None:
         """Send no more orders to agents whose keys are no longer in force: their nodes will be lost."""

@@ -20,6 +20,7 @@ BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)  # se
 _LEVELS = {
     "node_joined": "info",
     "node_lost": "warning",
+    "node_forgotten": "info",
     "device_failed": "warning",
     "device_recovered": "info",
     "cordoned": "info",
@@ -41,15 +42,16 @@ class Monitor:
         self.happenings: Counter[str] = Counter()
         self.commits = [0] * (len(BOUNDS) + 1)  # by how long they took
         self.commit_seconds = 0.0
-        self._request = ""  # the id of what is carried out now
+        self.who = ""  # who asked for what is carried out now
+        self._request = ""  # and its id
 
-    def begin(self, request: str) -> None:
+    def begin(self, request: str, who: str) -> None:
         """What happens until ``answered`` follows from this request."""
-        self._request = request[:64]
+        self._request, self.who = request[:64], who
 
     def answered(self, peer: Peer | None, message: wire.Request, reply: wire.Reply | None) -> None:
         """``reply`` None: it comes ``later``."""
-        self._request = ""
+        self._request = self.who = ""
         outcome = "later" if reply is None else "ok" if reply.error is None else reply.error.code
         # A client cannot make up names without end.
         self.requests["" if outcome == "unknown_op" else message.op, outcome] += 1

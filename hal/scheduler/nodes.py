@@ -130,6 +130,15 @@ class Nodes:
         for id in () if held is None else held.nodes:
             self.nodes[id].leases.discard(lease)
 
+    def forget_node(self, id: str) -> None:
+        """It is no more, and neither is what it held; who joins under its name is another."""
+        node = self.nodes.pop(id)
+        self._drop_orders(lambda order: order.node is node)
+        for lease in node.leases:
+            self._held[lease].nodes.remove(id)
+            self._held[lease].bound.pop(id, None)
+        self._changed.add(id)
+
     def is_bound(self, lease: Lease) -> bool:
         held = self._held.get(lease.id)
         return held is not None and len(held.bound) == len(held.nodes)
@@ -182,9 +191,11 @@ class Nodes:
         self._node(id, now).lost_since = now
 
     def load(self, rows: Iterable[Row], now: float) -> None:
-        """What nodes were told before a restart. Raises msgspec.DecodeError."""
+        """Which nodes there were before a restart, and what they were told. Raises msgspec.DecodeError."""
         for kind, id, value in rows:
-            if kind == KIND:
+            if kind == "node":
+                self._node(id, now)
+            elif kind == KIND:
                 self._node(id, now).told = msgspec.msgpack.decode(value or b"", type=float)
 
     def changes(self) -> list[Row]:
@@ -365,6 +376,14 @@ class Nodes:
         """The scheduler's own node, if it has one."""
         return None if self._agent is None else self._agent.node
 
+    def node_of(self, device: str) -> str | None:
+        """Of a device by its id, which may have gone since; None: of none that is known."""
+        name = device.partition("/")[0]
+        if "/" in device and name in self.nodes:
+            return name
+        own = None if self.own is None else self.nodes[self.own].facts
+        return own.id if own is not None and any(device == one.id for one in own.devices) else None
+
     def reports(self, node: Node) -> bool:
         """It can be ordered something now."""
         return self._is_own(node.id) or (node.address is not None and node.lost_since is None)
@@ -393,7 +412,10 @@ class Nodes:
         return self.nodes.setdefault(id, Node(id, now))
 
     def _hold(self, lease: Lease, now: float) -> _Held:
-        held = self._held[lease.id] = _Held(lease.epoch, on.nodes_of(lease))
+        there = on.nodes_of(lease)
+        if lease.state is LeaseState.ENDING:  # as it goes on after a restart: a node may have been forgotten
+            there = [id for id in there if id in self.nodes or self._is_own(id)]
+        held = self._held[lease.id] = _Held(lease.epoch, there)
         for id in held.nodes:
             self._node(id, now).leases.add(lease.id)
         return held
@@ -407,11 +429,13 @@ class Nodes:
             node.told = seconds
             self._changed.add(node.id)
 
+    def stops_in(self, node: Node, now: float) -> float:
+        """Seconds after which one that is cut off has stopped all that it held; 0: it has."""
+        lost = now if node.lost_since is None else node.lost_since
+        return max(lost + self.grace_seconds - now, node.heard + node.told - now, 0.0)
+
     def _has_stopped(self, id: str, now: float) -> bool:
-        node = self.nodes[id]
-        if node.lost_since is None or now - node.lost_since < self.grace_seconds:
-            return False
-        return now - node.heard >= node.told
+        return self.nodes[id].lost_since is not None and not self.stops_in(self.nodes[id], now)
 
     def _order_bind(self, lease: Lease, node: Node, now: float) -> None:
         held = self._held[lease.id]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["OPERATIONS", "Label", "NodesPage", "Target", "labelled"]
 
 _MOST_NODES = 200  # on a page
+_MOST_NAMES = 8  # of nodes, told to whoever gives another
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
@@ -61,6 +62,13 @@ class Label(Struct, frozen=True, forbid_unknown_fields=True):
                 raise ValueError(f"'{name:.64}' is no name of a label: letters, digits, '.', '_' and '-'")
             if value is not None and not (value.isprintable() and len(value) <= 256):
                 raise ValueError(f"the label '{name}' has at most 256 printable characters")
+
+
+class Forget(Struct, frozen=True, forbid_unknown_fields=True):
+    """A node that will not come back; ``force``: whatever it holds."""
+
+    node: str
+    force: bool = False
 
 
 def labelled(facts: NodeFacts, labels: dict[str, str]) -> NodeFacts:
@@ -128,11 +136,39 @@ def label(daemon: Daemon, body: wire.Body, _peer: Peer) -> wire.Body:
     return {"node": node.id, "labels": daemon.labels(node.id)}
 
 
+def forget(daemon: Daemon, body: wire.Body, _peer: Peer) -> wire.Body:
+    """``leases`` is how many were on it: they have been told to end."""
+    asked = msgspec.convert(body, Forget)
+    node = _known(daemon, asked.node)
+    if daemon.nodes.reports(node):
+        raise Refused("failed", f"node '{node.id}' is connected: stop its agent first")
+    leases = _leases(daemon, node.id)
+    left = daemon.nodes.stops_in(node, time.monotonic())
+    if leases and not asked.force:
+        raise Refused("failed", f"node '{node.id}' has leases ({len(leases)}), which only --force would end")
+    if left and not asked.force:
+        raise Refused("failed", f"node '{node.id}' may run something for {left:.0f} s more, unless --force")
+    counters = daemon.state.world.counters
+    marked = sorted(id for id in {*counters.cordoned, *counters.failed} if id.startswith(node.prefix))
+    for lease in leases:  # what it has used so far, while its devices are known
+        daemon.board.charge(lease, ended=False)
+    daemon.forget(node.id)
+    daemon.decide(core.NodeForgotten(node.id, tuple(marked)))
+    return {"node": node.id, "leases": len(leases)}
+
+
 def _known(daemon: Daemon, name: str) -> Node:
     node = daemon.nodes.nodes.get(name)
     if node is None:
-        raise Refused("not_found", f"there is no node '{name:.64}'")
+        raise Refused("not_found", f"there is no node '{name:.64}'; {_names(daemon)}")
     return node
+
+
+def _names(daemon: Daemon) -> str:
+    own, names = daemon.nodes.own, sorted(daemon.nodes.nodes)
+    told = [f"{name} (the scheduler's own)" if name == own else name for name in names[:_MOST_NAMES]]
+    more = [f"{len(names) - _MOST_NAMES} more"] if len(names) > _MOST_NAMES else []
+    return f"the nodes are {', '.join(told + more)}" if told else "no node has joined yet"
 
 
 def _target(daemon: Daemon, name: str) -> str:
@@ -147,7 +183,7 @@ def _target(daemon: Daemon, name: str) -> str:
     if len(meant) > 1:
         raise Refused("malformed", f"'{name:.64}' fits {len(meant)} devices, such as {meant[0]}: write more")
     if not meant:
-        raise Refused("not_found", f"there is no node or device '{name:.64}'")
+        raise Refused("not_found", f"there is no node or device '{name:.64}'; {_names(daemon)}")
     return meant[0]
 
 
@@ -163,6 +199,17 @@ def _state(daemon: Daemon, node: Node) -> str:
     if node.id not in daemon.state.world.counters.cordoned:
         return "up"
     leases = [daemon.state.leases[id] for id in node.leases if id in daemon.state.leases]
+    if any(lease.state is core.LeaseState.ENDING for lease in leases):
+        return "draining"
+    return "cordoned" if leases else "drained"
+
+
+def _state_of_device(daemon: Daemon, device: str) -> str:
+    """Of itself, whatever its node is: "up", "failed", "cordoned", "draining", "drained"."""
+    counters = daemon.state.world.counters
+    if device in counters.failed or device not in counters.cordoned:
+        return "failed" if device in counters.failed else "up"
+    leases = daemon.state.world.on_device(device)
     if any(lease.state is core.LeaseState.ENDING for lease in leases):
         return "draining"
     return "cordoned" if leases else "drained"
@@ -184,6 +231,7 @@ def _described(daemon: Daemon, shown: list[Node]) -> list[dict[str, Any]]:
                     "vendor": device.vendor,
                     "model": device.model,
                     "memory_bytes": device.memory_bytes,
+                    "state": _state_of_device(daemon, device.id),
                     "lent_milli": lent.milli[device.id],
                     "lent_bytes": min(lent.memory[device.id], device.memory_bytes),
                     "cordoned": counters.cordoned.get(device.id),
@@ -275,5 +323,6 @@ OPERATIONS: dict[str, Any] = {
     "drain": drain,
     "uncordon": uncordon,
     "label": label,
+    "forget": forget,
     "status": status,
 }

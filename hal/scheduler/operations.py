@@ -15,7 +15,8 @@ from hal.scheduler import bodies, core, operating, wire
 from hal.scheduler.agent.binding import Beat, Join
 from hal.scheduler.answers import FAULTS, Peer, Refused, Waiter, fault
 from hal.scheduler.jobs import operations as jobs
-from hal.scheduler.watch import WatchBody, Watcher
+from hal.scheduler.past import gone
+from hal.scheduler.watch import Wanted, WatchBody, Watcher
 
 if TYPE_CHECKING:
     from hal.scheduler.daemon import Daemon
@@ -119,7 +120,7 @@ def renew(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
     id = msgspec.convert(body, bodies.Named).lease
     one = daemon.state.leases.get(id) or daemon.state.waiting.get(id)
     if one is None or peer.uid not in (one.uid, 0):  # what is made up is no event: those are kept
-        raise Refused(*daemon.over.get(id, ("not_found", f"there is no lease '{id:.64}'")))
+        raise gone(daemon, id, peer)
     daemon.decide(core.Renew(id, peer.uid))
     one = daemon.state.leases.get(id) or daemon.state.waiting.get(id) or one
     if one.holder_pid == peer.pid:
@@ -163,9 +164,26 @@ def list_leases(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
 
 def watch(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body | Waiter:
     asked = msgspec.convert(body, WatchBody)
-    watcher = Watcher(daemon.watch_ring, asked, peer.sees, time.monotonic() + asked.timeout_seconds)
+    wanted = Wanted(asked, daemon.board.accounts.name_of, daemon.nodes.node_of)
+    watcher = Watcher(daemon.watch_ring, asked, peer.sees, time.monotonic() + asked.timeout_seconds, wanted)
     answer = watcher.answer(at_once=not asked.timeout_seconds)
     return watcher if answer is None else answer
+
+
+def lease(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
+    """One, or who waits for one; also what has become of either, while that is known."""
+    id = msgspec.convert(body, bodies.Named).lease
+    one = daemon.state.leases.get(id) or daemon.state.waiting.get(id)
+    over = daemon.past.find(id, daemon.now())
+    shown = None if over is None or not peer.sees(over.uid) else over.told()
+    if one is None and shown is not None:
+        return {"over": shown}
+    one = _seen(daemon, id, peer)
+    if isinstance(one, core.Waiting):
+        told = daemon.state.explain(id, daemon.now())
+        return {"waiting": bodies.queued(one, daemon.now(), "" if told is None else "; ".join(told.reasons))}
+    ends = one.state is core.LeaseState.ENDING and shown is not None  # else that was an earlier time
+    return {"lease": _described(daemon, one)} | ({"over": shown} if ends else {})
 
 
 def explain(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
@@ -182,7 +200,7 @@ def _seen(daemon: Daemon, id: str, peer: Peer) -> core.Lease | core.Waiting:
     """To whom it is not shown, it does not exist. Raises Refused."""
     one = daemon.state.leases.get(id) or daemon.state.waiting.get(id)
     if one is None or not peer.sees(one.uid):
-        raise Refused(*daemon.over.get(id, ("not_found", f"there is no lease '{id}'")))
+        raise gone(daemon, id, peer)
     return one
 
 
@@ -253,6 +271,7 @@ OPERATIONS: dict[str, Operation] = {
     "renew": renew,
     "release": release,
     "list": list_leases,
+    "lease": lease,
     "explain": explain,
     "queues": queues,
     "set_queue": set_queue,

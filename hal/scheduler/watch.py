@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -16,29 +16,59 @@ from msgspec import Struct
 from hal.scheduler import core
 from hal.scheduler.answers import Later
 
-__all__ = ["NAME", "Happening", "Seen", "Watch", "WatchBody", "Watcher"]
+__all__ = ["KINDS", "NAME", "Happening", "Seen", "Wanted", "Watch", "WatchBody", "Watcher"]
 
 NAME = "/events"  # of what watchers wait for; no lease is called so
 KEPT = 16_384  # happenings
 _TERM_BITS = 32
 _LONGEST_WAIT = 60.0
 _MOST = 1000
+KINDS = (
+    "queued",
+    "withdrawn",
+    "granted",
+    "ending",
+    "ended",
+    "suspended",
+    "resumed",
+    "node_joined",
+    "node_lost",
+    "node_forgotten",
+    "device_failed",
+    "device_recovered",
+    "cordoned",
+    "drained",
+    "uncordoned",
+    "queue_set",
+)
 
 Seen = Callable[[int], bool]  # whether the happenings of an owner may be seen
 
 
 class WatchBody(Struct, frozen=True, forbid_unknown_fields=True):
-    """What happened after ``after`` (a number that was told before; None: from now on)."""
+    """What happened after ``after`` (a number that was told before; None: from now on).
+
+    Of that, what fits all that is asked: the lease, the node that it is on or about, the kinds, whose it is,
+    and not before ``since_ms``.
+    """
 
     after: int | None = None
     limit: int = 100
     timeout_seconds: float = 20.0
+    lease: str | None = None
+    node: str | None = None
+    kinds: tuple[str, ...] | None = None
+    owner: str | None = None
+    since_ms: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.limit <= _MOST:
             raise ValueError(f"limit is between 1 and {_MOST}")
         if not 0 <= self.timeout_seconds <= _LONGEST_WAIT:
             raise ValueError(f"timeout_seconds is between 0 and {_LONGEST_WAIT:.0f}")
+        for kind in self.kinds or ():
+            if kind not in KINDS:
+                raise ValueError(f"there is no kind of event '{kind:.40}'; there are {', '.join(KINDS)}")
 
 
 class Happening(Struct, frozen=True, omit_defaults=True):
@@ -57,11 +87,54 @@ class Happening(Struct, frozen=True, omit_defaults=True):
     reason: str = ""
 
 
-class Watcher(Later):
-    """A client that is answered when something has happened that it may see."""
+class _Kept(NamedTuple):
+    """Whose it is (None: everybody's), the nodes that its lease is on, and what has happened."""
 
-    def __init__(self, watch: Watch, body: WatchBody, sees: Seen, until: float) -> None:
+    owner: int | None
+    nodes: tuple[str, ...]
+    one: Happening
+
+
+class Wanted:
+    """Which happenings a client asks for. ``name_of`` gives an owner's name, ``node_of`` a device's node."""
+
+    def __init__(
+        self, body: WatchBody, name_of: Callable[[int], str], node_of: Callable[[str], str | None]
+    ) -> None:
+        self._body, self._name_of, self._node_of = body, name_of, node_of
+        self.all = (body.lease, body.node, body.kinds, body.owner, body.since_ms) == (
+            None,
+            None,
+            None,
+            None,
+            0,
+        )
+
+    def __call__(self, kept: _Kept) -> bool:
+        asked, one = self._body, kept.one
+        return (
+            (asked.lease is None or one.lease == asked.lease)
+            and (asked.kinds is None or one.kind in asked.kinds)
+            and one.at_ms >= asked.since_ms
+            and (asked.node is None or self._is_on(kept, asked.node))
+            and (asked.owner is None or (kept.owner is not None and self._name_of(kept.owner) == asked.owner))
+        )
+
+    def _is_on(self, kept: _Kept, node: str) -> bool:
+        one = kept.one
+        if one.lease:
+            return node in kept.nodes
+        return node in (one.node, one.name) or any(self._node_of(d) == node for d in (one.name, *one.devices))
+
+
+class Watcher(Later):
+    """A client that is answered when something has happened that it may see, and wants to."""
+
+    def __init__(
+        self, watch: Watch, body: WatchBody, sees: Seen, until: float, wanted: Wanted | None = None
+    ) -> None:
         super().__init__(NAME, until)
+        self._wanted = None if wanted is None or wanted.all else wanted
         self._watch = watch
         self._limit = body.limit
         self._sees = sees
@@ -69,7 +142,7 @@ class Watcher(Later):
 
     def answer(self, *, at_once: bool) -> dict[str, Any] | None:
         """None: nothing yet, unless it is ``at_once``."""
-        found, reached, lost = self._watch.since(self.after, self._limit, self._sees)
+        found, reached, lost = self._watch.since(self.after, self._limit, self._sees, self._wanted)
         if not found and not lost and not at_once:
             self.after = reached  # what it may not see need not be looked at again
             return None
@@ -82,6 +155,7 @@ class _Known(Struct, frozen=True):
     uid: int
     name: str
     queue: str
+    nodes: tuple[str, ...] = ()
 
 
 class Watch:
@@ -90,7 +164,7 @@ class Watch:
     def __init__(self, kept: int = KEPT, tell: Callable[[Happening], None] = lambda _: None) -> None:
         """``tell`` gets each as it happens."""
         self._tell = tell
-        self._ring: deque[tuple[int | None, Happening]] = deque(maxlen=kept)  # whose, None: everybody's
+        self._ring: deque[_Kept] = deque(maxlen=kept)
         self._known: dict[str, _Known] = {}
         self._first = self.last = 0  # the number before the oldest that is kept; of the newest
 
@@ -98,9 +172,11 @@ class Watch:
         """``term`` is the scheduler's; ``there``: what it has taken over."""
         self._first = self.last = term << _TERM_BITS
         for one in there:
-            self._known[one.id] = _Known(one.uid, one.request.name, one.request.queue)
+            self._known[one.id] = _known(one)
 
-    def since(self, after: int, limit: int, sees: Seen) -> tuple[list[Happening], int, bool]:
+    def since(
+        self, after: int, limit: int, sees: Seen, wanted: Wanted | None = None
+    ) -> tuple[list[Happening], int, bool]:
         """What was kept of it, the number up to which that is all, and whether something before is lost.
 
         A number of the future is one of another scheduler: all that is kept may be new to who has it.
@@ -110,11 +186,11 @@ class Watch:
             after = self._first
         found: list[Happening] = []
         for place in range(after - self.last, 0):  # from the newest: a deque's ends are near
-            owner, one = self._ring[place]
-            if owner is None or sees(owner):
+            kept = self._ring[place]
+            if (kept.owner is None or sees(kept.owner)) and (wanted is None or wanted(kept)):
                 if len(found) == limit:
                     return found, found[-1].number, lost
-                found.append(one)
+                found.append(kept.one)
         return found, self.last, lost
 
     # ---- what happens -----------------------------------------------------------------------
@@ -129,7 +205,7 @@ class Watch:
         for decision in decisions:
             match decision:
                 case core.Grant(lease=lease, again=False):
-                    self._known[lease.id] = _Known(lease.uid, lease.request.name, lease.request.queue)
+                    self._known[lease.id] = _known(lease)
                     devices = tuple(device for spot in lease.spots() for device in spot.devices)
                     why = decision.reason
                     self._of("granted", lease.id, now, devices=devices, epoch=lease.epoch, reason=why)
@@ -143,7 +219,7 @@ class Watch:
 
     def queued(self, one: core.Waiting, now: int, reason: str = "") -> None:
         """A request waits from now on."""
-        self._known[one.id] = _Known(one.uid, one.request.name, one.request.queue)
+        self._known[one.id] = _known(one)
         self._of("queued", one.id, now, reason=reason)
 
     def _of_event(self, event: core.Event, now: int) -> None:
@@ -152,6 +228,8 @@ class Watch:
                 self._of_all("node_joined", now, node=node.id)
             case core.NodeLost(node=name, reason=reason):
                 self._of_all("node_lost", now, node=name, reason=reason)
+            case core.NodeForgotten(node=name):
+                self._of_all("node_forgotten", now, node=name)
             case core.DeviceFailed(device=device, reason=reason):
                 self._of_all("device_failed", now, devices=(device,), reason=reason)
             case core.DeviceRecovered(device=device):
@@ -179,17 +257,22 @@ class Watch:
         if known is not None:  # by place: with each lease it comes three times
             number, name, queue = self.last + 1, known.name, known.queue
             one = Happening(number, now, kind, id, name, queue, "", devices, epoch, cause, reason)
-            self._add(known.uid, one)
+            self._add(_Kept(known.uid, known.nodes, one))
 
     def _of_all(self, kind: str, now: int, **what: Any) -> None:
-        self._add(None, Happening(self.last + 1, now, kind, **what))
+        self._add(_Kept(None, (), Happening(self.last + 1, now, kind, **what)))
 
-    def _add(self, owner: int | None, one: Happening) -> None:
-        self.last = one.number
+    def _add(self, kept: _Kept) -> None:
+        self.last = kept.one.number
         if len(self._ring) == self._ring.maxlen:
             self._first += 1
-        self._ring.append((owner, one))
-        self._tell(one)
+        self._ring.append(kept)
+        self._tell(kept.one)
+
+
+def _known(one: core.Lease | core.Waiting) -> _Known:
+    nodes = tuple({spot.node: None for spot in one.spots()}) if isinstance(one, core.Lease) else ()
+    return _Known(one.uid, one.request.name, one.request.queue, nodes)
 
 
 _KINDS = {core.Suspend: "suspended", core.Resume: "resumed", core.Withdrawn: "withdrawn"}

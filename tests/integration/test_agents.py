@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -248,3 +249,70 @@ def test_a_node_obeys_no_older_scheduler(cluster: Cluster) -> None:
     assert "obeys a newer scheduler (term 1000" in refused(agent)
     assert cluster.ledgers("green")
     agent.kill()
+
+
+def test_a_node_that_will_not_come_back_is_forgotten(cluster: Cluster, tmp_path: Path) -> None:
+    def forget(*options: str) -> subprocess.CompletedProcess[str]:
+        command = [*HAL, "node", "forget", "green", *options]
+        return subprocess.run(command, env=cluster.head, capture_output=True, text=True, timeout=60)
+
+    def admin(*command: str) -> str:
+        done = subprocess.run([*HAL, *command], env=cluster.head, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    cluster.add("green", "l40s-4")
+    cluster.add("red", "mi210-4")
+    lease = cluster.acquire("gang", of("nvidia"), of("amd"), ttl=15)["lease"]["id"]
+    cluster.call("label", node="green", labels={"rack": "a3"})
+    refused = forget()
+    assert (refused.returncode, refused.stdout) == (6, "")
+    assert refused.stderr == "hal: node 'green' is connected: stop its agent first\n"
+    kill(cluster.agents["green"].pid)
+    wait_until(lambda: cluster.call("nodes", node="green")["nodes"][0]["state"] == "lost")
+    refused = forget()
+    assert refused.returncode == 6
+    assert refused.stderr == "hal: node 'green' has leases (1), which only --force would end\n"
+    cluster.call("cordon", target="green")
+    forgotten = forget("--force")
+    assert (forgotten.returncode, forgotten.stdout) == (0, ""), forgotten.stderr
+    assert forgotten.stderr == "hal: green: 1 leases are told to end\n"
+    assert [node["id"] for node in cluster.call("nodes")["nodes"]] == ["local", "red"]
+    assert cluster.call("status")["nodes"] == {"up": 2}
+    with pytest.raises(GoneError, match="node 'green' was given up"):
+        cluster.call("renew", lease=lease)
+    with pytest.raises(GoneError, match="there is no node 'green'"):
+        cluster.call("forget", node="green")
+    kill(cluster.scheduler.pid)
+    assert json.loads(admin("admin", "check", "--json"))["nodes"] == 1
+    journal = str(tmp_path / "events.jsonl")
+    admin("admin", "journal", "--output", journal)
+    assert json.loads(admin("simulate", "replay", journal, "--json"))["exact"] is True
+    cluster.serve()
+    assert [node["id"] for node in cluster.call("nodes")["nodes"]] == ["local", "red"]
+    cluster.agent("green")  # what it still held it gives back, and is a new one
+    wait_until(lambda: not cluster.ledgers("green"))
+    (green,) = cluster.call("nodes", node="green")["nodes"]
+    assert (green["state"], green["labels"], green["leases"]) == ("up", {}, 0)
+    kinds = [
+        event["kind"] for event in cluster.call("watch", after=0, limit=1000, timeout_seconds=0)["events"]
+    ]
+    assert "node_joined" in kinds
+    wait_until(lambda: cluster.call("list")["leases"] == [])
+    assert cluster.acquire("again", of("nvidia"))["lease"]["device"].startswith("green/")
+
+
+def test_a_node_that_may_still_run_something_is_forgotten_by_force_only(cluster: Cluster) -> None:
+    cluster.add("green", "l40s-4")
+    kill(cluster.agents["green"].pid)
+    wait_until(lambda: cluster.call("nodes", node="green")["nodes"][0]["state"] == "lost")
+    with pytest.raises(StateError, match=r"may run something for \d s more, unless --force"):
+        cluster.call("forget", node="green")
+    wait_until(lambda: "green" not in {n["id"] for n in cluster.call("nodes")["nodes"]} or forgotten(cluster))
+    assert [node["id"] for node in cluster.call("nodes")["nodes"]] == ["local"]
+
+
+def forgotten(cluster: Cluster) -> bool:
+    with suppress(StateError):
+        return bool(cluster.call("forget", node="green"))
+    return False

@@ -296,6 +296,7 @@ MAY = {
     "release": "admin user",
     "release_many": "admin user",
     "list": "admin user reader",
+    "lease": "admin user reader",
     "explain": "admin user reader",
     "watch": "admin user reader",
     "submit": "admin user",
@@ -314,6 +315,7 @@ MAY = {
     "drain": "admin",
     "uncordon": "admin",
     "label": "admin",
+    "forget": "admin",
     "join": "admin agent",
     "beat": "admin agent",
 }

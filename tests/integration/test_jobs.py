@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -230,7 +231,10 @@ def test_a_job_is_tried_again_when_its_node_is_lost(site: Site, tmp_path: Path) 
     single = site.submit("sleep 1000", request=on("nvidia"))
     wait_until((tmp_path / "begun").exists)
     wait_until(lambda: site.job(single)["state"] == "running")
+    assert listed(site, single)["suspended"] is False
     os.kill(site.agents["green"].pid, signal.SIGSTOP)
+    wait_until(lambda: site.job(single)["suspended"])
+    assert re.search(rf"^{single} .* suspended .* its node no longer answers$", table(site), re.MULTILINE)
     wait_until(lambda: site.job(id)["state"] == "waiting")
     os.kill(site.agents["green"].pid, signal.SIGCONT)
     wait_until(lambda: site.job(id)["state"] == "running")
@@ -241,7 +245,20 @@ def test_a_job_is_tried_again_when_its_node_is_lost(site: Site, tmp_path: Path) 
     assert (tmp_path / "begun").read_text() == "x\nx\n"
     lost = site.over(single)
     assert (lost["state"], lost["exit_code"], lost["attempt"]) == ("failed", None, 1)
+    assert re.search(
+        rf"^{single} .* failed .* node 'green' has not come back in time$", table(site), re.MULTILINE
+    )
     site.at_rest()
+
+
+def table(site: Site) -> str:
+    done = subprocess.run([*HAL, "job", "list"], env=site.head, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def listed(site: Site, id: str) -> dict[str, Any]:
+    return next(dict(one) for one in site.call("jobs")["jobs"] if one["id"] == id)
 
 
 def away(site: Site, name: str) -> Callable[[], object]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import pwd
+import re
 import subprocess
 import urllib.request
 from collections.abc import Iterator
@@ -62,7 +65,7 @@ def select(label: str) -> dict[str, Any]:
 
 
 def test_only_admins_change_nodes() -> None:
-    for op in ("cordon", "drain", "uncordon", "label"):
+    for op in ("cordon", "drain", "uncordon", "label", "forget"):
         assert ACCESS[op].roles == {Role.ADMIN}
         assert ACCESS[op].noted
     for op in ("nodes", "status"):
@@ -78,7 +81,7 @@ def test_a_cordon_keeps_requests_away_and_a_drain_ends_what_is_there(client: Cli
     assert client.call("cordon", target="local", reason="dust") == {"target": "local", "leases": 1}
     assert client.call("nodes")["nodes"][0]["state"] == "cordoned"
     assert client.call("list")["leases"][0]["state"] == "active"
-    with pytest.raises(HalError, match="no room"):
+    with pytest.raises(HalError, match=r"would do are out of use .*dust\); try again when that is over"):
         client.call("acquire", key="b", memory_bytes=GIB)
     client.call("drain", target="local", reason="dust")
     with pytest.raises(GoneError, match="local is to be left"):
@@ -99,7 +102,10 @@ def test_a_device_is_named_by_a_part_of_its_id(client: Client) -> None:
     assert client.call("status")["devices"]["usable"] == len(devices) - 1
     with pytest.raises(HalError, match="fits 2 devices"):
         client.call("cordon", target="nvidia:")
-    with pytest.raises(GoneError, match="there is no node or device 'blue'"):
+    assert {d["state"] for d in after["devices"] if d["id"] == one} == {"drained"}
+    with pytest.raises(
+        GoneError, match=r"no node or device 'blue'; the nodes are local \(the scheduler's own\)$"
+    ):
         client.call("drain", target="blue")
 
 
@@ -119,6 +125,26 @@ def test_what_does_not_fit_is_refused(client: Client, op: str, body: dict[str, A
     with pytest.raises(HalError, match="does not fit"):
         client.call(op, **body)
     assert client.call("nodes")["nodes"][0]["labels"] == {}
+
+
+def test_a_device_that_is_left_reads_so(client: Client, machine_env: Env) -> None:
+    def states() -> list[str]:
+        done = subprocess.run(
+            [*HAL, "node", "list", "--devices"], env=machine_env, capture_output=True, text=True, timeout=60
+        )
+        return [re.split(r"  +", row)[-1] for row in done.stdout.splitlines()[1:] if held in row]
+
+    lease = client.call("acquire", key="a", memory_bytes=GIB, ttl_seconds=60.0)["lease"]
+    held = lease["device"]
+    assert states() == ["usable"]
+    client.call("cordon", target=held)
+    assert states() == ["cordoned"]
+    client.call("drain", target=held)
+    assert states() == ["draining"]
+    client.call("release_many", leases=[lease["id"]])  # its holder has noticed
+    wait_until(lambda: states() == ["drained"])
+    client.call("drain", target=held, reason="dust")
+    assert states() == ["drained (dust)"]
 
 
 def test_labels_choose_nodes_and_outlive_a_restart(machine_env: Env, tmp_path: Path) -> None:
@@ -229,3 +255,62 @@ def test_a_log_that_nobody_reads_keeps_no_client_waiting(machine_env: Env, tmp_p
             client.call("hello")
         assert client.call("status")["term"] == 1
     daemon.kill()
+
+
+def test_what_has_become_of_a_lease_can_be_read(client: Client, machine_env: Env) -> None:
+    def shown(id: str) -> dict[str, Any]:
+        (one,) = hal(machine_env, "lease", "show", id)["over"]
+        return dict(one)
+
+    held = client.call("acquire", key="a", memory_bytes=GIB, ttl_seconds=60.0)["lease"]["id"]
+    told = hal(machine_env, "lease", "show", held)
+    assert ([one["id"] for one in told["leases"]], told["waiting"], told["over"]) == ([held], [], [])
+    client.call("cordon", target="local", reason="dust")
+    waits = client.call("acquire", key="w", request={"members": [{}], "wait": True})["waiting"]["id"]
+    assert hal(machine_env, "lease", "show", waits)["waiting"][0]["id"] == waits
+    client.call("release", lease=waits)
+    assert (shown(waits)["state"], shown(waits)["granted_ms"]) == ("withdrawn", None)
+    client.call("drain", target="local", reason="dust")
+    assert shown(held)["cause"] == "drained"
+    client.call("release_many", leases=[held])  # it is ending already: no second cause
+    wait_until(lambda: client.call("list")["leases"] == [])
+    over = shown(held)
+    assert (over["state"], over["cause"], over["by"]) == ("ended", "drained", f"uid:{os.getuid()}")
+    assert over["ended_ms"] >= over["at_ms"] >= over["granted_ms"]
+    done = subprocess.run(
+        [*HAL, "lease", "show", held], env=machine_env, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert "state       has ended" in done.stdout
+    assert "because     drained: local is to be left" in done.stdout
+    with pytest.raises(GoneError, match="there is no lease '1234abcd'"):
+        client.call("lease", lease="1234abcd")
+
+
+def test_events_that_are_asked_for(client: Client, machine_env: Env) -> None:
+    def events(*options: str) -> list[dict[str, Any]]:
+        command = [*HAL, "events", "--json", *options]
+        done = subprocess.run(command, env=machine_env, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return [json.loads(one) for one in done.stdout.splitlines()]
+
+    held = client.call("acquire", key="a", memory_bytes=GIB)["lease"]
+    client.call("cordon", target=held["device"])
+    client.call("label", node="local", labels={"rack": "a3"})
+    client.call("set_queue", name="other")
+    me = pwd.getpwuid(os.getuid()).pw_name
+    assert [one["kind"] for one in events("--lease", held["id"])] == ["granted"]
+    assert [one["kind"] for one in events("--node", "local")] == ["granted", "cordoned"]
+    assert [one["kind"] for one in events("--node", "other")] == []
+    assert [one["kind"] for one in events("--kind", "queue_set,cordoned")] == ["cordoned", "queue_set"]
+    assert [one["kind"] for one in events("--user", me)] == ["granted"]
+    assert len(events("--since", "1h")) == len(events()) >= 3
+    assert events("--since", "2100-01-31T12:00") == []
+    for option, value, code, said in (
+        ("--since", "yesterday", 2, "hal: 'yesterday' is no time: write it like 30min, 2h, 2026-01-31 or"),
+        ("--kind", "grant", 1, "there is no kind of event 'grant'; there are queued,"),
+    ):
+        command = [*HAL, "events", option, value]
+        done = subprocess.run(command, env=machine_env, capture_output=True, text=True, timeout=60)
+        assert (done.stdout, done.stderr.count("\n")) == ("", 1)
+        assert said in done.stderr and done.returncode == code

@@ -116,6 +116,23 @@ def test_a_user_sees_and_ends_only_what_is_theirs(serving: Head) -> None:
         bob.call("renew", lease=his)
 
 
+def test_what_has_become_of_a_lease_is_told_to_its_owner_readers_and_admins(serving: Head) -> None:
+    alice, bob = serving.named("alice"), serving.named("bob")
+    watch, carol = serving.named("watch", "reader"), serving.named("carol", "admin")
+    hers = acquired(alice)
+    assert alice.call("lease", lease=hers)["lease"]["state"] == "active"
+    carol.call("release", lease=hers)
+    for client in (alice, watch, carol):
+        over = client.call("lease", lease=hers)["over"]
+        assert (over["cause"], over["by"], over["id"]) == ("released", "carol", hers)
+    for op in ("lease", "renew", "release", "wait", "explain"):
+        with pytest.raises(GoneError, match=f"^there is no lease '{hers}'$"):
+            bob.call(op, lease=hers)
+    spec = {"command": ["true"]}
+    with pytest.raises(GoneError, match=f"^there is no lease '{hers}'$"):
+        bob.call("submit", key="j", job=spec, lease=hers)
+
+
 @pytest.mark.parametrize(
     ("role", "op"), [("user", "set_queue"), ("user", "join"), ("reader", "acquire"), ("agent", "acquire")]
 )

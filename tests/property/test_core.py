@@ -35,6 +35,7 @@ from hal.scheduler.core import (
     Limits,
     Member,
     NodeFacts,
+    NodeForgotten,
     NodeJoined,
     NodeLost,
     Preempt,
@@ -427,6 +428,16 @@ class Core(RuleBasedStateMachine):
         active = {id for id in there if self.state.leases[id].state is LeaseState.ACTIVE}
         decisions = self.apply(NodeLost(name))
         assert {d.id for d in decisions if isinstance(d, Suspend)} == active
+
+    @rule(name=st.sampled_from(NODES))
+    def node_forgotten(self, name: str) -> None:
+        self.nodes.pop(name, None)
+        self.unusable.discard(name)
+        there = {id for id, lease in self.held.items() if any(s.node == name for s in lease.spots())}
+        self.apply(NodeForgotten(name))
+        assert there <= self.ending
+        assert name not in self.state.world.counters.lost
+        assert name not in self.state.world.fleet.row_of
 
     @rule(milliseconds=st.sampled_from([0, 1, 1_000, 5_000, 10_000, 60_000, 10_000_000]))
     def tick(self, milliseconds: int) -> None:

@@ -111,7 +111,7 @@ class History:
         chance = self.chance
         self.now += chance.choice([0, 1, 50, 1000])
         some = chance.choice(self.ids) if self.ids else "l"
-        (what,) = chance.choices(range(9), [45, 10, 15, 5, 5, 3, 2, 3, 12])
+        (what,) = chance.choices(range(10), [45, 10, 15, 5, 5, 3, 2, 3, 12, 2])
         events = (
             lambda: self.request(),
             lambda: core.Renew(some, 1),
@@ -122,8 +122,13 @@ class History:
             lambda: core.Drain(f"n{chance.randrange(4)}"),
             lambda: core.Uncordon(f"n{chance.randrange(4)}"),
             core.Tick,
+            lambda: core.NodeForgotten(f"n{chance.randrange(4)}"),
         )
-        self.happens(events[what]())
+        event = events[what]()
+        self.happens(event)
+        if isinstance(event, core.NodeJoined):
+            self.store.put([("node", event.node.id, journal.encode(event.node))])
+            self.store.note(self.now, journal.Known(event.node))
         for lease in list(self.state.leases.values()):
             if lease.state is LeaseState.ENDING and chance.random() < 0.5:
                 self.happens(core.Ended(lease.id))

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from hal.backend import StateError
+from hal.enforce.ledger import DeviceUse
 from hal.scheduler import core
 from hal.scheduler.agent import binding as on
 from hal.scheduler.agent.agent import Agent, StaleError
@@ -18,6 +19,8 @@ from hal.scheduler.agent.service import _alone
 from hal.scheduler.answers import Address, Refused
 from hal.scheduler.core.fleet import Spot
 from hal.scheduler.core.shape import Shape
+from hal.scheduler.jobs.output import Piece
+from hal.scheduler.jobs.spec import Ended, JobSpec
 from hal.scheduler.nodes import Nodes
 from hal.scheduler.places import Places
 from hal.scheduler.process import AlreadyRunning
@@ -165,6 +168,35 @@ def test_a_node_is_given_the_time_that_it_was_told_whatever_is_configured_since(
     assert not nodes.beat(here, on.Beat("a", 0), 82.0)  # it is to join again, and hear of it
 
 
+def test_of_a_forgotten_node_nothing_is_waited_for_not_even_after_a_restart() -> None:
+    nodes = Nodes(None, lost_seconds=5, grace_seconds=60)
+    facts = {name: core.NodeFacts(name, 1000, 1 << 30) for name in "ab"}
+    for name in "ab":
+        nodes.join(Address(Mock(), name.encode()), on.Join(name, "boot", 0, 1.0, "1", facts[name]), {}, 0.0)
+    parts = [core.Part(0, 0, 0, (Spot(name, (f"gpu-{name}",), Shape(whole=True)),)) for name in "ab"]
+    gang = Mock(id="l", epoch=1, uid=7, parts=parts, state=core.LeaseState.ACTIVE)
+    gang.name, gang.spots = "l", lambda: [spot for part in parts for spot in part.spots]
+    nodes.bind(gang, 0.0)
+    assert nodes.beat(Address(nodes.nodes["b"].address.socket, b"b"), on.Beat("b", 0), 9.0)  # type: ignore[union-attr]
+    assert nodes.lost(9.0) == ["a"]
+    assert nodes.stops_in(nodes.nodes["a"], 10.0) == 59.0
+    assert nodes.stops_in(nodes.nodes["a"], 69.0) == 0.0
+    rows = nodes.changes()
+    nodes.forget_node("a")
+    assert nodes.changes() == [("told", "a", None)]
+    assert list(nodes.nodes) == ["b"]
+    gang.state = core.LeaseState.ENDING
+    nodes.unbind(gang, 10.0)
+    assert not nodes.has_ended("l", 10.0)
+    assert nodes.beat(nodes.nodes["b"].address, on.Beat("b", 0, ended=[("l", 1)]), 11.0)  # type: ignore[arg-type]
+    assert nodes.has_ended("l", 11.0)
+    nodes.forget("l")
+    after = Nodes(None, lost_seconds=5, grace_seconds=60)
+    after.load([row for row in rows if row[1] != "a"], 100.0)
+    after.unbind(gang, 100.0)
+    assert list(after.nodes) == ["b"]
+
+
 MESSAGES = [
     on.Join("a", "boot", 1, 1.0, "9", core.NodeFacts("a", 1, 1), {"l": 1}, {"rack": "a3"}),
     on.Joined(1, 1.0, 55.0, {"l": 1}),
@@ -173,6 +205,12 @@ MESSAGES = [
     on.UnbindOrder(1, "l", 1),
     on.Bound([(0, {"A": "b"})], PlayedSlices("a").enforcement(wanted())),
     on.Unbound(True),
+    on.RunOrder(1, "l", 1, 0, "j", "alice", 7, JobSpec(["true"], {"A": "b"}, "/"), {"A": "c"}),
+    on.Started(),
+    on.SignalOrder(1, "l", 1, 0, 10),
+    on.OutputOrder("l", 1, 0),
+    Piece(0, b"said", False),
+    on.Beat("a", 1, use={"l": [DeviceUse("x", 2, 1, 0)]}, runs=[Ended("l", 1, 0, 0, None, "", 1, 2, 0.5)]),
 ]
 
 

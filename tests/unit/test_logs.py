@@ -95,7 +95,7 @@ def test_a_closed_log_is_no_error() -> None:
 def test_what_follows_from_a_request_has_its_id(pipe: tuple[int, int]) -> None:
     monitor = Monitor(Log(json=True, level="debug", to=pipe[1]))
     request = wire.Request(wire.VERSION, "r" * 100, "acquire")
-    monitor.begin(request.id)
+    monitor.begin(request.id, "uid:7")
     monitor.happened(Happening(7, 0, "granted", lease="ab", queue="default", epoch=1))
     monitor.answered(None, request, error(request.id, "limit", "too much"))
     monitor.happened(Happening(8, 0, "ended", lease="ab"))

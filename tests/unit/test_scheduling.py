@@ -33,6 +33,7 @@ from hal.scheduler.core import (
     Limits,
     Member,
     NodeFacts,
+    NodeForgotten,
     NodeJoined,
     NodeLost,
     Preempt,
@@ -59,7 +60,7 @@ from hal.scheduler.core import (
     check,
 )
 from hal.scheduler.core.partition import Cut
-from hal.scheduler.core.records import everything, read, restore
+from hal.scheduler.core.records import changes, everything, read, restore
 from hal.scheduler.core.refuse import _impossible, never
 
 GIB = 1 << 30
@@ -571,6 +572,58 @@ def test_a_cordon_keeps_who_is_there_and_a_drain_does_not() -> None:
     cluster.apply(Uncordon("a"))
     cluster.apply(Ended("x"))
     assert ids(cluster.apply(Uncordon("nvidia:0")), Grant) == ["y"]
+
+
+def test_a_forgotten_node_takes_its_leases_and_all_that_was_set_of_it_with_it() -> None:
+    cluster = Cluster(node("a", device("a/0")), node("b", device("b/0")))
+    cluster.granted("x", Alternative('id == "a/0"'), requeue=True)
+    cluster.granted("y", Alternative('id == "b/0"'))
+    cluster.apply(Cordon("a"))
+    cluster.apply(Cordon("a/0"))
+    cluster.apply(NodeLost("a"))
+    (revoke,) = cluster.apply(NodeForgotten("a", ("a/0",)))
+    assert isinstance(revoke, Revoke)
+    assert (revoke.lease.id, revoke.cause) == ("x", Cause.LOST)
+    assert ("node", "a", None) in changes(cluster.state)
+    assert cluster.apply(NodeForgotten("a")) == []
+    counters = cluster.state.world.counters
+    assert (counters.lost, counters.cordoned) == ({}, {})
+    assert ids(cluster.apply(Ended("x")), Queued) == ["x"]
+    assert ids(cluster.apply(NodeJoined(node("a", device("a/0")))), Grant) == ["x"]
+    assert ("node", "a", None) not in changes(cluster.state)
+
+
+def test_who_is_forgotten_and_joins_in_one_commit_is_known() -> None:
+    cluster = Cluster(node("a", device("a/0")))
+    cluster.apply(NodeForgotten("a"))
+    cluster.apply(NodeJoined(node("a", device("a/0"))))
+    assert ("node", "a", None) not in changes(cluster.state)
+
+
+@pytest.mark.parametrize(
+    ("event", "why"),
+    [
+        (Cordon("nvidia:0", "dust"), "nvidia:0: dust"),
+        (Drain("a"), "nvidia:0 is drained"),
+        (DeviceFailed("nvidia:0", "Xid 79"), "nvidia:0: failed: Xid 79"),
+    ],
+)
+def test_who_has_no_room_because_of_a_cordon_is_told_so(event: Event, why: str) -> None:
+    cluster = Cluster(node("a", device("nvidia:0")), node("b", device("amd:0")))
+    cluster.apply(event)
+    only = Alternative('vendor == "nvidia"', GIB)
+    (refused,) = cluster.ask("x", only, wait=False)
+    assert isinstance(refused, Refuse)
+    told = f"the only device that would do is out of use ({why})"
+    assert refused.reason == f"no room now: {told}; try again when that is over"
+    (queued,) = cluster.ask("y", only)
+    assert isinstance(queued, Queued)
+    assert "try again when a lease has ended" not in queued.reason
+    assert cluster.told("y").endswith(f"nearest: the end of that {told}")
+    cluster.granted("z", Alternative('vendor == "amd"', 80 * GIB))
+    (refused,) = cluster.ask("u", only, Alternative('vendor == "amd"', GIB), wait=False)
+    assert isinstance(refused, Refuse)  # one of its alternatives only waits for a lease
+    assert refused.reason.endswith("try again when a lease has ended")
 
 
 def test_a_request_is_not_waited_for_beyond_its_deadline() -> None:

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from hal.scheduler import core
-from hal.scheduler.watch import Watch, WatchBody, Watcher
+from hal.scheduler.watch import Wanted, Watch, WatchBody, Watcher
 
 
 def lease(id: str, uid: int = 7) -> core.Lease:
@@ -130,3 +130,49 @@ def test_a_watcher_that_may_see_nothing_is_not_kept_looking() -> None:
     watcher = Watcher(watch, WatchBody(after=2 << 32), lambda _: False, until=9.0)
     assert watcher.answer(at_once=False) is None
     assert watcher.after == watch.last
+
+
+ALL = "granted l granted m node_lost suspended l cordoned a/x cordoned b device_failed ending m ended m"
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ({}, ALL),
+        ({"lease": "m"}, "granted m ending m ended m"),
+        ({"node": "n"}, "granted l granted m node_lost suspended l ending m ended m"),
+        ({"node": "a"}, "cordoned a/x device_failed"),
+        ({"node": "b"}, "cordoned b"),
+        ({"kinds": ["granted", "node_lost"]}, "granted l granted m node_lost"),
+        ({"owner": "user8"}, "granted m ending m ended m"),
+        ({"since_ms": 30}, "cordoned a/x cordoned b device_failed ending m ended m"),
+        ({"node": "n", "kinds": ["ended"], "owner": "user8", "since_ms": 7}, "ended m"),
+        ({"node": "n", "owner": "user9"}, ""),
+    ],
+)
+def test_of_what_has_happened_only_what_is_asked_for(asked: dict[str, Any], found: str) -> None:
+    watch = Watch()
+    watch.begin(1)
+    for number, (id, uid) in enumerate((("l", 7), ("m", 8))):
+        watch.note(core.Tick(), [core.Grant(lease(id, uid), "room")], 10 + number)
+    watch.note(core.NodeLost("n"), [core.Suspend("l", 99, "lost")], 20)
+    watch.note(core.Cordon("a/x"), [], 30)
+    watch.note(core.Cordon("b"), [], 31)
+    watch.note(core.DeviceFailed("a/y", "it said so"), [], 32)
+    watch.note(core.Tick(), [core.Revoke(lease("m", 8), core.Cause.RELEASED, "it was released")], 40)
+    watch.note(core.Ended("m"), [], 50)
+    body = msgspec.convert({"after": 1 << 32} | asked, WatchBody)
+    wanted = Wanted(body, lambda uid: f"user{uid}", lambda device: device.partition("/")[0] or None)
+    answer = Watcher(watch, body, everything, 9.0, wanted).answer(at_once=True)
+    assert answer is not None
+    said = [f"{one['kind']} {one.get('lease') or one.get('name', '')}".strip() for one in answer["events"]]
+    assert " ".join(said) == found
+    assert answer["next"] == watch.last
+    seen = Watcher(watch, body, lambda uid: uid == 9, 9.0, wanted).answer(at_once=True)
+    assert seen is not None
+    assert not [one for one in seen["events"] if one.get("lease")]
+
+
+def test_a_kind_that_there_is_not_is_refused() -> None:
+    with pytest.raises(msgspec.ValidationError, match="there is no kind of event 'grant'"):
+        msgspec.convert({"kinds": ["grant"]}, WatchBody)

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from msgspec import Struct
 
-from hal.scheduler.core.lease import Lease
+from hal.scheduler.core.lease import Lease, Waiting
 
 __all__ = [
     "Cause",
@@ -115,6 +115,7 @@ class Withdrawn(_Decision, frozen=True):
     id: str
     cause: Cause
     reason: str
+    one: Waiting
 
 
 class Move(Struct, frozen=True):

@@ -17,6 +17,7 @@ __all__ = [
     "Event",
     "HolderGone",
     "InventoryChanged",
+    "NodeForgotten",
     "NodeJoined",
     "NodeLost",
     "Release",
@@ -50,6 +51,13 @@ class NodeLost(_Event, frozen=True):
 
     node: str
     reason: str = "its node no longer answers"
+
+
+class NodeForgotten(_Event, frozen=True):
+    """It is not waited for any more: its leases end. Of ``devices`` nothing that was set is kept, either."""
+
+    node: str
+    devices: tuple[str, ...] = ()
 
 
 class DeviceFailed(_Event, frozen=True):
@@ -136,6 +144,7 @@ Event = (
     NodeJoined
     | InventoryChanged
     | NodeLost
+    | NodeForgotten
     | DeviceFailed
     | DeviceRecovered
     | Cordon

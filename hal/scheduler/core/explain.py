@@ -12,7 +12,7 @@ from hal.scheduler.core.masks import Eligible
 from hal.scheduler.core.match import values_of
 from hal.scheduler.core.placement import why_not
 from hal.scheduler.core.reclaim import least
-from hal.scheduler.core.request import Alternative
+from hal.scheduler.core.request import Alternative, Member
 from hal.scheduler.core.world import Reservation, World
 from hal.selector import NoAnswer, selector, to_short
 from hal.units import format_bytes, format_seconds
@@ -72,6 +72,9 @@ def in_short(world: World, one: Waiting, found: Blocked, now: int) -> str:
     """Why it has no room now, in one sentence."""
     if found.why is not Why.ROOM:
         return _barred(world, one, found)
+    for member in one.request.members:
+        if (told := _out_of_use(world, member)) is not None:
+            return f"no room now: {told}; try again when that is over"
     wanted = one.request.members[found.member].alternatives
     if sum(member.replicas for member in one.request.members) > 1:
         return "no room for all of the gang now: try again when a lease has ended"
@@ -101,6 +104,32 @@ def in_short(world: World, one: Waiting, found: Blocked, now: int) -> str:
         f"the most that is free is {format_bytes(best)} on {name}" if name else "no device is meant now"
     )
     return f"no room for {what}{also} now: {free_text}; try again when a lease has ended"
+
+
+def _out_of_use(world: World, member: Member) -> str | None:
+    """Where cordons and failures leave too few devices, whatever ends; None: they do not."""
+    fleet = world.fleet
+    out = np.zeros(fleet.there.shape, bool)
+    for one in member.alternatives:
+        could = world.matcher.eligible(fleet, one).devices & fleet.there
+        if one.memory_bytes is not None:
+            could &= fleet.slices & (fleet.bytes_total >= one.memory_bytes)
+        if np.count_nonzero(could & fleet.usable) >= one.count:
+            return None
+        out |= could & ~fleet.usable
+    if not out.any():
+        return None
+    row, column = np.argwhere(out)[0].tolist()
+    node = fleet.facts[row]
+    assert node is not None
+    first, number = node.devices[column].id, np.count_nonzero(out)
+    why = world.unusable(first, node.id)
+    if why is None:
+        return None
+    told = f"{first} is {why}" if why in ("cordoned", "drained") else f"{first}: {why}"
+    which = "the only device" if number == 1 else f"{number} of the devices"
+    verb = "is" if number == 1 else "are"
+    return f"{which} that would do {verb} out of use ({told})"
 
 
 # ---- devices ----------------------------------------------------------------------------------
@@ -204,6 +233,9 @@ def _nearest(world: World, one: Waiting, found: object, now: int) -> str:
         return "its turn"
     found_kept = kept if kept is not None and kept.id == one.id else reserve(world, one, now)
     if isinstance(found_kept, Blocked):
+        for member in one.request.members:
+            if (told := _out_of_use(world, member)) is not None:
+                return f"the end of that {told}"
         return "more devices: it would not fit even if every lease ended"
     living = [world.leases[id] for id in found_kept.waits_for if id in world.leases]
     names = ", ".join(f"'{lease.id}'" for lease in living[:4])

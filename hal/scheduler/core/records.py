@@ -1,6 +1,7 @@
 """The state as rows of bytes: what has changed since the last time, and a state made of them again.
 
-Nodes are written by whoever knows them: they are here until they report again after a restart.
+Nodes are written by whoever knows them: they are here until they report again after a restart. That one is
+forgotten is the core's.
 """
 
 from __future__ import annotations
@@ -143,6 +144,8 @@ def _row(state: State, kind: str, id: str) -> Row:
             value = world.tree.queues.get(id)
         case "mix":
             value = world.mix.state()
+        case "node":
+            value = None  # of the core's changes, only that it is forgotten
         case _:
             world.counters.had = world.tree.had
             world.counters.faded_until = world.tree.faded_until

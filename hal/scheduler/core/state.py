@@ -139,6 +139,8 @@ class State:
                 )
             case on.NodeLost():
                 return self._lost(event, now)
+            case on.NodeForgotten():
+                return self._forgotten(event)
             case on.DeviceFailed():
                 self.world.counters.failed[event.device] = event.reason
                 self.world.refresh(event.device)
@@ -290,7 +292,7 @@ class State:
         one = self.world.line.remove(id)
         self._by_key.pop((one.uid, one.key), None)
         self.world.note("waiting", id)
-        return [Withdrawn(id, cause, reason)]
+        return [Withdrawn(id, cause, reason, one)]
 
     def _revoke(self, leases: Iterable[Lease], cause: Cause, reason: str) -> list[Decision]:
         decisions: list[Decision] = []
@@ -385,6 +387,8 @@ class State:
 
     def _joined(self, node: NodeFacts, now: int) -> list[Decision]:
         refused = self._seen(node)
+        if not refused:
+            self.world.changed.pop(("node", node.id), None)  # forgotten a moment ago, it is here again
         if refused or node.id not in self.world.counters.lost:
             return refused
         del self.world.counters.lost[node.id]
@@ -416,6 +420,19 @@ class State:
                 world.note("lease", lease.id)
                 decisions.append(Suspend(lease.id, until, event.reason))
         return decisions
+
+    def _forgotten(self, event: on.NodeForgotten) -> list[Decision]:
+        world, counters = self.world, self.world.counters
+        if event.node in world.fleet.row_of:
+            world.leave(event.node)
+        counters.lost.pop(event.node, None)
+        counters.labels.pop(event.node, None)
+        for target in (event.node, *event.devices):
+            counters.cordoned.pop(target, None)
+            counters.failed.pop(target, None)
+        world.note("node", event.node)
+        world.note("meta", "counters")
+        return self._revoke(world.on_node(event.node), Cause.LOST, f"node '{event.node}' was given up")
 
     def _set_queue(self, event: on.SetQueue) -> list[Decision]:
         try:

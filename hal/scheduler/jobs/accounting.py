@@ -75,6 +75,9 @@ class Accounts:
         if uid not in self._names or self._names[uid].startswith("uid:"):
             self._names[uid] = owner_name(name, uid)
 
+    def name_of(self, uid: int) -> str:
+        return self._names.get(uid) or owner_name(f"uid:{uid}", uid)
+
     def charge(self, lease: Lease, fleet: Fleet, now: int, *, job: bool, ended: bool) -> Usage:
         """What it has used since it was charged last; with ``ended`` for the last time."""
         day, total, count = self._day(now), Usage(), int(ended)
@@ -138,8 +141,7 @@ class Accounts:
 
     def _begin(self, key: _Key) -> Account:
         day, uid, queue, node, vendor, model = key
-        owner = self._names.get(uid) or owner_name(f"uid:{uid}", uid)
-        account = Account(day, uid, owner, queue=queue, node=node, vendor=vendor, model=model)
+        account = Account(day, uid, self.name_of(uid), queue=queue, node=node, vendor=vendor, model=model)
         self._add(key, account, "\x1f".join(map(str, key)))
         while len(self._days) > _DAYS or (len(self._rows) > _MOST and len(self._days) > 1):
             for old in self._days.pop(min(self._days)):

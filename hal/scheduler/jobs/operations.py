@@ -6,7 +6,7 @@ import heapq
 import itertools
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import Struct
@@ -15,12 +15,14 @@ from hal.backend import GoneError, HalError, StateError
 from hal.scheduler import wire
 from hal.scheduler.agent.binding import OutputOrder, SignalOrder
 from hal.scheduler.answers import Later, Peer, Refused, Waiter
+from hal.scheduler.core.lease import LeaseState
 from hal.scheduler.core.request import Request
 from hal.scheduler.jobs.accounting import KINDS, together
 from hal.scheduler.jobs.board import waiting_for
 from hal.scheduler.jobs.output import Piece
 from hal.scheduler.jobs.records import Job, described
 from hal.scheduler.jobs.spec import LAST_SIGNAL, JobSpec
+from hal.scheduler.past import gone
 from hal.scheduler.presets import with_preset
 
 if TYPE_CHECKING:
@@ -41,9 +43,14 @@ class _Body(Struct, frozen=True, forbid_unknown_fields=True):
     pass
 
 
+class Asked(JobSpec, frozen=True, forbid_unknown_fields=True):
+    """As a client writes it: a field that is not known is an error. An agent passes over those of a later
+    version, whose scheduler sends only what was asked for."""
+
+
 class Submit(_Body, frozen=True):
     key: str
-    job: JobSpec
+    job: Asked
     request: Request = Request()
     preset: str | None = msgspec.field(default=None, name="class")
     retries: int = 0
@@ -166,7 +173,7 @@ def _attach(daemon: Daemon, asked: Submit, id: str, peer: Peer) -> list[str]:
     if lease is None and daemon.board.was_attached(id, peer, asked.key):
         return [id]
     if lease is None or not peer.sees(lease.uid):
-        raise Refused(*daemon.over.get(id, ("not_found", f"there is no lease '{id:.64}'")))
+        raise gone(daemon, id, peer)
     if not peer.commands(lease.uid):
         raise Refused("denied", f"the lease '{id}' is another's")
     return daemon.board.attach(lease, asked.job, peer, key=asked.key)
@@ -185,13 +192,12 @@ def jobs(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
     )
     shown = heapq.nsmallest(page.limit + 1, seen, key=lambda job: job.order)
     more, shown = len(shown) > page.limit, shown[: page.limit]
-    now = daemon.now()
-    return {"jobs": [described(job, now) for job in shown], "next": shown[-1].order if more else None}
+    return {"jobs": [_told(daemon, job) for job in shown], "next": shown[-1].order if more else None}
 
 
 def job(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
     one = _seen(daemon, msgspec.convert(body, Named).job, peer)
-    return {"job": described(one, daemon.now())}
+    return {"job": _told(daemon, one)}
 
 
 def wait_job(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body | Waiter:
@@ -200,7 +206,7 @@ def wait_job(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body | Waiter:
     one = _seen(daemon, asked.job, peer)
 
     def shown() -> wire.Body:
-        return {"job": described(one, daemon.now())}
+        return {"job": _told(daemon, one)}
 
     if one.state.over or not asked.timeout_seconds:
         return shown()
@@ -217,7 +223,7 @@ def cancel_job(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
     for one in found:
         _must_command(one, peer)
         daemon.board.cancel(one)
-    return {"jobs": [described(one, daemon.now()) for one in found]}
+    return {"jobs": [_told(daemon, one) for one in found]}
 
 
 def signal_job(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
@@ -231,7 +237,7 @@ def signal_job(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
         if wanted and known is not None and nodes.reports(known):
             order = SignalOrder(nodes.term, one.id, one.epoch, member, asked.signal)
             nodes.order(known, order, lambda _: None, time.monotonic(), one.id)
-    return {"job": described(one, daemon.now())}
+    return {"job": _told(daemon, one)}
 
 
 def job_logs(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body | Waiter:
@@ -294,6 +300,13 @@ def _seen(daemon: Daemon, id: str, peer: Peer) -> Job:
     if one is None or not peer.sees(one.uid):
         raise _no_job(id)
     return one
+
+
+def _told(daemon: Daemon, job: Job) -> dict[str, Any]:
+    lease = daemon.state.leases.get(job.id)
+    return described(job, daemon.now()) | {
+        "suspended": lease is not None and lease.state is LeaseState.SUSPENDED,
+    }
 
 
 def _no_job(id: str) -> Refused:

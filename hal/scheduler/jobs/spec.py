@@ -13,7 +13,7 @@ _MOST_OUTPUT = 1 << 40
 _LONGEST_COMMAND = 32 * 1024  # bytes; with its variables it has to fit into one request
 
 
-class JobSpec(Struct, frozen=True, forbid_unknown_fields=True):
+class JobSpec(Struct, frozen=True, omit_defaults=True):
     """A program, and what it is given. Raises ValueError for what cannot be run."""
 
     command: list[str]

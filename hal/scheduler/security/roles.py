@@ -48,6 +48,7 @@ ACCESS: dict[str, Access] = {
     "release": _change(_U),
     "release_many": _change(_U),
     "list": _read(_U, _R),
+    "lease": _read(_U, _R),
     "explain": _read(_U, _R),
     "watch": _read(_U, _R),
     # jobs
@@ -68,6 +69,7 @@ ACCESS: dict[str, Access] = {
     "drain": _change(),
     "uncordon": _change(),
     "label": _change(),
+    "forget": _change(),
     "status": _read(_U, _R),
     "join": _change(_A),
     "beat": _read(_A),

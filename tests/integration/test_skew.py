@@ -1,0 +1,121 @@
+"""Scheduler, agents and clients of neighbouring versions: what an older one wrote is read and answered."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from hal.scheduler import told, wire
+from hal.scheduler.agent.agent import Agent
+from hal.scheduler.agent.binding import ORDERS, Joined
+from hal.scheduler.agent.service import Service
+from hal.scheduler.jobs.launch import Launcher
+from hal.scheduler.operations import OPERATIONS
+from hal.scheduler.places import Places
+from hal.scheduler.sections import JobsSection
+from tests.conftest import wait_until
+from tests.skew import RECORDED, body, play
+from tests.unit.test_jobs_agent import Slices, running
+
+recordings = pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
+
+
+def read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def missing(before: Any, now: Any, at: str = "") -> list[str]:
+    """What an older reader looks for and does not find, or finds of another type."""
+    if before is None or now is None:
+        return []
+    if isinstance(before, dict):
+        if not isinstance(now, dict):
+            return [f"{at}: is no map"]
+        return [
+            fault
+            for key, value in before.items()
+            for fault in (
+                [f"{at}.{key}: is not there"] if key not in now else missing(value, now[key], f"{at}.{key}")
+            )
+        ]
+    if isinstance(before, list) and isinstance(now, list):
+        return missing(before[0], now[0], f"{at}[0]") if before and now else []
+    numbers = (int, float)
+    same = type(before) is type(now) or (type(before) in numbers and type(now) in numbers)
+    return [] if same else [f"{at}: is {type(now).__name__}, and was {type(before).__name__}"]
+
+
+def test_all_that_is_spoken_is_recorded() -> None:
+    """After a new operation or order: `python -m tests.skew tests/recorded/messages-VERSION.json`."""
+    latest = read(RECORDED[-1])
+    assert {one["op"] for one in latest["asked"]} == set(OPERATIONS)
+    assert {one["op"] for one in latest["orders"]} == {op for op, _ in ORDERS.values()}
+
+
+@recordings
+def test_a_scheduler_answers_older_clients_and_agents(path: Path) -> None:
+    recorded = read(path)
+    played = play(recorded)
+    for step, reply in zip(recorded["asked"], played.replies, strict=True):
+        before = wire.unpack_reply(bytes.fromhex(step["reply"]))
+        assert (reply["ok"], (reply["error"] or {}).get("code")) == (
+            before.ok,
+            None if before.error is None else before.error.code,
+        ), (step["op"], reply)
+        kept = (
+            {"nodes", "events", "requests", "counts"} if step["op"] == "status" else set()
+        )  # by what there is
+        assert missing(_without(before.body, kept), reply["body"], step["op"]) == []
+    orders = [one["op"] for one in played.orders]
+    assert [one["op"] for one in recorded["orders"]] == orders
+    for before, now in zip(recorded["orders"], played.orders, strict=True):
+        assert missing(body(before["request"]), body(now["request"]), before["op"]) == []
+
+
+def _without(body: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    return {name: value for name, value in body.items() if name not in names}
+
+
+@recordings
+def test_an_agent_carries_out_the_orders_of_an_older_scheduler(path: Path, tmp_path: Path) -> None:
+    recorded = read(path)
+    tmp_path.chmod(0o700)
+    owner = next(body(one["request"])["owner"] for one in recorded["orders"] if one["op"] == "run")
+    me = pwd.getpwuid(os.geteuid()).pw_name
+    launcher = Launcher(JobsSection(run_as={owner: me}), own=False)
+    agent = Agent(Slices("green"), Places(tmp_path), "green", launcher)  # type: ignore[arg-type]
+    agent.start()
+    service = Service(agent, Places(tmp_path), lambda _: None, version="next")
+    try:
+        for one in recorded["orders"]:
+            reply = service._carry_out(wire.unpack_request(bytes.fromhex(one["request"])))
+            assert reply.ok, (one["op"], reply.error)
+            written = wire.pack(reply).hex()
+            assert missing(body(one["reply"]), body(written), one["op"]) == []
+    finally:
+        agent.stop_all()
+        wait_until(lambda: not running(tmp_path))
+        agent.close()
+
+
+@recordings
+def test_what_an_older_scheduler_says_is_read(path: Path) -> None:
+    replies = {one["op"]: body(one["reply"]) for one in read(path)["asked"]}
+    kinds: list[tuple[Any, type]] = [
+        (replies["hello"], told.SchedulerTold),
+        (replies["list"]["leases"][0], told.LeaseTold),
+        (replies["acquire"]["waiting"], told.WaitingTold),
+        (replies["queues"]["queues"][0], told.QueueTold),
+        (replies["explain"]["explanation"], told.Explanation),
+        *((event, told.Event) for event in replies["watch"]["events"]),
+        (replies["join"], Joined),
+    ]
+    for said, kind in kinds:
+        assert isinstance(msgspec.convert(said | {"of_later": {"x": [None]}}, kind), kind)
