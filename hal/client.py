@@ -141,7 +141,7 @@ class AsyncClient:
         self._answers: dict[str, asyncio.Future[wire.Reply]] = {}
         self._leases: dict[str, AsyncLease] = {}
         self._heard = False  # the scheduler has answered at least once
-        self._ahead = 0  # milliseconds by which the scheduler's clock is ahead of ours
+        self._zero = 0.0  # what the scheduler's clock said, in milliseconds, when our monotonic one began
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -170,11 +170,15 @@ class AsyncClient:
         request = wire.Request(wire.VERSION, secrets.token_hex(8), op, body, self._deadline_ms(deadline))
         while True:
             reply = await self._exchange(request, deadline)
-            if reply is None or reply.error is None or reply.error.code not in ("leaving", "busy"):
+            if reply is None or reply.error is None or reply.error.code not in ("leaving", "busy", "late"):
                 break
             if time.monotonic() + _REST >= deadline:
                 break
             await asyncio.sleep(_REST)
+            if reply.error.code == "late":  # it is not: this is a scheduler with another clock
+                await self._meet(deadline)
+                again, by = secrets.token_hex(8), self._deadline_ms(deadline)
+                request = msgspec.structs.replace(request, id=again, deadline_ms=by)
         if reply is None:
             raise self._endpoint.nobody()
         if reply.ok:
@@ -189,15 +193,17 @@ class AsyncClient:
             raise self._endpoint.nobody()
         if self._endpoint.key is not None:
             await asyncio.to_thread(self._knock, deadline - time.monotonic())
-        asked = time.time()
+        asked = time.monotonic()
         reply = await self._exchange(wire.Request(wire.VERSION, secrets.token_hex(8), "hello"), deadline)
         if reply is None:
             raise self._endpoint.nobody()
         if reply.error is not None:
             raise refusal(reply.error)
         told = msgspec.convert(reply.body, SchedulerTold)
-        # Halfway between question and answer; a scheduler that does not tell is believed to be right.
-        self._ahead = round(told.now_ms - 500 * (asked + time.time())) if told.now_ms else 0
+        # Halfway between question and answer. A scheduler that does not tell is believed to have our clock;
+        # which may be set at any time, and so is looked at only here.
+        now = time.monotonic()
+        self._zero = told.now_ms - 500 * (asked + now) if told.now_ms else 1000 * (time.time() - now)
         self._heard = True
 
     def _knock(self, timeout: float) -> None:
@@ -207,7 +213,7 @@ class AsyncClient:
             self._endpoint.connect(dealer, timeout)
 
     def _deadline_ms(self, deadline: float) -> int:
-        return round(1000 * (time.time() + deadline - time.monotonic())) + self._ahead
+        return round(1000 * deadline + self._zero)
 
     async def _exchange(self, request: wire.Request, deadline: float) -> wire.Reply | None:
         """Sent again now and then: every operation has one effect, however often it is asked."""

@@ -18,7 +18,7 @@ import msgspec
 import zmq
 
 from hal.backend import StateError
-from hal.scheduler import bodies, core, frames, watch, wire
+from hal.scheduler import bodies, clock, core, frames, watch, wire
 from hal.scheduler.agent.agent import Agent
 from hal.scheduler.agent.binding import Beat, Join
 from hal.scheduler.answers import (
@@ -104,7 +104,7 @@ class Daemon:
         self.trouble: str | None = None  # why nothing can be written
         self.waiters = self._waiters = Waiters()
         self._stopping = False
-        self._zero = (time.time_ns() - time.monotonic_ns()) // 1_000_000
+        self._zero = clock.zero_today()
         self.started_ms = self.now()
         self._seen = float("-inf")
         self._needed = time.monotonic()
@@ -300,7 +300,8 @@ class Daemon:
     # ---- what is decided --------------------------------------------------------------------
 
     def now(self) -> int:
-        """Milliseconds since 1970 when this daemon started, and from then on a clock that nobody sets."""
+        """Milliseconds since 1970 when this daemon started, or the one before it whose leases it keeps, and
+        from then on a clock that nobody sets."""
         return self._zero + time.monotonic_ns() // 1_000_000
 
     def decide(self, event: core.Event) -> None:
@@ -559,8 +560,13 @@ class Daemon:
             self.nodes.know(facts, now)
         for id in lost:
             self.nodes.know_lost(id, now)
+        if saved.leases or saved.waiting:
+            handed_on = clock.handed_on(self._places.clock)
+            self._zero = self._zero if handed_on is None else handed_on
         # The clock may have been set back since, or be another machine's: time goes on from what was seen.
         self._zero += max(_latest(saved) - self.now(), 0)
+        clock.keep(self._places.clock, self._zero)
+        self.started_ms = self.now()
         self._seen = now
         self._store.put([("lease", lease.id, None) for lease in gone])
         counters = self.state.world.counters

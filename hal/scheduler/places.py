@@ -35,6 +35,7 @@ class Places:
         self.slices = self.directory / "slices"
         self.jobs = self.directory / "jobs"
         self.log = self.directory / "scheduler.log"
+        self.clock = self.directory / "scheduler.clock"
         self.term = self.directory / "agent.term"
         self.agent_lock = self.directory / "agent.lock"
 

@@ -53,6 +53,7 @@ def locked(places: Places) -> Iterator[None]:
         if not places.store.exists():
             places.lock.unlink(missing_ok=True)
             places.log.unlink(missing_ok=True)
+            places.clock.unlink(missing_ok=True)
             places.remove_empty()
         handle.close()
 
