@@ -10,6 +10,7 @@ that it has one effect. A scheduler that is restarted is found again within the 
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import os
 import secrets
@@ -39,6 +40,7 @@ _AGAIN = 2.0  # seconds without an answer after which a request is sent once mor
 _REST = 0.2  # seconds before a scheduler that is leaving, or too busy, is asked again
 _PATIENCE = 5.0  # seconds that the scheduler is asked to hold back an answer that is not there yet
 _MANY = 64  # requests in one message
+_TIDY = 2.0  # seconds that an interrupted caller is kept for giving back what nobody wants any more
 
 T = TypeVar("T")
 OnLost = Callable[[str], None]
@@ -77,7 +79,7 @@ class AsyncLease:
 
     async def release(self) -> None:
         """Give it back. A lease that has ended already is no error. Raises Unreachable."""
-        if self.released:
+        if self.released or self._client._is_elsewhere:
             return
         self.released = True
         self._stop()
@@ -104,7 +106,7 @@ class AsyncLease:
                 await self._client.call("renew", timeout=max(ttl / 3, 0.5), lease=self.id)
             except GoneError as error:
                 return self._lose(str(error))
-            except HalError as error:
+            except Exception as error:  # whatever it is, the holder has to learn when time is up
                 if time.monotonic() > good_until:
                     return self._lose(f"it could not be renewed: {error}")
                 pause = ttl / 30  # short steps: the time that is left is for more than one try
@@ -140,8 +142,13 @@ class AsyncClient:
         self._hearing: asyncio.Task[None] | None = None
         self._answers: dict[str, asyncio.Future[wire.Reply]] = {}
         self._leases: dict[str, AsyncLease] = {}
-        self._heard = False  # the scheduler has answered at least once
-        self._zero = 0.0  # what the scheduler's clock said, in milliseconds, when our monotonic one began
+        self._waiting: set[str] = set()  # requests in their queues
+        self._tidying: set[asyncio.Task[None]] = set()
+        self._pid = os.getpid()
+        self._closed = False
+        self._met = False  # the scheduler has answered at least once
+        self._heard = float("-inf")  # when anything came over this connection
+        self._zero = 0.0  # of our monotonic clock, in milliseconds on the scheduler's
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -150,12 +157,30 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Release what is still held, and hang up. A scheduler that has gone is no error."""
-        for lease in list(self._leases.values()):
-            with contextlib.suppress(HalError):
-                await lease.release()
+        """Release what is still held or waited for, and hang up; again is no error. A scheduler that has gone
+        is none either. Calls that are under way raise StateError."""
+        if self._closed or self._is_elsewhere:
+            return
+        with contextlib.suppress(HalError):
+            while self._leases or self._waiting:
+                ids = [*self._leases, *self._waiting]
+                self._waiting.clear()
+                await self.release_many(ids)
+        if self._tidying:
+            await asyncio.wait(self._tidying, timeout=_TIDY)
+        self._closed = True
+        for lease in self._leases.values():
+            lease._stop()
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_exception(_closed_error())
         self._hang_up()
         self._context.term()
+
+    @property
+    def _is_elsewhere(self) -> bool:
+        """This is a forked process: what was opened and taken before is its parent's."""
+        return os.getpid() != self._pid
 
     # ---- one call ---------------------------------------------------------------------------
 
@@ -165,26 +190,27 @@ class AsyncClient:
         Raises Unreachable when nobody answers in time, else the HalError of the refusal.
         """
         deadline = time.monotonic() + (self._timeout if timeout is None else timeout)
-        if not self._heard:
+        if self._is_elsewhere:
+            raise StateError("this client is another process's: make one after the fork")
+        met_again = not self._met
+        if not self._met:
             await self._meet(deadline)
-        request = wire.Request(wire.VERSION, secrets.token_hex(8), op, body, self._deadline_ms(deadline))
         while True:
+            id = secrets.token_hex(8)
+            request = wire.Request(wire.VERSION, id, op, body, round(self._zero + 1000 * deadline))
             reply = await self._exchange(request, deadline)
-            if reply is None or reply.error is None or reply.error.code not in ("leaving", "busy", "late"):
-                break
-            if time.monotonic() + _REST >= deadline:
+            code = "" if reply is None or reply.error is None else reply.error.code
+            if code == "late" and not met_again and time.monotonic() < deadline:
+                met_again = True  # its clock is another since it was started anew, or ours has slept
+                await self._meet(deadline)
+                continue
+            if code not in ("leaving", "busy") or time.monotonic() + _REST >= deadline:
                 break
             await asyncio.sleep(_REST)
-            if reply.error.code == "late":  # it is not: this is a scheduler with another clock
-                await self._meet(deadline)
-                again, by = secrets.token_hex(8), self._deadline_ms(deadline)
-                request = msgspec.structs.replace(request, id=again, deadline_ms=by)
-        if reply is None:
+        if reply is None or code == "leaving":
             raise self._endpoint.nobody()
         if reply.ok:
             return reply.body
-        if reply.error is not None and reply.error.code == "leaving":
-            raise self._endpoint.nobody()
         raise refusal(reply.error)
 
     async def _meet(self, deadline: float) -> None:
@@ -200,20 +226,16 @@ class AsyncClient:
         if reply.error is not None:
             raise refusal(reply.error)
         told = msgspec.convert(reply.body, SchedulerTold)
-        # Halfway between question and answer. A scheduler that does not tell is believed to have our clock;
-        # which may be set at any time, and so is looked at only here.
-        now = time.monotonic()
-        self._zero = told.now_ms - 500 * (asked + now) if told.now_ms else 1000 * (time.time() - now)
-        self._heard = True
+        # Halfway between question and answer; one that does not tell is believed to have our time.
+        now_ms = told.now_ms or 500 * (asked - time.monotonic()) + 1000 * time.time()
+        self._zero = now_ms - 500 * (asked + time.monotonic())
+        self._met = True
 
     def _knock(self, timeout: float) -> None:
         """See whether the key opens: ZeroMQ itself would try for ever. Raises Unreachable, or StateError."""
         with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
             dealer.set(zmq.LINGER, 0)
             self._endpoint.connect(dealer, timeout)
-
-    def _deadline_ms(self, deadline: float) -> int:
-        return round(1000 * deadline + self._zero)
 
     async def _exchange(self, request: wire.Request, deadline: float) -> wire.Reply | None:
         """Sent again now and then: every operation has one effect, however often it is asked."""
@@ -223,20 +245,24 @@ class AsyncClient:
         self._answers[request.id] = answer
         try:
             while (left := deadline - time.monotonic()) > 0:
-                socket = self._dial()
+                socket, sent = self._dial(), time.monotonic()
                 # Without waiting: to a scheduler that reads nothing more is not said.
                 with contextlib.suppress(zmq.Again):
                     await socket.send(frame, flags=zmq.DONTWAIT)
                 done, _ = await asyncio.wait({answer}, timeout=min(left, held_back + _AGAIN))
                 if done:
                     return answer.result()
-                if socket is self._socket and len(self._answers) == 1:
-                    self._hang_up()  # of others' connections nothing is known to be wrong
+                if socket is self._socket and self._heard < sent:  # else nothing is known to be wrong with it
+                    self._hang_up()
             return None
         finally:
             del self._answers[request.id]
+            if answer.done():
+                answer.exception()  # whoever was interrupted does not look at it
 
     def _dial(self) -> zmq.asyncio.Socket:
+        if self._closed:
+            raise _closed_error()
         if self._socket is None:
             self._socket = self._context.socket(zmq.DEALER)
             self._socket.set(zmq.LINGER, 0)
@@ -256,6 +282,7 @@ class AsyncClient:
     async def _hear(self, socket: zmq.asyncio.Socket) -> None:
         while True:
             frame: bytes = await socket.recv()
+            self._heard = time.monotonic()
             try:
                 reply = wire.unpack_reply(frame)
             except wire.Malformed:
@@ -284,25 +311,39 @@ class AsyncClient:
         TemporaryError when there is no room now, UnsupportedError when no device can ever serve it.
         """
         one = _asked(memory_bytes, vendor, device, name, ttl_seconds, request, preset)
-        return self._held(await self._served(await self.call("acquire", **one)), on_lost)
+        body = await self._taken("acquire", one)
+        return self._held(await self._served(body), on_lost)
 
     async def acquire_many(
         self, requests: Sequence[Request], *, on_lost: OnLost | None = None
     ) -> list[AsyncLease | HalError]:
         """For each request in turn a lease, or why there is none; many of them in one message."""
         found: list[AsyncLease | HalError] = []
-        for first in range(0, len(requests), _MANY):
-            asked = [_asked(None, None, None, "", 0.0, one, None) for one in requests[first : first + _MANY]]
-            answer = await self.call("acquire_many", requests=asked)
-            for reply in answer["replies"]:
-                if not reply["ok"]:
-                    found.append(refusal(msgspec.convert(reply["error"], wire.ErrorBody)))
-                    continue
-                try:
-                    found.append(self._held(await self._served(reply["body"]), on_lost))
-                except HalError as error:
-                    found.append(error)
+        mine: list[str] = []
+        try:
+            for first in range(0, len(requests), _MANY):
+                many = requests[first : first + _MANY]
+                asked = [_asked(None, None, None, "", 0.0, one, None) for one in many]
+                answer = await self._taken("acquire_many", {"requests": asked})
+                # All at once: each has to be renewed from the moment at which it is granted.
+                each = (self._one_of_many(reply, on_lost, mine) for reply in answer["replies"])
+                found += await asyncio.gather(*each)
+        except BaseException:
+            await self._tidy(self.release_many(mine))
+            raise
         return found
+
+    async def _one_of_many(
+        self, reply: dict[str, Any], on_lost: OnLost | None, mine: list[str]
+    ) -> AsyncLease | HalError:
+        if not reply["ok"]:
+            return refusal(msgspec.convert(reply["error"], wire.ErrorBody))
+        try:
+            lease = self._held(await self._served(reply["body"]), on_lost)
+        except HalError as error:
+            return error
+        mine.append(lease.id)
+        return lease
 
     async def release(self, lease: str) -> None:
         """End a lease, or leave the queue. One that has ended is no error."""
@@ -322,19 +363,51 @@ class AsyncClient:
                     if not isinstance(error, GoneError):
                         raise error
 
+    async def _taken(self, op: str, asked: dict[str, Any]) -> dict[str, Any]:
+        """Who is interrupted before there is an answer has nothing."""
+        try:
+            return await self.call(op, **asked)
+        except HalError:
+            raise
+        except BaseException:
+            await self._tidy(self._take_back(op, asked))
+            raise
+
+    async def _take_back(self, op: str, asked: dict[str, Any]) -> None:
+        """The same key again says what it has come to."""
+        answer = await self.call(op, **asked)
+        each = [reply.get("body", {}) for reply in answer.get("replies", [{"body": answer}])]
+        there = [body.get("lease") or body.get("waiting") for body in each]
+        await self.release_many([one["id"] for one in there if one])
+
+    async def _tidy(self, work: Coroutine[Any, Any, None]) -> None:
+        """See to it for a moment; what takes longer, as when the scheduler is away, goes on behind."""
+
+        async def quietly() -> None:
+            with contextlib.suppress(HalError):
+                await work
+
+        task = asyncio.create_task(quietly())
+        self._tidying.add(task)
+        task.add_done_callback(self._tidying.discard)
+        await asyncio.wait({task}, timeout=_TIDY)
+
     async def _served(self, body: dict[str, Any]) -> dict[str, Any]:
         """Wait until it is granted and made. Whoever is interrupted meanwhile waits no longer."""
         if "lease" in body:
             return body
         id = body["waiting"]["id"]
+        self._waiting.add(id)
         try:
             while "lease" not in body:
                 wait = {"lease": id, "timeout_seconds": _PATIENCE}
                 body = await self.call("wait", timeout=_PATIENCE + max(self._timeout, 2 * _AGAIN), **wait)
         except BaseException:
-            with contextlib.suppress(HalError):
-                await asyncio.shield(self.call("release", timeout=2.0, lease=id))
+            if not self._closed:
+                await self._tidy(self.release(id))
             raise
+        finally:
+            self._waiting.discard(id)
         return body
 
     def _held(self, body: dict[str, Any], on_lost: OnLost | None) -> AsyncLease:
@@ -466,7 +539,8 @@ class Lease:
 
     def release(self) -> None:
         """Give it back. A lease that has ended already is no error. Raises Unreachable."""
-        self._client._wait_for(self._lease.release())
+        if not self._lease.released and not self._client._is_over:
+            self._client._wait_for(self._lease.release())
 
 
 class Client:
@@ -482,9 +556,11 @@ class Client:
         *,
         timeout: float = 10.0,
     ) -> None:
+        self._client = AsyncClient(address, key, timeout=timeout)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="hal-client", daemon=True)
-        self._client = AsyncClient(address, key, timeout=timeout)
+        self._alone = threading.Lock()
+        self._closed = False
         # No signal is for this thread: it would have the default action here, whatever others block or await.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         self._thread.start()
@@ -497,13 +573,32 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Release what is still held, and hang up; again is no error."""
-        if self._loop.is_closed():
+        """Release what is still held, and hang up; again is no error, nor in a process that was forked since.
+        Calls that other threads have under way raise StateError."""
+        if self._client._is_elsewhere:
             return
-        self._wait_for(self._client.close())
+        with self._alone:
+            if self._closed:
+                return
+            self._closed = True
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    async def _end(self) -> None:
+        try:
+            await self._client.close()
+        finally:
+            left = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+
+    @property
+    def _is_over(self) -> bool:
+        """Nothing of it is this process's any more."""
+        return self._closed or self._client._is_elsewhere
 
     def call(self, op: str, *, timeout: float | None = None, **body: Any) -> dict[str, Any]:
         """Any operation of the protocol; see AsyncClient.call."""
@@ -579,15 +674,25 @@ class Client:
 
     def _wait_for(self, work: Coroutine[Any, Any, T]) -> T:
         """Run it on the client's own thread. An interrupt here cancels it there."""
-        if self._loop.is_closed():
+        if self._client._is_elsewhere:  # the thread is in the parent: here nothing would be done
             work.close()
-            raise StateError("this client is closed")
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+            raise StateError("this client is another process's: make one after the fork")
+        with self._alone:
+            if self._closed:
+                work.close()
+                raise _closed_error()
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
+        except concurrent.futures.CancelledError:
+            raise _closed_error() from None
         except BaseException:
             future.cancel()
             raise
+
+
+def _closed_error() -> StateError:
+    return StateError("this client is closed")
 
 
 async def _next(events: AsyncIterator[Event]) -> Event:

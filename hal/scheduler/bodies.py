@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -179,7 +180,7 @@ def described(lease: Lease, use: list[DeviceUse], enforcement: Enforcement, now:
         "holder_pid": lease.holder_pid,
         "ttl_seconds": lease.request.ttl_ms / 1000,
         "expires_in_seconds": max((lease.expires - now) / 1000, 0),
-        "enforcement": jsonable(enforcement),
+        "enforcement": _held(enforcement),
         "parts": [
             {
                 "member": part.member,
@@ -195,6 +196,11 @@ def described(lease: Lease, use: list[DeviceUse], enforcement: Enforcement, now:
             for spot in part.spots
         ],
     }
+
+
+@functools.cache
+def _held(enforcement: Enforcement) -> dict[str, str]:
+    return {"memory": enforcement.memory.value, "compute": enforcement.compute.value}
 
 
 def _memory(lease: Lease) -> int:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import msgspec
 import zmq
 
-from hal.backend import StateError
+from hal.backend import HalError, StateError
 from hal.scheduler import bodies, clock, core, frames, watch, wire
 from hal.scheduler.agent.agent import Agent
 from hal.scheduler.agent.binding import Beat, Join
@@ -56,8 +56,10 @@ __all__ = ["AlreadyRunning", "Daemon"]
 _DRAIN = 256  # requests answered with one commit
 _TICK = 1.0  # seconds between looks at what nobody reports: dead processes, slow endings
 _FRESH = 0.5  # seconds for which the devices' outside use is believed
+_SILENT = 120.0  # seconds without a word after which who waits, on another machine, is taken for gone
+_LISTEN = 10.0  # seconds between looks for such
 _LINGER = 1.0  # seconds without a lease after which a private daemon goes
-_UNWRITTEN = frozenset({"hello", "status", "renew", "beat"})  # answered while nothing can be written
+_UNWRITTEN = frozenset({"hello", "status", "nodes", "renew", "beat"})  # answered while nothing can be written
 _ENDING = 4.0  # seconds that a private daemon gives what it ends when it leaves
 
 
@@ -94,6 +96,7 @@ class Daemon:
         self.agent = self._agent = agent
         self._places = places
         self._door = Door(self.config, places, None) if door is None else door
+        self.limits = self._door.limits
         self._reread = reread
         self._joined: dict[str, Peer] = {}  # who speaks for each other node
         self._agents: dict[bytes, str] = {}  # their names, by what ZeroMQ calls them
@@ -107,7 +110,7 @@ class Daemon:
         self._zero = clock.zero_today()
         self.started_ms = self.now()
         self._seen = float("-inf")
-        self._needed = time.monotonic()
+        self._listened = self._needed = time.monotonic()
 
     def run(self, ready: Callable[[], None] = lambda: None) -> None:
         """Serve. ``ready`` is called once requests are answered.
@@ -160,8 +163,10 @@ class Daemon:
             troubled = False  # there is room again
         replies = [reply for router in self._routers if router in events for reply in self._drain(router)]
         if self.state.waiting and time.monotonic() - self._seen >= _TICK:
-            self.look_at_devices()  # what others use may have become less
+            with contextlib.suppress(HalError):  # of a driver that does not answer, the last look counts
+                self.look_at_devices()  # what others use may have become less
         self._look_at_nodes()
+        self._drop_silent()
         self.happens(core.Tick())
         self._finish_endings(time.monotonic())
         self.board.turn()
@@ -170,7 +175,7 @@ class Daemon:
         replies += self._waited()
         if self.trouble is None:
             self._publish()
-        self._door.flush()
+        self._door.flush(durable=self.trouble is None)
         self.monitor.flush()
         # A client that has gone in the meantime is no error: its lease ends with its process.
         messages = [(address, wire.pack(reply)) for address, reply in replies]
@@ -482,6 +487,17 @@ class Daemon:
         if not self._holders.watch(id, pid):
             self.happens(core.HolderGone(id))
 
+    def _drop_silent(self) -> None:
+        """A lease expires by itself; a place in the queue does not."""
+        now = time.monotonic()
+        if now - self._listened < _LISTEN:
+            return
+        self._listened = now
+        for id in self._holders.silent(_SILENT):
+            if id in self.state.waiting:
+                reason = f"nothing was heard for {_SILENT:.0f} s from who wants it, on another machine"
+                self.happens(core.HolderGone(id, reason))
+
     def unwatch(self, id: str) -> None:
         self._holders.unwatch(id)
 
@@ -516,7 +532,7 @@ class Daemon:
 
     def _commit(self, *, quiet: bool = False) -> bool:
         """False: it cannot be written now, and is kept until it can. Memory may be ahead: nobody is told."""
-        changes = [*records.changes(self.state), *self.board.changes()]
+        changes = [*records.changes(self.state), *self.nodes.changes(), *self.board.changes()]
         begun = time.monotonic()
         self._store.put(changes)
         if self._store.wants_base(quiet=quiet):
@@ -543,7 +559,7 @@ class Daemon:
         try:
             rows = self._store.rows()
             saved = records.read(rows)
-            self._load_jobs(rows)
+            self._load_apart(rows, now)
             if saved.counters is not None:
                 self.state.world.counters = saved.counters  # has the labels to be laid over nodes
             gone = [lease for lease in saved.leases if not self.nodes.take_over(lease, now)]
@@ -583,12 +599,13 @@ class Daemon:
         self._store.put(records.changes(self.state))
         self._store.commit()
 
-    def _load_jobs(self, rows: list[records.Row]) -> None:
+    def _load_apart(self, rows: list[records.Row], now: float) -> None:
         """Raises DamagedError."""
         try:
+            self.nodes.load(rows, now)
             self.board.load(rows)
         except msgspec.DecodeError as error:
-            raise records.DamagedError(f"a job cannot be read: {error}") from None
+            raise records.DamagedError(f"a job, account or node cannot be read: {error}") from None
 
     def _resume(self, now: float) -> None:
         leases = list(self.state.leases.values())

@@ -1,10 +1,13 @@
-"""The processes that hold leases or wait for them, watched by pidfd: one that dies is seen at once."""
+"""The processes that hold leases or wait for them, watched by pidfd: one that dies is seen at once.
+
+Those of other machines cannot be watched: of them it is known when they were last heard."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import select
+import time
 from collections.abc import Container
 
 import zmq
@@ -25,7 +28,7 @@ class Holders:
         self._pid_of: dict[str, int] = {}  # of a lease, or of who waits for one
         self._pidfd_of: dict[int, int] = {}
         self._held_by: dict[int, dict[str, None]] = {}  # pid -> ids
-        self._elsewhere: set[str] = set()  # whose holders are on other machines: they count as alive
+        self._elsewhere: dict[str, float] = {}  # whose holders are on other machines: when they were heard
         poller.register(self._epoll.fileno(), zmq.POLLIN)
 
     def __contains__(self, id: str) -> bool:
@@ -33,10 +36,11 @@ class Holders:
 
     def watch(self, id: str, pid: int) -> bool:
         """False when the process has gone already. Where none can be watched, the lease still expires."""
-        if pid == 0 or id in self:
-            return True
         if pid < 0:
-            self._elsewhere.add(id)
+            if id not in self._pid_of:
+                self._elsewhere[id] = time.monotonic()
+            return True
+        if pid == 0 or id in self:
             return True
         if pid not in self._pidfd_of:
             try:
@@ -65,8 +69,13 @@ class Holders:
             self.unwatch(id)
         return found
 
+    def silent(self, seconds: float) -> list[str]:
+        """Whose holders are on other machines, and have said nothing for so long."""
+        since = time.monotonic() - seconds
+        return [id for id, heard in self._elsewhere.items() if heard <= since]
+
     def unwatch(self, id: str) -> None:
-        self._elsewhere.discard(id)
+        self._elsewhere.pop(id, None)
         pid = self._pid_of.pop(id, None)
         if pid is None:
             return

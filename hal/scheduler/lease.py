@@ -55,6 +55,7 @@ class HeldLease:
         self.lost: str | None = None
         self._ttl: float = granted["ttl_seconds"]
         self._done = threading.Event()
+        self._pid = os.getpid()
         self._renewer = threading.Thread(target=self._renew, name="hal-lease", daemon=True)
         # No signal is for this thread: it would have the default action here, whatever others block or await.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -81,7 +82,7 @@ class HeldLease:
 
     def release(self) -> None:
         """Give it back. A lease that has ended already, or whose scheduler is gone, is no error."""
-        if self._done.is_set():
+        if self._done.is_set() or os.getpid() != self._pid:  # a forked process leaves it to its parent
             return
         self._done.set()
         if threading.current_thread() is not self._renewer:

@@ -44,6 +44,8 @@ def _families(
         "Processor time that it took.",
         [({}, status["cpu_seconds"])],
     )
+    well = float(status.get("trouble") is None)
+    yield "hal_scheduler_store_writable", "gauge", "0: nothing new can be promised.", [({}, well)]
     yield "hal_leases", "gauge", "Leases by state.", _by("state", status["leases"], _LEASE_STATES)
     yield "hal_waiting_requests", "gauge", "Requests that wait.", [({}, status["waiting"])]
     waited = status["longest_wait_seconds"]

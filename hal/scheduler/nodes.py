@@ -2,12 +2,13 @@
 
 The scheduler's own node is reached by a call, any other by a message to the agent that joined from it. A
 node that says nothing for ``lost_seconds`` is lost; after ``grace_seconds`` more it has stopped by itself
-all that it held (hal/scheduler/agent/service.py), so that its leases can be called ended.
+all that it held (hal/scheduler/agent/service.py), so that its leases can be called ended. What counts for
+that is what the node was told, which outlives a restart and another configuration.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -22,10 +23,12 @@ from hal.scheduler.agent.agent import Agent
 from hal.scheduler.answers import Address, Refused
 from hal.scheduler.core.facts import NodeFacts
 from hal.scheduler.core.lease import Lease, LeaseState
+from hal.scheduler.core.records import Row
 
 __all__ = ["Node", "Nodes"]
 
 BEAT_SECONDS = 1.0
+KIND = "told"  # of rows: by node, after how many seconds without an answer it has stopped
 _AGAIN = 3.0  # seconds after which an order that was not answered is given again
 
 
@@ -38,6 +41,8 @@ class Node:
         self.facts: NodeFacts | None = None
         self.heard = since  # seconds on the monotonic clock
         self.lost_since: float | None = None
+        self.told = 0.0  # seconds after it was heard by which it has stopped: the most that it may go by
+        self.tells = 0.0  # the same, as it was last answered: it goes by it once it beats again
         self.joined = float("-inf")  # when its last join was sent, on its own clock
         self.boot = ""
         self.version = ""
@@ -89,6 +94,7 @@ class Nodes:
         self._numbered = 0
         self._asked_until = float("-inf")  # no order is to be repeated before
         self._heard_until = float("-inf")  # no node can be lost before
+        self._changed: set[str] = set()  # nodes whose ``told`` is to be written down
 
     # ---- leases -----------------------------------------------------------------------------
 
@@ -146,7 +152,8 @@ class Nodes:
 
     def use(self, lease: Lease) -> list[DeviceUse]:
         found: list[DeviceUse] = []
-        for id in on.nodes_of(lease):
+        held = self._held.get(lease.id)
+        for id in on.nodes_of(lease) if held is None else held.nodes:
             if self._is_own(id):
                 found += self._own.use(lease.id)
             elif id in self.nodes:
@@ -165,6 +172,21 @@ class Nodes:
     def know_lost(self, id: str, now: float) -> None:
         """A node that was lost before a restart, nobody remembers since when."""
         self._node(id, now).lost_since = now
+
+    def load(self, rows: Iterable[Row], now: float) -> None:
+        """What nodes were told before a restart. Raises msgspec.DecodeError."""
+        for kind, id, value in rows:
+            if kind == KIND:
+                self._node(id, now).told = msgspec.msgpack.decode(value or b"", type=float)
+
+    def changes(self) -> list[Row]:
+        """What to write down before a node is told it."""
+        found: list[Row] = []
+        for id in self._changed:
+            node = self.nodes.get(id)
+            found.append((KIND, id, None if node is None else msgspec.msgpack.encode(node.told)))
+        self._changed.clear()
+        return found
 
     # ---- agents -----------------------------------------------------------------------------
 
@@ -185,7 +207,9 @@ class Nodes:
             raise Refused("stale", f"node '{node.id}' has joined again since")
         here = [(leases[id], self._held[id]) for id in sorted(node.leases)]
         keep = {lease.id: lease.epoch for lease, held in here if node.id not in held.ended}
-        cut_off = self.lost_seconds + self.grace_seconds - min(10.0, self.grace_seconds / 4)
+        cut_off = self._stops_after - min(10.0, self.grace_seconds / 4)
+        node.tells = self._stops_after
+        self._goes_by(node, max(node.told, node.tells))  # nobody knows whether it gets this answer
         if any(keep.get(id) != epoch for id, epoch in joining.bound.items()):
             return on.Joined(self.term, BEAT_SECONDS, cut_off, keep, again=True)
         self._drop_orders(lambda order: order.node is node)
@@ -215,7 +239,10 @@ class Nodes:
         node = self.nodes.get(beat.node)
         if node is None or node.address != address or beat.term != self.term or node.lost_since is not None:
             return False
+        if node.tells != self._stops_after:  # the configuration has changed: it is told when it joins
+            return False
         node.heard = now
+        self._goes_by(node, node.tells)
         if beat.facts is not None:
             node.facts = self._named_here(node, beat.facts)
         if beat.use:
@@ -341,9 +368,20 @@ class Nodes:
             self._node(id, now).leases.add(lease.id)
         return held
 
+    @property
+    def _stops_after(self) -> float:
+        return self.lost_seconds + self.grace_seconds
+
+    def _goes_by(self, node: Node, seconds: float) -> None:
+        if node.told != seconds:
+            node.told = seconds
+            self._changed.add(node.id)
+
     def _has_stopped(self, id: str, now: float) -> bool:
-        since = self.nodes[id].lost_since
-        return since is not None and now - since >= self.grace_seconds
+        node = self.nodes[id]
+        if node.lost_since is None or now - node.lost_since < self.grace_seconds:
+            return False
+        return now - node.heard >= node.told
 
     def _order_bind(self, lease: Lease, node: Node, now: float) -> None:
         held = self._held[lease.id]

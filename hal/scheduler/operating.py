@@ -237,6 +237,7 @@ def status(daemon: Daemon, _body: wire.Body, _peer: Peer) -> wire.Body:
         "started_ms": daemon.started_ms,
         "now_ms": now,
         "event": daemon.watch_ring.last,
+        "trouble": daemon.trouble,
         "nodes": dict(Counter(_state(daemon, node) for node in daemon.nodes.nodes.values())),
         "devices": _devices(daemon),
         "leases": dict(leases),

@@ -38,6 +38,7 @@ def hello(daemon: Daemon, _body: wire.Body, _peer: Peer) -> wire.Body:
         "classes": sorted(daemon.config.classes),
         "now_ms": daemon.now(),
         "event": daemon.watch_ring.last,
+        "trouble": daemon.trouble,
     }
 
 
@@ -75,6 +76,8 @@ def release_many(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
 
 def _acquire(daemon: Daemon, asked: bodies.Acquire, peer: Peer) -> wire.Body | Waiter:
     request = asked.wanted(daemon.config.classes)
+    if request.wait and daemon.state.find(peer.uid, asked.key) is None:
+        daemon.limits.queue(peer, daemon.state.world.line.of_owner[peer.uid])
     daemon.look_at_devices()
     id = _fresh_id(daemon)
     daemon.board.accounts.know(peer.name, peer.uid)
@@ -104,16 +107,22 @@ def granted(daemon: Daemon, lease: core.Lease) -> wire.Body:
 
 def wait(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body | Waiter:
     asked = msgspec.convert(body, bodies.Wait)
-    _commanded(daemon, asked.lease, peer)
-    daemon.watch(asked.lease, peer.pid)  # after a restart of the scheduler
+    one = _commanded(daemon, asked.lease, peer)
+    if one.holder_pid == peer.pid:  # and nobody else who asks: a job's lease has no such process
+        daemon.watch(asked.lease, peer.pid)  # after a restart of the scheduler
     waiter = Waiter(asked.lease, time.monotonic() + asked.timeout_seconds)
     return waiter if (answer := daemon.outcome(waiter)) is None else answer
 
 
 def renew(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
     id = msgspec.convert(body, bodies.Named).lease
+    one = daemon.state.leases.get(id) or daemon.state.waiting.get(id)
+    if one is None or peer.uid not in (one.uid, 0):  # what is made up is no event: those are kept
+        raise Refused(*daemon.over.get(id, ("not_found", f"there is no lease '{id:.64}'")))
     daemon.decide(core.Renew(id, peer.uid))
-    if id in daemon.state.waiting:
+    if (one := daemon.state.waiting.get(id)) is not None:
+        if one.holder_pid == peer.pid:
+            daemon.watch(id, peer.pid)
         return {"waiting": bodies.queued(daemon.state.waiting[id], daemon.now())}
     lease = daemon.state.leases[id]
     if lease.holder_pid == peer.pid:
@@ -214,13 +223,24 @@ def set_queue(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
 
 
 def join(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
-    return daemon.join(msgspec.convert(body, Join), peer)
+    joining = msgspec.convert(body, Join)
+    _check(joining)
+    return daemon.join(joining, peer)
 
 
 def beat(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
     """``durable`` false: what has ended is to be told again."""
-    daemon.beat(msgspec.convert(body, Beat), peer)
+    told = msgspec.convert(body, Beat)
+    _check(told)
+    daemon.beat(told, peer)
     return {"durable": True}
+
+
+def _check(told: Join | Beat) -> None:
+    try:
+        told.check()
+    except ValueError as wrong:
+        raise Refused("malformed", str(wrong)) from None
 
 
 OPERATIONS: dict[str, Operation] = {

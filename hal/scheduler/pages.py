@@ -12,6 +12,7 @@ import json
 import re
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,7 +27,8 @@ __all__ = ["Pages", "address"]
 
 _ANSWER = 2.0  # seconds in which the daemon has to answer
 _READER = 5.0  # seconds that somebody may take to say what is wanted, and to read it
-_AT_ONCE = 8  # connections; more are closed
+_AT_ONCE = 8  # connections; for more, one that has asked nothing yet is closed
+_FRESH = 1.0  # seconds for which a page of metrics is good: whoever reads it costs all others the same time
 
 
 def address(text: str) -> tuple[str, int]:
@@ -48,7 +50,9 @@ class Pages(ThreadingHTTPServer):
         self._places = places
         self._client: Client | None = None
         self._asking = threading.Lock()
-        self._room = threading.BoundedSemaphore(_AT_ONCE)
+        self._page = (float("-inf"), "")  # of metrics, and when it was made
+        self._open: dict[socket.socket, bool] = {}  # the oldest first, and whether it has asked
+        self._counting = threading.Lock()
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
             self.address_family = found[0][0]
@@ -79,13 +83,19 @@ class Pages(ThreadingHTTPServer):
     def metrics(self) -> str:
         """Raises HalError when the daemon does not answer."""
         with self._ask() as client:
-            return exposition(client.call("status"), _nodes(client))
+            made, text = self._page
+            if time.monotonic() - made >= _FRESH:
+                text = exposition(client.call("status"), _nodes(client))
+                self._page = (time.monotonic(), text)
+            return text
 
     def health(self) -> dict[str, Any]:
         """Raises HalError when the daemon does not answer."""
         with self._ask() as client:
             hello = client.call("hello")
-        return {"status": "ok", "term": hello["term"], "event": hello["event"]}
+        well = {"status": "ok", "term": hello["term"], "event": hello["event"]}
+        # It runs, and to be started anew would not help it: its leases are kept, and no more is promised.
+        return well if hello["trouble"] is None else well | {"status": "degraded", "reason": hello["trouble"]}
 
     @contextlib.contextmanager
     def _ask(self) -> Iterator[Client]:
@@ -100,20 +110,36 @@ class Pages(ThreadingHTTPServer):
     # ---- bounds -------------------------------------------------------------------------------
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._room.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
+        with self._counting:
+            if len(self._open) >= _AT_ONCE:
+                silent = next((one for one, has_asked in self._open.items() if not has_asked), request)
+                self._open.pop(silent, None)
+                with contextlib.suppress(OSError):
+                    silent.shutdown(socket.SHUT_RDWR)  # its thread sees the end
+                if silent is request:
+                    self.close_request(request)
+                    return
+            self._open[request] = False
         try:
             super().process_request(request, client_address)
         except BaseException:
-            self._room.release()
+            self._forget(request)
             raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._room.release()
+            self._forget(request)
+
+    def has_asked(self, request: socket.socket) -> None:
+        with self._counting:
+            if request in self._open:
+                self._open[request] = True
+
+    def _forget(self, request: socket.socket) -> None:
+        with self._counting:
+            self._open.pop(request, None)
 
     def handle_error(self, *_: object) -> None:
         """Somebody hung up: nothing to tell of."""
@@ -125,6 +151,7 @@ class _Page(BaseHTTPRequestHandler):
     server_version, sys_version = "hal", ""
 
     def do_GET(self) -> None:
+        self.server.has_asked(self.connection)
         try:
             match self.path.partition("?")[0]:
                 case "/metrics":

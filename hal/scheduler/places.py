@@ -32,6 +32,7 @@ class Places:
         named = os.environ.get("HAL_STATE_DIR") if directory is None else None
         self.state = Path(named).absolute() if named else self.directory
         self.store = self.state / "leases.db"
+        self.store_lock = self.state / "leases.lock"
         self.slices = self.directory / "slices"
         self.jobs = self.directory / "jobs"
         self.log = self.directory / "scheduler.log"

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO
 
 from hal.backend import StateError
@@ -18,7 +19,7 @@ __all__ = ["AlreadyRunning", "collect_rarely", "locked", "signals_as_bytes", "te
 
 
 class AlreadyRunning(StateError):
-    """Another daemon serves this runtime directory."""
+    """Another daemon serves this runtime directory, or its store."""
 
 
 def collect_rarely() -> None:
@@ -33,29 +34,38 @@ def collect_rarely() -> None:
 
 @contextlib.contextmanager
 def locked(places: Places) -> Iterator[None]:
-    """One daemon a directory: without this, a second one would take over the first one's socket."""
+    """One daemon a directory: without this, a second one would take over the first one's socket. And one
+    a store, which may be elsewhere. Raises AlreadyRunning."""
+    locks = [places.lock] if places.state == places.directory else [places.lock, places.store_lock]
+    with contextlib.ExitStack() as held:
+        for lock in locks:
+            held.enter_context(_lock(lock, places))
+        try:
+            yield
+        finally:
+            if not places.store.exists():
+                for lock in locks:
+                    lock.unlink(missing_ok=True)
+                places.log.unlink(missing_ok=True)
+            places.clock.unlink(missing_ok=True)
+                places.remove_empty()
+
+
+def _lock(lock: Path, places: Places) -> IO[bytes]:
+    """Closed, it is free again."""
     while True:
-        handle: IO[bytes] = places.lock.open("ab")
+        handle = lock.open("ab")
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             handle.close()
-            raise AlreadyRunning(f"a scheduler already serves {places.directory}") from None
+            raise AlreadyRunning(f"a scheduler already serves {lock.parent}") from None
         # A predecessor may have removed the file between our open and our lock.
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(handle.fileno()), places.lock.stat()):
-                break
+            if os.path.samestat(os.fstat(handle.fileno()), lock.stat()):
+                return handle
         handle.close()
         places.make()
-    try:
-        yield
-    finally:
-        if not places.store.exists():
-            places.lock.unlink(missing_ok=True)
-            places.log.unlink(missing_ok=True)
-            places.clock.unlink(missing_ok=True)
-            places.remove_empty()
-        handle.close()
 
 
 def tell_systemd(state: str) -> None:

@@ -61,6 +61,9 @@ class LimitsSection(Struct, frozen=True, kw_only=True):
     outstanding: Annotated[
         int, _key("requests of a client that wait for an answer (`wait`, `watch`)", ge=1)
     ] = 256
+    waiting: Annotated[
+        int, _key("requests of an owner that wait in queues, jobs among them; admins are not counted", ge=1)
+    ] = 10_000
     request_bytes: Annotated[int, _key("the largest request, at most 65536", ge=1024, le=65536)] = 65536
     queued: Annotated[
         int,
@@ -105,7 +108,9 @@ class LimitsSection(Struct, frozen=True, kw_only=True):
 
     @property
     def allowance(self) -> Allowance:
-        return Allowance(self.requests_per_second, self.burst, self.outstanding, self.request_bytes)
+        return Allowance(
+            self.requests_per_second, self.burst, self.outstanding, self.request_bytes, self.waiting
+        )
 
 
 class JobsSection(Struct, frozen=True, kw_only=True):

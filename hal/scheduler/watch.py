@@ -121,7 +121,10 @@ class Watch:
 
     def note(self, event: core.Event, decisions: Sequence[core.Decision], now: int) -> None:
         """Events first, then what was decided: so it happened."""
-        if type(event) not in _QUIET:
+        if type(event) is core.Ended:
+            self._of("ended", event.id, now)
+            self._known.pop(event.id, None)
+        elif type(event) not in _QUIET:
             self._of_event(event, now)
         for decision in decisions:
             match decision:
@@ -145,36 +148,46 @@ class Watch:
 
     def _of_event(self, event: core.Event, now: int) -> None:
         match event:
-            case core.Ended(id=id):
-                self._of("ended", id, now)
-                self._known.pop(id, None)
             case core.NodeJoined(node=node):
-                self._add(None, "node_joined", now, node=node.id)
+                self._of_all("node_joined", now, node=node.id)
             case core.NodeLost(node=name, reason=reason):
-                self._add(None, "node_lost", now, node=name, reason=reason)
+                self._of_all("node_lost", now, node=name, reason=reason)
             case core.DeviceFailed(device=device, reason=reason):
-                self._add(None, "device_failed", now, devices=(device,), reason=reason)
+                self._of_all("device_failed", now, devices=(device,), reason=reason)
             case core.DeviceRecovered(device=device):
-                self._add(None, "device_recovered", now, devices=(device,))
+                self._of_all("device_recovered", now, devices=(device,))
             case core.Cordon(target=target, reason=reason):
-                self._add(None, "cordoned", now, name=target, reason=reason)
+                self._of_all("cordoned", now, name=target, reason=reason)
             case core.Drain(target=target, reason=reason):
-                self._add(None, "drained", now, name=target, reason=reason)
+                self._of_all("drained", now, name=target, reason=reason)
             case core.Uncordon(target=target):
-                self._add(None, "uncordoned", now, name=target)
+                self._of_all("uncordoned", now, name=target)
             case core.SetQueue(queue=queue):
-                self._add(None, "queue_set", now, queue=queue.name)
+                self._of_all("queue_set", now, queue=queue.name)
 
-    def _of(self, kind: str, id: str, now: int, **what: Any) -> None:
+    def _of(
+        self,
+        kind: str,
+        id: str,
+        now: int,
+        devices: tuple[str, ...] = (),
+        epoch: int = 0,
+        cause: str = "",
+        reason: str = "",
+    ) -> None:
         known = self._known.get(id)
-        if known is not None:
-            self._add(known.uid, kind, now, lease=id, name=known.name, queue=known.queue, **what)
+        if known is not None:  # by place: with each lease it comes three times
+            number, name, queue = self.last + 1, known.name, known.queue
+            one = Happening(number, now, kind, id, name, queue, "", devices, epoch, cause, reason)
+            self._add(known.uid, one)
 
-    def _add(self, owner: int | None, kind: str, now: int, **what: Any) -> None:
-        self.last += 1
+    def _of_all(self, kind: str, now: int, **what: Any) -> None:
+        self._add(None, Happening(self.last + 1, now, kind, **what))
+
+    def _add(self, owner: int | None, one: Happening) -> None:
+        self.last = one.number
         if len(self._ring) == self._ring.maxlen:
             self._first += 1
-        one = Happening(self.last, now, kind, **what)
         self._ring.append((owner, one))
         self._tell(one)
 

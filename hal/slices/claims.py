@@ -12,6 +12,7 @@ what they do not use; ``hal slice list --all`` shows who claims what.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
@@ -120,10 +121,16 @@ class Book:
         self._known: dict[str, Held] = {}  # of these, those that this process has made: they need no reading
 
     def claims(self) -> list[Held]:
-        """What is claimed now, by anybody; a file that is no claim of ours is passed over."""
-        with contextlib.suppress(FileNotFoundError):
+        """What is claimed now, by anybody; a file that is no claim of ours is passed over.
+
+        Raises StateError.
+        """
+        try:
             return list(self._living())
-        return []
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise StateError(f"cannot read the node's book of claims: {error.strerror}") from None
 
     def claim(self, wanted: Claim, memory_bytes: int, *, anyway: bool = False) -> Claim:
         """Enter a claim on a device that has ``memory_bytes`` for programs. An empty id is filled in.
@@ -272,7 +279,9 @@ class Book:
     def _read(self, path: Path) -> Held | None:
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except OSError:
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):  # what cannot be looked at is not nothing
+                raise
             return None  # ended just now, or not meant to be read
         try:
             status = os.fstat(descriptor)

@@ -15,7 +15,11 @@ from hypothesis import strategies as st
 
 from hal.emulation.description import load
 from hal.emulation.run import emulated
-from hal.scheduler import wire
+from hal.scheduler import core, wire
+from hal.scheduler.client import Client
+from hal.scheduler.store.care import journal_of
+from hal.scheduler.store.journal import Batch
+from tests.conftest import wait_until
 from tests.integration.support import Env, daemon_pid, leases, places, serving
 
 PATIENCE = 10_000  # milliseconds
@@ -253,3 +257,53 @@ def test_no_frames_kill_the_daemon(env: Env, frames: list[bytes]) -> None:
             assert client.answer(packed(op="release", body={"lease": lease}))["ok"]
     finally:
         client.close()
+
+
+def test_a_renewal_of_what_is_not_there_is_no_event(env: Env, raw: Raw) -> None:
+    """Events are kept, and whoever may ask could fill the disk with them."""
+    made_up = packed(op="renew", body={"lease": "x" * 50_000})
+    for _ in range(20):
+        assert raw.answer(made_up)["error"]["code"] == "not_found"
+    with Client(places(env)) as client:
+        id = client.call("acquire", key="written down", memory_bytes=1 << 30)["lease"]["id"]
+        client.call("release", lease=id)
+        wait_until(lambda: leases(env) == [])
+    entries = [
+        entry for one in journal_of(places(env).store) if isinstance(one, Batch) for _, entry in one.entries
+    ]
+    assert not [one for one in entries if isinstance(one, core.Renew)]
+    assert [one for one in entries if isinstance(one, core.Release)]
+
+
+GPU = {"id": "x:1", "vendor": "x", "model": "m", "memory_bytes": 1 << 30}
+ALL_BITS = (1 << 64) - 1
+NO_FACTS = [
+    {"cpu_milli": ALL_BITS},
+    {"ram_bytes": ALL_BITS},
+    {"ram_bytes": -1},
+    {"devices": [GPU | {"memory_bytes": ALL_BITS}]},
+    {"devices": [GPU | {"outside_bytes": ALL_BITS}]},
+    {"devices": [GPU | {"micros_per_hour": -1}]},
+]
+
+
+@pytest.mark.parametrize("wrong", NO_FACTS, ids=str)
+def test_an_agent_whose_driver_says_nonsense_is_refused_with_a_sentence(
+    env: Env, raw: Raw, wrong: dict[str, Any]
+) -> None:
+    sound = {"id": "far", "cpu_milli": 1, "ram_bytes": 1, "devices": []}
+    joining = {"node": "far", "boot": "b", "term": 0, "version": "1", "bound": {}, "facts": sound | wrong}
+    error = raw.answer(packed(op="join", body=joining | {"sent": 1.0}))["error"]
+    assert error["code"] == "malformed"
+    assert "is between 0 and" in error["message"]
+    beat = {"node": "far", "term": 1, "facts": sound | wrong}
+    assert raw.answer(packed(op="beat", body=beat))["error"]["code"] == "malformed"
+
+
+def test_an_agent_that_counts_beyond_all_measure_is_refused(env: Env, raw: Raw) -> None:
+    use = {"device": "x:1", "limit_bytes": 1, "used_bytes": ALL_BITS, "refused": 0}
+    run = {"lease": "l", "epoch": 1, "member": 0, "code": None, "signal": ALL_BITS, "error": ""}
+    run |= {"begun_ms": 0, "ended_ms": 0, "cpu_seconds": None}
+    for told in ({"use": {"l": [use, use]}}, {"runs": [run]}):
+        error = raw.answer(packed(op="beat", body={"node": "far", "term": 1} | told))["error"]
+        assert error["code"] == "malformed"

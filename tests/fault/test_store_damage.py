@@ -185,6 +185,34 @@ def test_a_backup_is_restored_beside_what_was_there(closed: tuple[Path, list[int
     assert care.restore(saved, places) != old
 
 
+def test_a_store_has_one_scheduler_from_whichever_runtime_directory(
+    closed: tuple[Path, list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = tmp_path / "saved.db"
+    care.backup(closed[0], saved)
+    monkeypatch.setenv("HAL_STATE_DIR", str(tmp_path / "state"))
+    ours, theirs = (_places(tmp_path / name, monkeypatch) for name in ("ours", "theirs"))
+    assert ours.store == theirs.store
+    with locked(ours):
+        with pytest.raises(AlreadyRunning, match=f"already serves {ours.state}"), locked(theirs):
+            pass
+        with pytest.raises(AlreadyRunning):
+            care.restore(saved, theirs)
+    assert not ours.store.exists()
+    assert not list(ours.state.iterdir())
+    care.restore(saved, theirs)
+    ours.make()
+    with locked(ours):
+        assert ours.store.stat().st_mode & 0o777 == 0o600
+
+
+def _places(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
+    monkeypatch.setenv("HAL_RUNTIME_DIR", str(directory))
+    places = Places()
+    places.make()
+    return places
+
+
 def test_what_is_no_backup_is_not_restored(tmp_path: Path) -> None:
     places = Places(tmp_path / "run")
     places.make()

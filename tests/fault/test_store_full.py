@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 from hal.backend import HalError
 from hal.scheduler.client import Client
 from hal.scheduler.core.records import Row
+from hal.scheduler.pages import Pages
 from hal.scheduler.store import NotDurable, Store
 from tests.conftest import HAL, wait_until
 from tests.integration.support import Env, kill, leases, places, start
@@ -50,6 +53,24 @@ def test_what_could_not_be_written_is_written_later_all_of_it(tmp_path: Path) ->
     store.close()
     again = Store(tmp_path / "leases.db")
     assert again.rows() == unsaid
+    again.close()
+
+
+def test_what_came_and_went_meanwhile_is_no_more(tmp_path: Path) -> None:
+    store = Store(tmp_path / "leases.db")
+    (pages,) = store._db.execute("PRAGMA page_count").fetchone()
+    page_limit(store, pages)
+    store.put([("lease", "brief", b"y" * 100_000)])
+    assert not committed(store)
+    store.put([("lease", "brief", None)])
+    assert not committed(store)
+    page_limit(store, 1 << 30)
+    wait_until(lambda: committed(store), what="the next try")
+    store.put([("lease", "next", b"x")])
+    store.commit()
+    store.close()
+    again = Store(tmp_path / "leases.db")
+    assert again.rows() == [("lease", "next", b"x")]
     again.close()
 
 
@@ -138,11 +159,21 @@ def test_nothing_is_promised_while_nothing_can_be_written(machine_env: Env) -> N
         ):
             with pytest.raises(HalError, match=r"disk is full; nothing was done"):
                 client.call(op, **body)
+        # And it can be seen.
+        for op in ("hello", "status"):
+            assert "disk is full" in client.call(op)["trouble"]
+        said = subprocess.run([*HAL, "status"], env=machine_env, capture_output=True, text=True, check=True)
+        assert "disk is full" in said.stdout
+        with Pages("127.0.0.1:0", places(machine_env)) as pages:
+            assert pages.health()["status"] == "degraded"
+            assert "disk is full" in pages.health()["reason"]
+            assert "hal_scheduler_store_writable 0" in pages.metrics()
         # Who holds something goes on.
         assert client.call("renew", lease=kept)["lease"]["id"] == kept
         assert client.call("hello")["pid"] == daemon.pid
         full(machine_env).unlink()
         assert "can be written again" in daemon.stderr.readline()
+        assert client.call("hello")["trouble"] is None
         once = acquire(client, "asked while it was full")
         assert acquire(client, "asked while it was full") == once
         client.call("release", lease=given_back)
@@ -164,6 +195,27 @@ def test_a_kill_while_it_is_full_keeps_what_was_promised(machine_env: Env) -> No
     with breakable(machine_env), Client(places(machine_env)) as client:
         assert client.call("renew", lease=kept)["lease"]["id"] == kept
         assert kept in {one["id"] for one in leases(machine_env)}
+
+
+def test_what_could_not_be_written_is_not_noted_as_done(machine_env: Env) -> None:
+    runtime = Path(machine_env["HAL_RUNTIME_DIR"])
+    runtime.mkdir(mode=0o700)
+    (runtime / "hal.toml").write_text('[security]\naudit = "audit.log"\n')
+
+    def noted() -> list[tuple[str, str, bool]]:
+        rows = [json.loads(row) for row in (runtime / "audit.log").read_text().splitlines()]
+        return [(row["op"], row["outcome"], row.get("durable", True)) for row in rows]
+
+    with breakable(machine_env), Client(places(machine_env)) as client:
+        kept = acquire(client)
+        full(machine_env).touch()
+        with pytest.raises(HalError, match="disk is full"):
+            client.call("release", lease=kept)
+        with pytest.raises(HalError, match="disk is full; nothing was done"):
+            acquire(client)
+        full(machine_env).unlink()
+        wait_until(lambda: client.call("hello")["trouble"] is None)
+    assert noted() == [("acquire", "ok", True), ("release", "failed", False), ("acquire", "failed", True)]
 
 
 def test_a_node_s_beats_are_answered_and_what_ended_there_is_to_be_told_again(machine_env: Env) -> None:

@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -130,6 +131,31 @@ def test_of_many_each_has_its_own_answer(client: hal.Client) -> None:
         client.call("acquire_many", requests=[])
 
 
+def test_of_many_that_wait_each_is_kept_from_its_grant_on(client: hal.Client, address: str) -> None:
+    """Not only from the moment at which those before it are granted, too."""
+
+    async def main() -> None:
+        async with hal.AsyncClient(address) as other:
+            held = [
+                one.id
+                for one in await other.acquire_many([core.Request()] * 64)
+                if not isinstance(one, HalError)
+            ]
+            last = msgspec.structs.replace(waiting(), priority=-1)
+            first = msgspec.structs.replace(waiting(), priority=1, ttl_ms=1000)
+            asking = asyncio.create_task(other.acquire_many([last, first]))
+            while len(await other.waiting()) < 2:
+                await asyncio.sleep(0.01)
+            await other.release(held.pop())
+            await asyncio.sleep(3.0)
+            await other.release(held.pop())
+            found = await asking
+            assert [type(one) for one in found] == [hal.AsyncLease] * 2
+            assert [one.lost for one in found if isinstance(one, hal.AsyncLease)] == [None] * 2
+
+    asyncio.run(main())
+
+
 # ---- answers that are lost -------------------------------------------------------------------
 
 
@@ -147,6 +173,8 @@ class Lossy:
         self._back.connect(address)
         self._lose = lose
         self._senders: dict[str, bytes] = {}
+        self.deaf_to: set[bytes] = set()  # connections that nothing comes back from
+        self.is_deaf = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -162,14 +190,19 @@ class Lossy:
                 request = wire.unpack_request(frame)
                 self.seen.append(request)
                 self._senders[request.id] = sender
-                self._back.send(frame)
+                if not self.is_deaf and sender not in self.deaf_to:
+                    self._back.send(frame)
             if self._back in ready:
                 frame = self._back.recv()
                 reply = wire.unpack_reply(frame)
-                if "lease" in reply.body and self._lose:
+                if reply.body.keys() & {"lease", "replies"} and self._lose:
                     self._lose -= 1
                 else:
                     self._front.send_multipart([self._senders[reply.id], frame])
+
+    def fall_silent(self) -> None:
+        """To all connections that there are."""
+        self.deaf_to.update(self._senders.values())
 
     def close(self) -> None:
         self._stop.set()
@@ -192,6 +225,89 @@ def test_a_request_whose_answer_was_lost_has_one_effect(
     finally:
         between.close()
         Path(f"/tmp/hal-lossy-{os.getpid()}").unlink(missing_ok=True)
+
+
+@pytest.fixture
+def between(address: str) -> Iterator[Callable[[int], Lossy]]:
+    path, made = Path(f"/tmp/hal-lossy-{os.getpid()}"), []
+
+    def make(lose: int) -> Lossy:
+        made.append(Lossy(address, path, lose))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+    path.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_who_is_cancelled_before_there_is_an_answer_has_nothing(
+    client: hal.Client,
+    between: Callable[[int], Lossy],
+    many: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("hal.client._AGAIN", 60.0)
+    one = core.Request(members=(core.Member((core.Alternative(memory_bytes=GIB),)),))
+
+    async def main() -> None:
+        async with hal.AsyncClient(between(1).address) as lossy, hal.AsyncClient(client_address) as other:
+            work = lossy.acquire_many([one, one]) if many else lossy.acquire(request=one)
+            asking = asyncio.create_task(work)
+            while not await other.leases():
+                await asyncio.sleep(0.01)
+            asking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+            assert await other.leases() == []
+
+    client_address = client._client._endpoint.address
+    asyncio.run(main())
+
+
+def test_a_connection_that_has_gone_silent_is_left_though_others_wait_on_it(
+    between: Callable[[int], Lossy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hal.client._AGAIN", 0.3)
+
+    async def main() -> None:
+        proxy = between(0)
+        async with hal.AsyncClient(proxy.address, timeout=10.0) as client:
+            number = (await client.scheduler()).event
+            waits = {"after": number, "timeout_seconds": 30.0, "timeout": 60.0}
+            watching = asyncio.create_task(client.call("watch", **waits))
+            while not any(request.op == "watch" for request in proxy.seen):
+                await asyncio.sleep(0.01)
+            proxy.fall_silent()
+            assert (await client.scheduler()).event == number
+            watching.cancel()
+
+    asyncio.run(main())
+
+
+def test_closing_asks_a_scheduler_that_says_nothing_once_for_all(
+    between: Callable[[int], Lossy], client: hal.Client
+) -> None:
+    proxy = between(0)
+    other = hal.Client(proxy.address, timeout=1.0)
+    for _ in range(3):
+        other.acquire(memory_bytes=GIB)
+    seen = len(proxy.seen)
+    proxy.is_deaf = True
+    other.close()
+    assert len({request.id for request in proxy.seen[seen:] if request.op.startswith("release")}) == 1
+
+
+def test_clocks_that_are_set_make_no_request_late(
+    client: hal.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid, told = client.scheduler().pid, time.time
+    for hours in (-24, 24):
+        monkeypatch.setattr(time, "time", lambda hours=hours: told() + 3600 * hours)
+        assert client.scheduler().pid == pid
+    client._client._zero -= 3_600_000.0  # the scheduler's, by its restart
+    assert client.scheduler().pid == pid
 
 
 def test_what_is_read_too_late_is_not_begun(client: hal.Client, address: str) -> None:
@@ -227,6 +343,80 @@ def test_a_client_that_is_closed_says_so(address: str) -> None:
     client.close()
     with pytest.raises(StateError, match="closed"):
         client.leases()
+
+    async def main() -> None:
+        other = hal.AsyncClient(address)
+        await other.scheduler()
+        await other.close()
+        await other.close()
+        with pytest.raises(StateError, match="closed"):
+            await other.leases()
+
+    asyncio.run(main())
+
+
+def test_who_waits_when_the_client_is_closed_is_told(client: hal.Client, address: str) -> None:
+    held = client.acquire_many([core.Request()] * 64)
+    other, told = hal.Client(address), []
+
+    def ask() -> None:
+        try:
+            other.acquire(request=waiting())
+        except HalError as error:
+            told.append(str(error))
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    wait_until(lambda: bool(client.waiting()))
+    other.close()
+    thread.join(60)
+    assert told == ["this client is closed"]
+    assert client.waiting() == []
+    client.release_many([one.id for one in held if isinstance(one, hal.Lease)])
+
+
+FORKED = """
+import os, signal, sys
+import hal
+
+def child(work):
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(30)
+        try:
+            work()
+        except hal.StateError as error:
+            print(error, flush=True)
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+
+client = hal.Client()
+lease = client.acquire(memory_bytes=1 << 30)
+child(client.leases)
+child(lease.release)
+child(client.close)
+with hal.lease(memory_bytes=1 << 30) as held:
+    child(held.release)
+    print(sorted(one.state for one in client.leases()))
+client.close()
+"""
+
+
+def test_a_forked_process_has_neither_the_client_nor_its_leases(address: str) -> None:
+    env = os.environ | {"HAL_SCHEDULER": address}
+    said = subprocess.run(
+        [HAL[0], "-W", "ignore", "-c", FORKED],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (said.returncode, said.stderr) == (0, "")
+    assert said.stdout.splitlines() == [
+        "this client is another process's: make one after the fork",
+        "['active', 'active']",
+    ]
 
 
 # ---- events ----------------------------------------------------------------------------------

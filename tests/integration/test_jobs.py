@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from hal.backend import StateError, UnsupportedError
+from hal.backend import HalError, StateError, UnsupportedError
 from hal.scheduler.jobs.table import _alive, _marked
 from tests.conftest import ALLOCATE, HAL, wait_until
 from tests.integration.support import GIB, Env, all_is_back, kill, line, serving, start
@@ -128,6 +128,32 @@ def test_a_gang_across_nodes_meets_and_one_that_fails_ends_the_others(site: Site
     job = site.over(site.submit(script, request={"members": members}))
     assert (job["state"], job["exit_code"]) == ("failed", 5)
     assert job["reason"] == "member 2 ended with code 5"
+    site.at_rest()
+
+
+def test_output_that_cannot_be_is_refused_and_the_scheduler_goes_on(site: Site) -> None:
+    site.add("green", "l40s-4")
+    job = site.submit("echo up; sleep 600")
+    site.has_said(job, "up")
+    for nonsense in ({"stream": "nonsense"}, {"offset": -1}, {"limit": 0}, {"limit": 1 << 40}):
+        with pytest.raises(HalError, match=r"does not fit: (stream|offset)"):
+            site.call("job_logs", job=job, **nonsense)
+    assert site.said(job) == "up\n"
+    site.call("cancel_job", job=job)
+    site.at_rest()
+
+
+def test_who_waits_for_the_lease_of_a_job_is_not_its_holder(site: Site) -> None:
+    site.add("green", "l40s-4")
+    job = site.submit("echo up; sleep 600")
+    site.has_said(job, "up")
+    script = f"from hal.scheduler.client import Client; Client().call('wait', lease='{job}')"
+    subprocess.run([HAL[0], "-c", script], env=site.head, check=True, timeout=60)
+    site.call("hello")  # by now its end has been seen
+    with site.client() as client:
+        client.call("wait_job", job=job, timeout_seconds=1.0, timeout=10.0)
+    assert site.job(job)["state"] == "running"
+    site.call("cancel_job", job=job)
     site.at_rest()
 
 

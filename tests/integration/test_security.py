@@ -10,6 +10,7 @@ import pwd
 import signal
 import stat
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -45,8 +46,8 @@ class Head:
             f'[scheduler]\nlisten = ["tcp://127.0.0.1:*"]\n{scheduler}\n[security]\naudit_files = 3\n{text}'
         )
 
-    def serve(self) -> subprocess.Popen[str]:
-        command = [*HAL, "serve", "--config", str(self.folder / "hal.toml")]
+    def serve(self, hal: list[str] = HAL) -> subprocess.Popen[str]:
+        command = [*hal, "serve", "--config", str(self.folder / "hal.toml")]
         self.process = start(self.env, *command, stdin=subprocess.DEVNULL)
         self.stack.callback(self.process.kill)
         said = self.said()
@@ -275,6 +276,33 @@ def test_an_agent_whose_key_is_refused_says_so_and_ends(serving: Head) -> None:
     assert "refuses the key 'green'" in refused.stderr.read()
 
 
+IMPATIENT = (
+    "from hal.scheduler import daemon; daemon._SILENT, daemon._LISTEN = 2.0, 0.1; "
+    "from hal.cli import main; raise SystemExit(main())"
+)
+
+
+def test_who_waits_elsewhere_and_is_not_heard_again_waits_no_longer(head: Head) -> None:
+    head.serve([sys.executable, "-c", IMPATIENT])
+    alice, root = head.named("alice"), head.client(places(head.env))
+    request = {"members": [{"alternatives": [{"memory_bytes": None}], "replicas": 4}]}
+    acquired = alice.call("acquire", key="all", request=request)["lease"]["id"]
+    places_in_queue = [
+        alice.call("acquire", key=key, request=request | {"wait": True})["waiting"]["id"]
+        for key in ("heard", "killed")
+    ]
+
+    def waiting() -> list[str]:
+        alice.call("renew", lease=acquired)
+        alice.call("renew", lease=places_in_queue[0])
+        return [one["id"] for one in root.call("list")["waiting"]]
+
+    assert waiting() == places_in_queue
+    wait_until(lambda: waiting() == places_in_queue[:1], what="the end of the one that is not asked for")
+    with pytest.raises(GoneError, match="nothing was heard for 2 s from who wants it"):
+        alice.call("wait", lease=places_in_queue[1])
+
+
 # ---- configuration ---------------------------------------------------------------------------
 
 
@@ -375,6 +403,27 @@ def test_who_waits_for_too_many_answers_is_busy(head: Head) -> None:
         wait_until(busy)
         root.call("release", lease=first)
     wait_until(lambda: not busy())
+
+
+def test_who_has_too_many_in_the_queue_is_told_and_jobs_count(head: Head) -> None:
+    head.config("[limits]\nwaiting = 3\n")
+    head.serve()
+    root, alice = head.client(places(head.env)), head.named("alice")
+    whole = {"members": [{"alternatives": [{"selector": 'vendor == "nvidia"', "count": 2}]}], "wait": True}
+    held = root.call("acquire", key="a", request=whole)["lease"]["id"]
+    job = {"command": ["true"]}
+    alice.call("submit", key="jobs", job=job, request=whole, array=[1, 2])
+    waits = alice.call("acquire", key="b", request=whole)["waiting"]["id"]
+    assert alice.call("acquire", key="b", request=whole)["waiting"]["id"] == waits
+    for op, body in (("acquire", {}), ("submit", {"job": job}), ("submit", {"job": job, "array": [1, 2]})):
+        with pytest.raises(TemporaryError, match="alice has 3 requests that wait, and may have 3"):
+            alice.call(op, key=f"{op}{len(body)}", request=whole, **body)
+    alice.call("release", lease=waits)
+    with pytest.raises(TemporaryError, match="alice has 2 requests that wait"):
+        alice.call("submit", key="two", job=job, request=whole, array=[1, 2])
+    alice.call("acquire", key="c", request=whole)
+    root.call("acquire", key="d", request=whole)
+    root.call("release", lease=held)
 
 
 # ---- other users of this machine -------------------------------------------------------------

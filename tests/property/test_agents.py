@@ -129,15 +129,20 @@ class Network:
 class Scheduler:
     """What hal/scheduler/daemon.py does with events and orders, without its files and sockets."""
 
-    def __init__(self, network: Network, saved: Iterable[records.Row], now: float) -> None:
+    def __init__(
+        self, network: Network, saved: Iterable[records.Row], now: float, grace: float = GRACE
+    ) -> None:
         self.network = network
-        read = records.read(saved)
-        self.nodes = Nodes(None, lost_seconds=LOST, grace_seconds=GRACE)
+        rows = list(saved)
+        read = records.read(rows)
+        self.nodes = Nodes(None, lost_seconds=LOST, grace_seconds=grace)
+        self.nodes.load(rows, now)
+        self.told = {id: value for kind, id, value in rows if kind == "told"}
         for lease in read.leases:
             assert self.nodes.take_over(lease, now)
         lost = set() if read.counters is None else set(read.counters.lost)
         known = [facts for facts in read.nodes if facts.id not in lost]
-        self.state = records.restore(read, known, grace_ms=round(GRACE * 1000))
+        self.state = records.restore(read, known, grace_ms=round(grace * 1000))
         for facts in known:
             self.nodes.know(facts, now)
         for id in lost:
@@ -154,7 +159,8 @@ class Scheduler:
 
     def saved(self) -> list[records.Row]:
         rows = [("node", id, msgspec.msgpack.encode(facts)) for id, facts in self.node_rows.items()]
-        return [*records.everything(self.state), *rows]
+        self.told |= {id: value for _, id, value in self.nodes.changes()}
+        return [*records.everything(self.state), *rows, *(("told", *one) for one in self.told.items())]
 
     def happens(self, event: core.Event, now: float) -> list[core.Decision]:
         decisions = self.state.apply(event, round(now * 1000))
@@ -353,9 +359,14 @@ class Cluster(RuleBasedStateMachine):
 
     # ---- what dies --------------------------------------------------------------------------
 
-    @rule()
-    def the_scheduler_restarts(self) -> None:
-        self.scheduler = Scheduler(self.network, self.scheduler.saved(), self.now)
+    @rule(grace=st.sampled_from([GRACE, GRACE / 4]))
+    def the_scheduler_restarts(self, grace: float) -> None:
+        self.scheduler = Scheduler(self.network, self.scheduler.saved(), self.now, grace)
+
+    @rule(grace=st.sampled_from([GRACE, GRACE / 4]))
+    def the_configuration_is_another(self, grace: float) -> None:
+        self.scheduler.nodes.grace_seconds = grace
+        self.scheduler.state.grace_ms = round(grace * 1000)
 
     @rule(name=st.sampled_from(NAMES))
     def an_agent_restarts(self, name: str) -> None:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from hal.scheduler.core import mix as mix_module
 from hal.scheduler.core import placement
 from hal.scheduler.core.facts import DeviceFacts, NodeFacts
-from hal.scheduler.core.fleet import Eligible, Fleet
+from hal.scheduler.core.fleet import Fleet
+from hal.scheduler.core.masks import Eligible
 from hal.scheduler.core.mix import Mix
 from hal.scheduler.core.packing import WORTH, worth_of_rests
 from hal.scheduler.core.placement import Policy, Strategy, place

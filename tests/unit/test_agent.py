@@ -85,6 +85,28 @@ def test_a_late_join_and_a_second_node_of_a_name_are_refused() -> None:
     assert not nodes.join(elsewhere, msgspec.structs.replace(joining, boot="boot-2", sent=1.0), {}, 6.0).again
 
 
+def test_what_a_node_was_told_counts_until_it_beats_under_something_else() -> None:
+    nodes = Nodes(None, lost_seconds=5, grace_seconds=60)
+    joining = on.Join("a", "boot", 0, 1.0, "1", core.NodeFacts("a", 1000, 1 << 30))
+    here, beat = Address(Mock(), b"1"), on.Beat("a", 0)
+    nodes.join(here, joining, {}, 0.0)
+    assert nodes.beat(here, beat, 1.0)
+    nodes.grace_seconds = 3  # as by SIGHUP
+    assert not nodes.beat(here, beat, 2.0)  # it has to join again, and is told then
+    assert nodes.join(here, msgspec.structs.replace(joining, sent=2.0), {}, 2.0).cut_off_seconds < 8
+    after = Nodes(None, lost_seconds=5, grace_seconds=3)
+    after.load(nodes.changes(), 100.0)
+    for one, since in ((nodes, 2.0), (after, 100.0)):  # the answer may be lost; a successor knows it, too
+        assert one.lost(since + 5) == ["a"]
+        assert not one._has_stopped("a", since + 64)
+        assert one._has_stopped("a", since + 65)
+    nodes.join(here, msgspec.structs.replace(joining, sent=3.0), {}, 100.0)
+    assert nodes.beat(here, beat, 101.0)
+    assert nodes.lost(106.0) == ["a"]
+    assert not nodes._has_stopped("a", 108.9)
+    assert nodes._has_stopped("a", 109.1)
+
+
 def test_a_node_joins_only_without_what_is_not_its_own() -> None:
     nodes = Nodes(None, lost_seconds=5, grace_seconds=60)
     joining = on.Join("a", "boot", 0, 1.0, "1", core.NodeFacts("a", 1000, 1 << 30), bound={"x": 1})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import signal
 import stat
 from pathlib import Path
@@ -179,3 +180,18 @@ def test_what_is_let_in_never_passes_any_device(wanted: list[Claim]) -> None:
         assert sum(one.memory_bytes for one in here if not one.whole) <= 10
         assert sum(one.compute_milli for one in here if not one.whole) <= ALL_MILLI
         assert len(here) == 1 or not any(one.whole for one in here)
+
+
+def test_without_files_nothing_is_taken_for_free(book: Book) -> None:
+    book.claim(claim(kept=True), 10 * GIB)
+    other = Book(book.directory)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.open(book.directory, os.O_RDONLY)  # and all below it are in use
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+    try:
+        with pytest.raises(StateError, match="Too many open files"):
+            other.claims()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        os.close(lowest)
+    assert len(other.claims()) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import socket
@@ -15,6 +16,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from hal.backend import StateError
+from hal.scheduler.client import Client
 from hal.scheduler.metrics import exposition
 from hal.scheduler.monitor import BOUNDS
 from hal.scheduler.pages import Pages, address
@@ -151,6 +153,29 @@ def test_who_says_nothing_takes_no_room_for_ever(pages: Pages) -> None:
             closed += one.recv(1) == b""
         assert closed == 40  # those beyond the bound at once, the others after their time
     assert get(pages, "/health")[0] == 503
+
+
+def test_who_asks_slowly_keeps_nobody_else_out(pages: Pages) -> None:
+    with ExitStack() as stack:
+        slow = [stack.enter_context(socket.create_connection(pages.server_address[:2])) for _ in range(8)]
+        for _ in range(10):
+            for one in slow:
+                with contextlib.suppress(OSError):
+                    one.sendall(b"G")
+            assert get(pages, "/health")[0] == 503
+
+
+def test_metrics_are_made_once_for_all_who_read_them(pages: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def call(_: Client, op: str, **_body: Any) -> dict[str, Any]:
+        asked.append(op)
+        return STATUS if op == "status" else {"nodes": NODES, "next": None}
+
+    monkeypatch.setattr(Client, "call", call)
+    monkeypatch.setattr("hal.scheduler.pages._FRESH", 600.0)
+    assert len({get(pages, "/metrics")[1] for _ in range(5)}) == 1
+    assert asked == ["status", "nodes"]
 
 
 def test_an_address_in_use_is_one_sentence(pages: Pages, tmp_path: Path) -> None:

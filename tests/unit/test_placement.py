@@ -275,3 +275,21 @@ def test_a_kept_mix_goes_on_as_it_was() -> None:
             one.arrived(Shape(compute_milli=1 + number % 7))
     assert mix.state() == other.state()
     assert mix.epoch == 4 and len(mix.counts) <= 512 and len(mix.expected) <= 96
+
+
+def test_sizes_that_have_gone_do_not_count() -> None:
+    """What was there before is not to decide where something goes: a journal is replayed from later, too."""
+    without, past = node("a", 0, 0, cpu=1000), fleet_of(node("a", 16))
+    past.join(without)
+    fresh = fleet_of(without)
+    assert (past.has_memory, fresh.has_memory) == (False, False)
+    for fleet in (past, fresh):
+        fleet.join(node("b", 0))
+        assert place(fleet, Shape(count=0, cpu_milli=1000), fleet.everything, Policy(), Mix()) is not None
+    costs = [
+        next(iter(fleet.memo["placement"].rows.values()))
+        .costs[[fleet.row_of["a"], fleet.row_of["b"]]]
+        .tolist()
+        for fleet in (past, fresh)
+    ]
+    assert costs[0] == costs[1]

@@ -227,6 +227,31 @@ def test_the_journal_keeps_as_many_events_as_it_is_told(path: Path) -> None:
     assert events <= 110
 
 
+def test_large_events_make_the_journal_begin_anew_however_few_they_are(path: Path) -> None:
+    store = Store(path, largest=1 << 20)
+    state = State()
+    state.apply(NodeJoined(NODE), 0)
+    store.note(0, journal.Began(0, state.grace_ms, (), (NODE,)))
+    for now in range(200):
+        if store.wants_base():
+            nodes = tuple(state.world.fleet.facts)
+            store.rebase(now, everything(state), nodes, state.grace_ms)
+        event = Submit(Request(name="n" * 60_000), str(now), str(now), 1)  # which is refused
+        state.apply(event, now)
+        store.note(now, event)
+        store.put(changes(state))
+        store.commit(all=True)
+        if now == 190:  # what was there before counts, too
+            store.close()
+            store = Store(path, largest=1 << 20)
+    store.close()
+    care.check(path)
+    with sqlite3.connect(path) as raw:
+        (size,) = raw.execute("SELECT sum(length(value)) FROM journal").fetchone()
+    raw.close()
+    assert 1 << 20 <= size <= 2.2 * (1 << 20)
+
+
 # ---- format 1 ---------------------------------------------------------------------------------
 
 

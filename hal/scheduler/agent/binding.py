@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from hal.enforce.ledger import DeviceUse
 from hal.model import Enforcement
-from hal.scheduler.core.facts import NodeFacts
+from hal.scheduler.core.facts import NodeFacts, check_facts
 from hal.scheduler.core.fleet import Spot
 from hal.scheduler.core.lease import Lease
 from hal.scheduler.jobs.output import STREAMS, Piece
@@ -38,6 +38,9 @@ __all__ = [
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # as host names, and some more
+
+_MOST_USE = 1 << 50  # of a device
+_MOST_SIGNAL = 128
 
 
 class BoundPart(Struct, frozen=True):
@@ -156,6 +159,10 @@ class Join(Struct, frozen=True):
         if not _NAME.fullmatch(self.node):
             raise ValueError("a node's name has 1 to 128 letters, digits, '.', '_' and '-'")
 
+    def check(self) -> None:
+        """What the scheduler cannot count with. Raises ValueError."""
+        check_facts(self.facts)
+
 
 class Joined(Struct, frozen=True):
     """What the scheduler makes of it. What is not in ``keep`` is to be ended.
@@ -180,16 +187,29 @@ class Beat(Struct, frozen=True):
     use: dict[str, list[DeviceUse]] = {}
     runs: list[Ended] = []  # programs of jobs that have ended, until answered
 
+    def check(self) -> None:
+        """What the scheduler cannot count with. Raises ValueError."""
+        if self.facts is not None:
+            check_facts(self.facts)
+        for lease, uses in self.use.items():
+            if any(not 0 <= value <= _MOST_USE for one in uses for value in (one.used_bytes, one.refused)):
+                raise ValueError(f"use of '{lease:.64}': amounts are between 0 and {_MOST_USE}")
+        if any(not 0 <= (one.signal or 0) <= _MOST_SIGNAL for one in self.runs):
+            raise ValueError(f"runs: a signal is between 1 and {_MOST_SIGNAL}")
+
 
 def nodes_of(lease: Lease) -> list[str]:
     """In the order of the gang's members, each once."""
-    return list(dict.fromkeys(spot.node for spot in lease.spots()))
+    spots = lease.spots()
+    return [spots[0].node] if len(spots) == 1 else list(dict.fromkeys(spot.node for spot in spots))
 
 
 def binding_of(lease: Lease, node: str, prefix: str = "") -> Binding:
     """What a lease has on one node, with its devices named as that node does, which is without ``prefix``."""
 
     def named_there(spot: Spot) -> Spot:
+        if not prefix:
+            return spot
         return msgspec.structs.replace(
             spot, devices=tuple(device.removeprefix(prefix) for device in spot.devices)
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ from hal.scheduler.agent.facts import node_facts
 from hal.scheduler.agent.shares import Shares
 from hal.scheduler.core.facts import WHOLE_MILLI, NodeFacts
 from hal.scheduler.places import Places
+from hal.scheduler.security.connections import count_files
 from hal.slices.claims import Book, Claim
 
 __all__ = ["Slices"]
@@ -48,6 +50,7 @@ class Slices:
         """
         made = self._open[binding.lease] = {}
         try:
+            _check_files()
             self._claim(binding, anyway=False)
             for number, limits in _limits(binding).items():
                 made[number] = self._spares.take(self._file(binding, number), binding.name, limits)
@@ -218,6 +221,14 @@ def _limits(binding: Binding) -> dict[int, list[tuple[str, int]]]:
         for part in binding.parts
         if not part.spots[0].shape.whole
     }
+
+
+def _check_files() -> None:
+    """Each slice keeps some open. Without any left nothing could be done, nor started: slices get no more
+    than half. Raises StateError."""
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most != resource.RLIM_INFINITY and 2 * count_files() > most:
+        raise StateError(f"so many slices are open here that of {most} files too few are left (LimitNOFILE)")
 
 
 def _verify(ledger: Ledger, limits: list[tuple[str, int]]) -> None:

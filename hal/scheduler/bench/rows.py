@@ -82,6 +82,10 @@ def _remark(found: Measured, seconds: float, also: str = "") -> str:
     return ", ".join(said)
 
 
+def _part(rate: float, floor: float) -> str:
+    return f"{rate / floor:.0%} of the floor's"
+
+
 # ---- grounds -----------------------------------------------------------------------------------------
 
 
@@ -150,13 +154,20 @@ def _last_words(process: subprocess.Popen[bytes]) -> str:
 
 
 def _grants(seconds: float) -> Iterator[Figure]:
+    floor = {}
+    with _directory() as directory, _process("floor", directory):
+        for clients in (1, 8):
+            found = loaded(f"ipc://{directory}/scheduler.sock", seconds, clients=clients)
+            floor[clients] = found.pairs / seconds
+            name = f"nothing decided, {clients} client{'s' * (clients > 1)}"
+            yield Figure(name, floor[clients], "/s", remark=_remark(found, seconds, "this machine's floor"))
     with simulated() as address:
         found = loaded(address, seconds)
-        remark = _remark(found, seconds)
+        remark = _remark(found, seconds, _part(found.pairs / seconds, floor[1]))
         yield at_most("grant, 1 client, p50", quantile(found.took, 0.5), "ms", 1.5, remark)
         yield at_most("grant, 1 client, p99", quantile(found.took, 0.99), "ms", 5)
         found = loaded(address, seconds, clients=8)
-        remark = _remark(found, seconds)
+        remark = _remark(found, seconds, _part(found.pairs / seconds, floor[8]))
         yield at_least("grant, 8 clients", found.pairs / seconds, "/s", 2500, remark)
         yield at_most("grant, 8 clients, p99", quantile(found.took, 0.99), "ms", 10)
         found = loaded(address, seconds, window=64)

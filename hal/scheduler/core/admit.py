@@ -76,9 +76,9 @@ class _Search:
         members = one.request.members
         self.choices = [usable_alternatives(one, number, now) for number in range(len(members))]
         units = [(m, r) for m, member in enumerate(members) for r in range(member.replicas)]
-        self.units = sorted(
-            units, key=lambda unit: (len(self.choices[unit[0]]), -self._demand(unit[0]), unit)
-        )
+        if len(units) > 1:
+            units.sort(key=lambda unit: (len(self.choices[unit[0]]), -self._demand(unit[0]), unit))
+        self.units = units
         self.tries = _TRIES + 4 * len(units)
         self.parts: list[Part] = []
         self.blocked = Blocked(Why.ROOM, 0)

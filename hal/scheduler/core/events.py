@@ -109,6 +109,7 @@ class HolderGone(_Event, frozen=True):
     """The process that held the lease, or waited for it, has died."""
 
     id: str
+    reason: str = "its holder has died"
 
 
 class Ended(_Event, frozen=True):

@@ -7,8 +7,8 @@ from msgspec import Struct
 
 from hal.scheduler.core.admit import Blocked, Why, plan, shape_of, usable_alternatives
 from hal.scheduler.core.backfill import reserve
-from hal.scheduler.core.fleet import Eligible
 from hal.scheduler.core.lease import Amount, Lease, LeaseState, Waiting
+from hal.scheduler.core.masks import Eligible
 from hal.scheduler.core.match import values_of
 from hal.scheduler.core.placement import why_not
 from hal.scheduler.core.reclaim import least

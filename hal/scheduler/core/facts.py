@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-__all__ = ["WHOLE_MILLI", "Attribute", "DeviceFacts", "NodeFacts"]
+__all__ = ["WHOLE_MILLI", "Attribute", "DeviceFacts", "NodeFacts", "check_facts"]
 
 WHOLE_MILLI = 1000  # the compute of one device, whatever its size: a share is a share of this device
+
+# Of one node: small enough that sums over a cluster can be counted with and written.
+_MOST_MEMORY, _MOST_RAM, _MOST_MILLI, _MOST_MICROS = 1 << 46, 1 << 50, 1 << 40, 1 << 50
+_MOST_OUTSIDE = 1 << 62
 
 Attribute = str | int | float | bool
 
@@ -34,3 +38,18 @@ class NodeFacts(Struct, frozen=True):
     ram_bytes: int
     devices: tuple[DeviceFacts, ...] = ()
     labels: dict[str, str] = {}
+
+
+def check_facts(node: NodeFacts) -> None:
+    """A driver that does not know may say so with all bits set: that is no amount. Raises ValueError."""
+    _between(f"cpu_milli of '{node.id:.64}'", node.cpu_milli, _MOST_MILLI)
+    _between(f"ram_bytes of '{node.id:.64}'", node.ram_bytes, _MOST_RAM)
+    for device in node.devices:
+        _between(f"memory_bytes of '{device.id:.64}'", device.memory_bytes, _MOST_MEMORY)
+        _between(f"outside_bytes of '{device.id:.64}'", device.outside_bytes or 0, _MOST_OUTSIDE)
+        _between(f"micros_per_hour of '{device.id:.64}'", device.micros_per_hour, _MOST_MICROS)
+
+
+def _between(what: str, value: int, most: int) -> None:
+    if not 0 <= value <= most:
+        raise ValueError(f"{what} is between 0 and {most}, not {value}")

@@ -17,29 +17,13 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from hal.scheduler.core.facts import WHOLE_MILLI, DeviceFacts, NodeFacts
+from hal.scheduler.core.masks import EVERYTHING, Eligible, Masks, always, grown
 from hal.scheduler.core.shape import NoRoomError, Shape, Spot
 
-__all__ = ["EVERYTHING", "Eligible", "Fleet", "NoRoomError", "Shape", "Spot"]
-
-EVERYTHING = "everything"  # the key of the mask that each fleet has
+__all__ = ["Fleet", "NoRoomError", "Shape", "Spot"]
 
 # A driver's own share shows as used on some cards; more than this is somebody's program.
 _DRIVERS_OWN = 1 << 30
-_MASKS = 256  # selectors whose answers are kept; of the others, each answer is no longer kept up to date
-
-
-class Eligible:
-    """A selector's answer for each device and node, kept as a mask that follows the fleet."""
-
-    def __init__(
-        self, key: str, device: Callable[[DeviceFacts], bool], node: Callable[[NodeFacts], bool]
-    ) -> None:
-        self.key = key
-        self.device = device
-        self.node = node
-        self.devices: NDArray[np.bool_] = np.zeros((0, 0), bool)
-        self.nodes: NDArray[np.bool_] = np.zeros(0, bool)  # for a shape that needs no device
-        self.members = 0  # devices for which it holds
 
 
 class _Use(Struct):
@@ -54,10 +38,6 @@ class _Use(Struct):
 _NO_USE = _Use()
 
 
-def _always(_: object) -> bool:
-    return True
-
-
 def _differs_in_use_only(before: NodeFacts, node: NodeFacts) -> bool:
     """Whether the node is as it was, but for how much of its devices is in use from outside."""
     if len(before.devices) != len(node.devices):
@@ -67,6 +47,28 @@ def _differs_in_use_only(before: NodeFacts, node: NodeFacts) -> bool:
         for old, new in zip(before.devices, node.devices, strict=True)
     )
     return replace(node, devices=devices) == before
+
+
+# Of each row, or of each cell, beside CPU and RAM.
+_COLUMNS = (
+    "cpu_total",
+    "ram_total",
+    "changed",
+    "milli_left",
+    "there",
+    "usable",
+    "idle",
+    "slices",
+    "sliceable",
+    "bytes_free",
+    "milli_free",
+    "share_free",
+    "bytes_total",
+    "micros",
+    "kind",
+    "rest",
+    "group",
+)
 
 
 class Fleet:
@@ -100,8 +102,8 @@ class Fleet:
         self.rest: NDArray[np.int32] = np.zeros((0, 0), np.int32)
         self.group: NDArray[np.int64] = np.zeros((0, 0), np.int64)  # on one node, those that are close
         self.kinds: list[int] = []  # how much memory devices have
+        self.masks = Masks(self.facts)
         self.memo: dict[Hashable, Any] = {}  # what placement keeps between two calls
-        self.masks_made = 0  # rises with every new selector
         self._ranks: NDArray[np.int64] | None = None
         self._kinds_there: tuple[int, tuple[int, ...]] = (-1, ())  # at which layout, and they
         self._top_price = (-1, 0)  # at which layout, and the price
@@ -109,7 +111,6 @@ class Fleet:
         self._unusable: set[str] = set()
         self._nodes_use: dict[str, _Use] = {}
         self._devices_use: dict[str, _Use] = {}
-        self._masks: dict[str, Eligible] = {}
         self._undo: list[tuple[Callable[[Spot], None], Spot]] | None = None
         self.everything = self.select(EVERYTHING)
 
@@ -157,8 +158,7 @@ class Fleet:
         self._derive_node(row, node)
         self.gained.add(row)
         self.layout += 1
-        for mask in self._masks.values():
-            self._fill(mask, row, node)
+        self.masks.fill(row, node)
 
     update = join
 
@@ -170,10 +170,7 @@ class Fleet:
         self.facts[row] = None
         for host in (self.cpu_free, self.ram_free, self.cpu_total, self.ram_total):
             host[row] = -1  # not even an empty shape fits
-        for mask in self._masks.values():
-            mask.members -= int(mask.devices[row].sum())
-            mask.devices[row] = False
-            mask.nodes[row] = False
+        self.masks.fill(row, None)
         self._vacant.append(row)
         self._vacant.sort()
         self.layout += 1
@@ -229,8 +226,11 @@ class Fleet:
         if self._undo is not None:
             self._undo.append((self.adopt, spot))
         else:
-            self.gained.update(self.cell_of[device][0] for device in spot.devices if device in self.cell_of)
-            self.gained.update(row for row in (self.row_of.get(spot.node),) if row is not None)
+            if (row := self.row_of.get(spot.node)) is not None:
+                self.gained.add(row)
+            for device in spot.devices:  # of a node that has left, another may have them
+                if device in self.cell_of:
+                    self.gained.add(self.cell_of[device][0])
 
     @contextmanager
     def trial(self) -> Iterator[None]:
@@ -260,7 +260,7 @@ class Fleet:
             for column, device in enumerate(node.devices):
                 other._derive_device(row, column, device)
             other._derive_node(row, node)
-        for mask in self._masks.values():
+        for mask in self.masks:
             other.select(mask.key, mask.device, mask.node)
         return other
 
@@ -269,30 +269,18 @@ class Fleet:
     def select(
         self,
         key: str,
-        device: Callable[[DeviceFacts], bool] = _always,
-        node: Callable[[NodeFacts], bool] = _always,
+        device: Callable[[DeviceFacts], bool] = always,
+        node: Callable[[NodeFacts], bool] = always,
     ) -> Eligible:
         """The mask of the devices for which ``device`` holds, on nodes for which ``node`` holds.
 
         ``key`` stands for the pair: the same key gets the kept mask, and asks neither again.
         """
-        known = self._masks.pop(key, None)
-        if known is None:
-            known = Eligible(key, device, node)
-            self.masks_made += 1
-            known.devices = np.zeros(self.there.shape, bool, order="F")
-            known.nodes = np.zeros(len(self.cpu_free), bool)
-            for row, facts in enumerate(self.facts):
-                if facts is not None:
-                    self._fill(known, row, facts)
-            if len(self._masks) > _MASKS:
-                del self._masks[next(other for other in self._masks if other != EVERYTHING)]
-        self._masks[key] = known  # the last used is the last to be dropped
-        return known
+        return self.masks.select(key, device, node)
 
     def mask(self, key: str) -> Eligible | None:
         """The kept mask of a selector, if there is one."""
-        return self._masks.get(key)
+        return self.masks.get(key)
 
     def ranks(self) -> NDArray[np.int64]:
         """Each row's place among the node ids: what decides between equals, whatever joined first."""
@@ -304,9 +292,14 @@ class Fleet:
     def kinds_there(self) -> tuple[int, ...]:
         """Which sizes of memory there are, as numbers in ``kinds``."""
         if self._kinds_there[0] != self.layout:
-            there = np.flatnonzero(np.bincount(self.kind.ravel(order="K"), minlength=1)[: len(self.kinds)])
+            there = np.flatnonzero(np.bincount(self.kind[self.there], minlength=1)[: len(self.kinds)])
             self._kinds_there = (self.layout, tuple(there.tolist()))
         return self._kinds_there[1]
+
+    @property
+    def has_memory(self) -> bool:
+        """Some device of those that are there has memory that is counted."""
+        return any(self.kinds[kind] for kind in self.kinds_there())
 
     def top_price(self) -> int:
         """The highest price per hour of a device, in millionths."""
@@ -453,30 +446,9 @@ class Fleet:
             self._resize(len(self.cpu_free), max(width, 1))
 
     def _resize(self, rows: int, width: int) -> None:
-        def grown(old: NDArray[Any], fill: int = 0) -> NDArray[Any]:
-            # By columns: what is asked most often is asked of all rows, over the few devices of each.
-            new = np.full((rows, width)[: old.ndim], fill, old.dtype, order="F")
-            new[tuple(slice(length) for length in old.shape)] = old
-            return new
-
-        self.cpu_free, self.ram_free = grown(self.cpu_free, -1), grown(self.ram_free, -1)
-        self.cpu_total, self.ram_total = grown(self.cpu_total, -1), grown(self.ram_total, -1)
-        self.changed, self.milli_left = grown(self.changed), grown(self.milli_left)
-        self.there, self.usable = grown(self.there), grown(self.usable)
-        self.idle, self.sliceable = grown(self.idle), grown(self.sliceable)
-        self.slices = grown(self.slices)
-        self.bytes_free, self.milli_free = grown(self.bytes_free), grown(self.milli_free)
-        self.bytes_total, self.micros = grown(self.bytes_total), grown(self.micros)
-        self.kind, self.group = grown(self.kind), grown(self.group)
-        self.share_free, self.rest = grown(self.share_free), grown(self.rest)
-        for mask in self._masks.values():
-            mask.devices, mask.nodes = grown(mask.devices), grown(mask.nodes)
-
-    def _fill(self, mask: Eligible, row: int, node: NodeFacts) -> None:
-        fits = mask.node(node)
-        mask.nodes[row] = fits
-        mask.members -= int(mask.devices[row].sum())
-        mask.devices[row] = False
-        for column, facts in enumerate(node.devices):
-            mask.devices[row, column] = fits and mask.device(facts)
-        mask.members += int(mask.devices[row].sum())
+        shape = (rows, width)
+        self.masks.resize(shape)
+        for name in ("cpu_free", "ram_free"):
+            setattr(self, name, grown(getattr(self, name), shape, -1))
+        for name in _COLUMNS:
+            setattr(self, name, grown(getattr(self, name), shape))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Callable
 from operator import itemgetter
 from typing import Any
@@ -31,7 +32,8 @@ class Kind:
         self.told = ""  # why it does not fit, for people
         self.barred = False  # a limit or quota is in the way, not the devices
         self.told_at: tuple[int, int, str] | None = None
-        self.heap: list[tuple[int, str]] = []
+        self.heap: list[tuple[int, str]] = []  # also some that are gone
+        self.count = 0
 
 
 Entry = tuple[Place, Kind]
@@ -49,6 +51,7 @@ class Line:
         self.fresh: dict[tuple[Any, ...], Kind] = {}  # to be tried
         self.came: dict[tuple[Any, ...], Kind] = {}  # kinds that the screen does not know yet
         self.went: list[Kind] = []  # and those that it still knows
+        self.of_owner: Counter[int] = Counter()
 
     def add(self, one: Waiting) -> Kind:
         key = _key(one)
@@ -56,6 +59,8 @@ class Line:
         if kind is None:
             kind = self.kinds[key] = self.fresh[key] = self.came[key] = Kind(key, one.request)
         heapq.heappush(kind.heap, (one.order, one.id))
+        kind.count += 1
+        self.of_owner[one.uid] += 1
         self.waiting[one.id] = one
         self.kind_of[one.id] = kind
         self._settle(kind)
@@ -67,6 +72,13 @@ class Line:
     def remove(self, id: str) -> Waiting:
         one = self.waiting.pop(id)
         kind = self.kind_of.pop(id)
+        kind.count -= 1
+        if len(kind.heap) > 64 and len(kind.heap) > 4 * kind.count:  # behind one that waits for long
+            kind.heap = [entry for entry in kind.heap if self._is_of(kind, entry)]
+            heapq.heapify(kind.heap)
+        self.of_owner[one.uid] -= 1
+        if not self.of_owner[one.uid]:
+            del self.of_owner[one.uid]
         self._settle(kind)
         if kind.place is None:
             del self.kinds[kind.key]
@@ -78,12 +90,15 @@ class Line:
     def first(self, kind: Kind) -> Waiting | None:
         """The one that has waited longest."""
         while kind.heap:
-            order, id = kind.heap[0]
-            one = self.waiting.get(id)
-            if one is not None and one.order == order and self.kind_of[id] is kind:
-                return one
+            if self._is_of(kind, kind.heap[0]):
+                return self.waiting[kind.heap[0][1]]
             heapq.heappop(kind.heap)
         return None
+
+    def _is_of(self, kind: Kind, entry: tuple[int, str]) -> bool:
+        order, id = entry
+        one = self.waiting.get(id)
+        return one is not None and one.order == order and self.kind_of[id] is kind
 
     def _settle(self, kind: Kind) -> None:
         """Put it where the first of it belongs."""

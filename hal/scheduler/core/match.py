@@ -7,7 +7,8 @@ from functools import lru_cache
 from typing import Any
 
 from hal.scheduler.core.facts import DeviceFacts
-from hal.scheduler.core.fleet import EVERYTHING, Eligible, Fleet
+from hal.scheduler.core.fleet import Fleet
+from hal.scheduler.core.masks import EVERYTHING, Eligible
 from hal.scheduler.core.request import Alternative, Isolation
 from hal.selector import Cache, Path, Quantity, Selector, selector
 

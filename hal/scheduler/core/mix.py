@@ -10,7 +10,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from hal.scheduler.core.facts import WHOLE_MILLI
-from hal.scheduler.core.fleet import EVERYTHING
+from hal.scheduler.core.masks import EVERYTHING
 from hal.scheduler.core.shape import Shape
 
 __all__ = ["Expected", "Mix", "MixState", "extent"]

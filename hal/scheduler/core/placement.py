@@ -10,7 +10,8 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from hal.scheduler.core.facts import WHOLE_MILLI
-from hal.scheduler.core.fleet import Eligible, Fleet
+from hal.scheduler.core.fleet import Fleet
+from hal.scheduler.core.masks import Eligible
 from hal.scheduler.core.mix import Mix
 from hal.scheduler.core.scores import Scores
 from hal.scheduler.core.shape import Shape, Spot
@@ -90,9 +91,10 @@ def place(
     candidates = row.candidates(near, policy)
     if not len(candidates):
         return None
-    of_these = costs[candidates]
-    best = candidates[of_these == of_these.min()]
-    chosen = int(best[0] if len(best) == 1 else best[np.argmin(fleet.ranks()[best])])
+    if len(candidates) > 1:
+        of_these = costs[candidates]
+        candidates = candidates[of_these == of_these.min()]
+    chosen = int(candidates[0] if len(candidates) == 1 else candidates[np.argmin(fleet.ranks()[candidates])])
     node = fleet.facts[chosen]
     assert node is not None
     return Spot(node.id, tuple(node.devices[column].id for column in row.columns[chosen].tolist()), shape)
@@ -113,7 +115,7 @@ class _Kept:
         self.states: _States = {}
 
     def row(self, fleet: Fleet, shape: Shape, eligible: Eligible, policy: Policy, mix: Mix) -> _Row:
-        scores, seen = self.scores, (fleet.masks_made, fleet.layout)
+        scores, seen = self.scores, (fleet.masks.made, fleet.layout)
         if scores is None or scores.expected is not mix.expected or self.seen != seen:
             self.seen = seen
             if scores is None or not scores.hold(fleet, mix.expected):
@@ -153,7 +155,7 @@ class _Row:
     def refresh(self, policy: Policy) -> None:
         """See which nodes have room, and forget the costs of those that have changed."""
         fleet = self.fleet
-        changed = np.flatnonzero(fleet.changed > self.tick)
+        (changed,) = (fleet.changed > self.tick).nonzero()
         if self._returns_to_states(policy) and len(changed) <= _FEW:
             changed = changed[[not self._recall(row) for row in changed.tolist()]]
         if len(changed):
@@ -168,7 +170,7 @@ class _Row:
 
     def candidates(self, near: Mapping[str, float] | None, policy: Policy) -> Ints:
         """The nodes to choose from, with their costs worked out."""
-        rows = np.flatnonzero(self.fits)
+        (rows,) = self.fits.nonzero()
         if len(rows) > _ALL:
             # Ranks make the looks differ, so that the same nodes are seen whatever joined first.
             looks = self.looks[rows] * len(self.fits) + self.fleet.ranks()[rows]

@@ -33,7 +33,7 @@ _TYPES: dict[str, Any] = {
 
 
 # Kinds of rows that lie beside the state's: no event of the core makes them.
-APART = frozenset({"account", "job"})
+APART = frozenset({"account", "job", "told"})
 
 
 class DamagedError(ValueError):

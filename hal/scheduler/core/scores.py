@@ -62,7 +62,7 @@ class Scores:
         self.ram = np.array([shape.ram_bytes or _NOTHING for shape in shapes])
         self.milli = np.array([shape.compute_milli or _NOTHING for shape in shapes])
         self.bytes = np.array([shape.memory_bytes or _NOTHING for shape in shapes])
-        self.by_bytes = any(fleet.kinds)
+        self.by_bytes = fleet.has_memory
         self.full = float(self.weight.sum()) * _GAIN
         self.expected = expected
         self.masks = [fleet.mask(one.eligible) for one in expected]
@@ -81,7 +81,7 @@ class Scores:
         return (
             self.expected is expected
             and self.size == fleet.there.shape
-            and self.by_bytes == any(fleet.kinds)
+            and self.by_bytes == fleet.has_memory
             and self.scarcity == _scarcity(fleet, expected)
             and self.partial == _partial(fleet, expected)
         )

@@ -124,7 +124,7 @@ class State:
             case on.Release():
                 return [self._release(event)]
             case on.HolderGone():
-                return self._gone(event.id, Cause.HOLDER_GONE, "its holder has died")
+                return self._gone(event.id, Cause.HOLDER_GONE, event.reason)
             case on.Ended():
                 return self._ended(event.id, now)
             case on.Tick():

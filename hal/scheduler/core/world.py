@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from msgspec import Struct
 
-from hal.scheduler.core.facts import WHOLE_MILLI, NodeFacts
+from hal.scheduler.core.facts import WHOLE_MILLI, NodeFacts, check_facts
 from hal.scheduler.core.fleet import Fleet, Spot
 from hal.scheduler.core.lease import Amount, Lease, LeaseState, Part, Waiting, charge
 from hal.scheduler.core.line import Line
@@ -157,11 +157,12 @@ class World:
     # ---- devices ----------------------------------------------------------------------------
 
     def see(self, node: NodeFacts) -> None:
-        """ValueError when its devices are another node's."""
+        """ValueError when its devices are another node's, or their amounts none."""
         row = self.fleet.row_of.get(node.id)
         before = None if row is None else self.fleet.facts[row]
         if before == node:
             return
+        check_facts(node)
         layout = self.fleet.layout
         self.fleet.join(node)
         if self.fleet.layout != layout:

@@ -100,6 +100,8 @@ class Board:
         """The jobs of this key, made now unless they were before. Raises Refused, and then there is none."""
         if (known := self._by_key.get((peer.uid, key))) is not None:
             return known
+        there = self._daemon.state.world.line.of_owner[peer.uid]
+        self._daemon.limits.queue(peer, there, 1 if array is None else len(array))
         request = msgspec.structs.replace(request, wait=True, requeue=retries > 0, ttl_ms=_TTL_MS)
         base = self._fresh_id()
         owner = owner_name(peer.name, peer.uid)

@@ -90,6 +90,9 @@ class Logs(_Body, frozen=True):
     offset: int = 0
     limit: int = 32768
 
+    def __post_init__(self) -> None:
+        OutputOrder(self.job, 0, 0, self.stream, self.offset, self.limit)  # says what is wrong with them
+
 
 class WaitJob(_Body, frozen=True):
     job: str

@@ -30,7 +30,7 @@ class Audit:
         self.largest, self.kept = largest, kept  # may be changed while it runs
         self.lost = 0  # lines not written since the last that was
         self.complaint: str | None = None  # why the last try failed
-        self._lines: list[bytes] = []
+        self._lines: list[dict[str, Any]] = []
         self._file: int | None = None
         self._size = 0
 
@@ -45,14 +45,21 @@ class Audit:
         who = {"who": "scheduler"} if peer is None else _told(peer)
         line = {"time": _now(), **who, "op": op[:64], "outcome": outcome}
         line |= {name: _short(value) for name, value in what.items() if value is not None}
-        self._lines.append(msgspec.json.encode(line) + b"\n")
+        self._lines.append(line)
 
-    def flush(self) -> None:
+    def flush(self, *, durable: bool = True) -> None:
         """Write what was noted. Raises nothing: a log that cannot be written does not stop the scheduler;
-        ``lost`` and ``complaint`` say so."""
+        ``lost`` and ``complaint`` say so.
+
+        Not ``durable``: what was done for clients could not be written, and they are told that it failed.
+        """
         if not self._lines:
             return
-        lines, self._lines = self._lines, []
+        told, self._lines = self._lines, []
+        for line in () if durable else told:
+            if line["outcome"] in ("ok", "later") and "role" in line:
+                line |= {"outcome": "failed", "durable": False}
+        lines = [msgspec.json.encode(line) + b"\n" for line in told]
         if self.lost:
             gap = {"time": _now(), "who": "scheduler", "op": "audit", "outcome": "lost", "lines": self.lost}
             lines.insert(0, msgspec.json.encode(gap) + b"\n")

@@ -28,7 +28,7 @@ import zmq
 from hal.scheduler import wire
 from hal.units import format_bytes
 
-__all__ = ["Pressure", "bounded", "cap_memory", "count", "cut", "raise_files", "uncap_memory"]
+__all__ = ["Pressure", "bounded", "cap_memory", "count", "count_files", "cut", "raise_files", "uncap_memory"]
 
 _FILES = 65_536
 _ROOM = 4  # files for each connection that is meant to be
@@ -117,7 +117,7 @@ class Pressure:
             found = cut(addresses)
             trim()
             return f"{format_bytes(used)} of memory in use: all connections were cut, {_told(found)}"
-        if (files := _count_files()) > self._files:
+        if (files := count_files()) > self._files:
             found = count(addresses)
             there = found.total()
             self._files = files - there + self._connections  # slices have files, too
@@ -142,8 +142,8 @@ def _told(found: Counter[str]) -> str:
     return ", ".join(shown) + (" and others" if len(found) > 3 else "")
 
 
-def _count_files() -> int:
-    """Of this process. Since Linux 6.2 the kernel says it as the directory's size (proc(5))."""
+def count_files() -> int:
+    """That this process has open. Since Linux 6.2 the kernel says it as the directory's size (proc(5))."""
     return os.stat("/proc/self/fd").st_size or len(_open_files())  # noqa: PTH116 - each quarter of a second
 
 

@@ -156,10 +156,10 @@ class Door:
             self._strangers = 0
         return changed
 
-    def flush(self) -> None:
-        """Before replies are sent: write what was noted."""
+    def flush(self, *, durable: bool = True) -> None:
+        """Before replies are sent: write what was noted. ``durable``: what was done is."""
         if self.audit is not None:
-            self.audit.flush()
+            self.audit.flush(durable=durable)
             if self.audit.complaint is not None:
                 self._tell(self.audit.complaint)
 
@@ -174,8 +174,11 @@ class Door:
     ) -> Peer:
         """Who has sent this. Raises Refused when it is nobody who is served, or asks too much."""
         peer = self.gate.peer(address, frame)
-        many = [message.body[name] for name in _BATCHES if isinstance(message.body.get(name), list)]
-        self.limits.admit(peer, len(frame), now, count=max(1, *map(len, many)) if many else 1)
+        body, count = message.body, 1
+        for name in _BATCHES:
+            if name in body and isinstance(body[name], list):
+                count = max(count, len(body[name]))
+        self.limits.admit(peer, len(frame), now, count=count)
         return peer
 
     def note(self, peer: Peer | None, op: str, outcome: str, **what: Any) -> None:

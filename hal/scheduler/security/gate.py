@@ -8,6 +8,7 @@ by the client, so it alone says which way a message came.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -168,8 +169,7 @@ class Gate:
     def _of_this_machine(self, address: Address, frame: zmq.Frame) -> Peer:
         """libzmq tells "host:uid:gid:pid" of a peer on ipc, as the kernel told it at the connection."""
         try:
-            _, uid_text, _, pid_text = _property(frame, "Peer-Address").rsplit(":", 3)
-            uid, pid = int(uid_text), int(pid_text)
+            uid, pid = _uid_and_pid(_property(frame, "Peer-Address"))
         except ValueError:
             raise wire.Malformed("the sender's user cannot be told") from None
         own = uid in (os.geteuid(), 0)
@@ -188,6 +188,13 @@ class Gate:
         if peer.role not in access.roles:
             roles = ", ".join(sorted(access.roles))
             raise Refused("denied", f"'{op}' is for {roles}; {peer.name} is {peer.role.value}")
+
+
+@functools.lru_cache(4096)
+def _uid_and_pid(address: str) -> tuple[int, int]:
+    """Raises ValueError."""
+    _, uid, _, pid = address.rsplit(":", 3)
+    return int(uid), int(pid)
 
 
 def _property(frame: zmq.Frame, name: str) -> str:

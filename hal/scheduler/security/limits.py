@@ -25,6 +25,7 @@ class Allowance(Struct, frozen=True):
     burst: int  # that may be asked at once after a pause
     outstanding: int  # requests that wait for their answer
     request_bytes: int
+    waiting: int = 10_000  # requests in queues, jobs among them
 
 
 class _Client(Struct):
@@ -78,6 +79,16 @@ class Limits:
                 f"{peer.name} waits for {client.outstanding} answers already; try again when one has come",
             )
         client.outstanding += 1
+
+    def queue(self, peer: Peer, there: int, more: int = 1) -> None:
+        """So many more requests are to wait, beside those of the same owner. Raises Refused (``limit``)."""
+        if not _is_exempt(peer) and there + more > self.allowance.waiting:
+            self.refused += 1
+            raise Refused(
+                "limit",
+                f"{peer.name} has {there} requests that wait, and may have {self.allowance.waiting}; "
+                "try again when some have been served",
+            )
 
     def end(self, peer: Peer) -> None:
         """An answer that was outstanding has been given, or nobody waits for it any more."""

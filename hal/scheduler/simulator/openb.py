@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from hal.backend import StateError
 from hal.scheduler.core.facts import WHOLE_MILLI, DeviceFacts, NodeFacts
-from hal.scheduler.core.fleet import EVERYTHING
+from hal.scheduler.core.masks import EVERYTHING
 from hal.scheduler.core.shape import Shape
 
 __all__ = ["Task", "TraceError", "arrivals", "read_nodes", "read_tasks"]

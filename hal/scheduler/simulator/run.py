@@ -10,7 +10,7 @@ from msgspec import Struct
 from hal.scheduler.core.decisions import Grant
 from hal.scheduler.core.events import NodeJoined, Submit
 from hal.scheduler.core.facts import WHOLE_MILLI, NodeFacts
-from hal.scheduler.core.fleet import EVERYTHING
+from hal.scheduler.core.masks import EVERYTHING
 from hal.scheduler.core.placement import Policy, Strategy
 from hal.scheduler.core.request import Alternative, Member, Request
 from hal.scheduler.core.state import State

@@ -8,6 +8,7 @@ together (SQLite in WAL mode with full synchronisation).
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator
@@ -37,6 +38,7 @@ __all__ = [
 
 VERSION = 3
 KEPT = 100_000  # events that the journal holds at least, once there were so many
+LARGEST = 64 << 20  # bytes of them after which it begins anew, however few they are: requests may be large
 _SCHEMA = (
     "CREATE TABLE record (kind TEXT NOT NULL, id TEXT NOT NULL, value BLOB NOT NULL, mark INTEGER NOT NULL, "
     "PRIMARY KEY (kind, id)) WITHOUT ROWID",
@@ -66,10 +68,10 @@ class _Pending(Struct):
 class Store:
     """The file of one daemon, who is its only writer."""
 
-    def __init__(self, path: Path, *, kept: int = KEPT) -> None:
+    def __init__(self, path: Path, *, kept: int = KEPT, largest: int = LARGEST) -> None:
         """Open, make or migrate it. Raises StateError when it is damaged or of a later version."""
         self.path = path
-        self._kept = kept
+        self._kept, self._largest = kept, largest
         self._now = _Pending({}, [])
         self._since = 0.0  # when the first of its events came
         self._behind: list[_Pending] = []  # what was committed, and could not be written yet
@@ -77,8 +79,9 @@ class Store:
         self._failed, self._why = float("-inf"), ""
         refuse_damaged_log(path)
         try:
+            os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))  # SQLite asks the umask
             self._db = sqlite3.connect(path, isolation_level=None)
-        except sqlite3.Error as error:
+        except (OSError, sqlite3.Error) as error:
             raise StateError(f"cannot use the lease store {path}: {error}") from error
         try:
             self._open()
@@ -103,7 +106,7 @@ class Store:
         self._marks = found.marks
         self._sum, self._rest = found.sum, found.rest
         self._number, self._first, self._base = found.last, found.first, found.bases[0]
-        self._events = found.events_since_last_base
+        self._events, self._bytes = found.events_since_last_base, found.bytes_since_last_base
 
     def _make(self, version: int) -> None:
         rows = taken_out(self._db, version) if version else []
@@ -141,7 +144,9 @@ class Store:
         """
         if self._behind:
             return False
-        return self._lost_entries or self._events >= (self._kept if quiet else self._kept + self._kept // 2)
+        most = 1.0 if quiet else 1.5
+        long = self._events >= most * self._kept or self._bytes >= most * self._largest
+        return self._lost_entries or long
 
     def rebase(
         self, now: int, rows: Iterable[Row], nodes: tuple[NodeFacts | None, ...], grace_ms: int
@@ -207,18 +212,19 @@ class Store:
 
     def _write(self) -> None:
         changed: dict[tuple[str, str], int | None] = {}
-        total, rest, number, events, base = self._sum, self._rest, self._number, self._events, None
+        total, rest, number, base = self._sum, self._rest, self._number, None
+        events, size = self._events, self._bytes
         self._db.execute("BEGIN IMMEDIATE")
         for one in self._behind:
             by, by_others = self._write_rows(one.rows, changed)
             total, rest = total ^ by, rest ^ by_others
             number += 1
             events += len(one.entries)
-            self._write_entries(number, total, rest, one.entries)
+            size += self._write_entries(number, total, rest, one.entries)
             if one.rebase is not None:
                 rows = tuple(row for row in self.rows() if row[0] not in APART)
                 self._write_base(number, msgspec.structs.replace(one.rebase, rows=rows))
-                base, events = number, 0
+                base, events, size = number, 0, 0
         if base is not None:
             kept = base if self._lost_entries else self._last_base(base)
             self._db.execute("DELETE FROM base WHERE number < ?", (kept,))
@@ -229,10 +235,11 @@ class Store:
         self._db.execute("COMMIT")
         for key, value in changed.items():
             if value is None:
-                del self._marks[key]
+                self._marks.pop(key, None)  # one that came and went while nothing could be written
             else:
                 self._marks[key] = value
-        self._sum, self._rest, self._number, self._events, self._first = total, rest, number, events, first
+        self._sum, self._rest, self._number, self._first = total, rest, number, first
+        self._events, self._bytes = events, size
         if base is not None:
             self._lost_entries = False
         self._behind.clear()
@@ -263,12 +270,14 @@ class Store:
 
     def _write_entries(
         self, number: int, total: int, rest: int, entries: list[tuple[int, journal.Entry]]
-    ) -> None:
+    ) -> int:
+        """How many bytes they have."""
         value = journal.encode(entries)
         mark = journal.mark_of_batch(number, len(entries), total, rest, value)
         self._db.execute(
             "INSERT INTO journal VALUES (?, ?, ?, ?, ?, ?)", (number, len(entries), total, rest, value, mark)
         )
+        return len(value)
 
     def _write_base(self, number: int, base: journal.Base) -> None:
         value = journal.encode(base)
@@ -311,6 +320,7 @@ class Found(Struct):
     last: int  # and of the latest
     bases: list[int]
     events_since_last_base: int
+    bytes_since_last_base: int
 
 
 def refuse_damaged_log(path: Path) -> None:
@@ -384,8 +394,10 @@ def verified(db: sqlite3.Connection) -> Found:
         told, others = latest.sum, latest.rest
     if (told, others) != (total, rest):
         raise Damage("some rows are older than others, or are not there")
-    (since,) = db.execute("SELECT total(events) FROM journal WHERE number > ?", (bases[-1],)).fetchone()
-    return Found(marks, total, rest, first, last, bases, int(since))
+    since, size = db.execute(
+        "SELECT total(events), total(length(value)) FROM journal WHERE number > ?", (bases[-1],)
+    ).fetchone()
+    return Found(marks, total, rest, first, last, bases, int(since), int(size))
 
 
 def batch(db: sqlite3.Connection, number: int) -> journal.Batch:

@@ -130,7 +130,8 @@ def mark(parts: Iterable[bytes]) -> int:
 
 
 def mark_of(kind: str, id: str, value: bytes) -> int:
-    return mark((f"{kind}\0{id}\0".encode(), value))
+    digest = hashlib.blake2b(f"{kind}\0{id}\0".encode() + value, digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
 
 
 def mark_of_batch(number: int, events: int, total: int, rest: int, value: bytes) -> int:
