@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import select
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from hal.backend import GoneError
-from hal.scheduler.jobs import output
+from hal.backend import GoneError, StateError
+from hal.scheduler.jobs import output, supervisor
 from hal.scheduler.jobs.spec import Ended, JobSpec, Launch
 from hal.scheduler.jobs.table import Jobs, RunId, _alive, _marked
 from tests.conftest import wait_until
@@ -188,6 +191,38 @@ def test_signals_reach_the_program(jobs: Jobs) -> None:
         jobs.signal(("x", 1, 0), signal.SIGTERM)
 
 
+def test_no_signal_stops_or_kills_the_supervisor(jobs: Jobs, directory: Path) -> None:
+    script = "for s in ALRM WINCH CONT; do trap \"echo $s\" $s; done; trap 'echo TERM; exit 3' TERM; " \
+        "echo ready; while :; do sleep 0.01; done"  # fmt: skip
+    jobs.start(RUN, shell(script))
+    wait_until(lambda: said(jobs) == b"ready\n")
+    heard = b"ready\n"
+    for name in ("ALRM", "WINCH"):
+        jobs.signal(RUN, signal.Signals[f"SIG{name}"])
+        heard += name.encode() + b"\n"
+        wait_until(lambda heard=heard: said(jobs) == heard)  # type: ignore[misc]
+    jobs.signal(RUN, signal.SIGSTOP)
+    pid = _alive(directory / "l.1.0")
+    wait_until(lambda: any(state_of(one) == "T" for one in running(directory)))
+    assert pid is not None and state_of(pid) == "S"
+    wait_until(lambda: jobs.end("l", signal.SIGTERM))
+    assert end_of(jobs).code == 3
+    jobs.start(("m", 1, 0), shell("echo ready; sleep 1000"))
+    wait_until(lambda: said(jobs, run=("m", 1, 0)) == b"ready\n")
+    jobs.signal(("m", 1, 0), signal.SIGSEGV)
+    assert (end_of(jobs, ("m", 1, 0)).signal, end_of(jobs, ("m", 1, 0)).error) == (signal.SIGSEGV, "")
+    for number in (0, 29, 99):
+        with pytest.raises(StateError):
+            jobs.signal(RUN, number)
+
+
+def state_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "gone"
+
+
 def test_the_next_agent_takes_over_and_a_run_is_started_once(directory: Path) -> None:
     first = Jobs(directory)
     first.start(RUN, shell("echo once; while [ ! -e go ]; do sleep 0.01; done; exit 5",
@@ -304,6 +339,75 @@ def test_it_runs_as_another_user_and_dies_with_its_supervisor(directory: Path, j
     os.kill(pid, signal.SIGKILL)
     end_of(jobs)
     assert running(directory) == []
+
+
+def test_a_piece_that_is_dropped_while_it_is_read_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stdout.0").write_bytes(b"ab")
+    (tmp_path / "stdout.4").write_bytes(b"ef")  # what should be between was lost on a full disk
+    real = Path.open
+
+    def dropped(path: Path, mode: str = "r", **more: Any) -> object:
+        opened = real(path, mode, **more)
+        if path.name == "stdout.0" and (tmp_path / "stdout.4").exists():
+            (tmp_path / "stdout.4").rename(tmp_path / "stdout.6")
+        return opened
+
+    monkeypatch.setattr(Path, "open", dropped)
+    assert output.read(tmp_path, "stdout", 2, 1, ended=False) == output.Piece(6, b"e", end=False)
+
+
+def test_what_cannot_be_read_of_the_output_is_said(tmp_path: Path) -> None:
+    (tmp_path / "stdout.0").mkdir()
+    with pytest.raises(StateError, match="cannot be read"):
+        output.read(tmp_path, "stdout", 0, 1, ended=False)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a disk that is full")
+def test_on_a_full_disk_a_program_goes_on_and_its_end_is_told(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "nr_inodes=9", "hal", disk], check=False).returncode:
+        pytest.skip("nothing can be mounted here")
+    one = Jobs(disk / "jobs")
+    try:
+        one.start(RUN, shell("echo up; read x < go; seq 4000; exit 5", output_bytes=8192,
+                             directory=str(tmp_path)))  # fmt: skip
+        os.mkfifo(tmp_path / "go")
+        wait_until(lambda: said(one) == b"up\n")
+        pid = _alive(disk / "jobs" / "l.1.0")
+        assert pid is not None
+        with contextlib.suppress(OSError):
+            for number in range(9):
+                (disk / f"filler{number}").touch()
+        (tmp_path / "go").write_text("\n")
+        children = Path(f"/proc/{pid}/task/{pid}/children")
+        wait_until(lambda: not children.read_text())
+        (disk / "filler0").unlink()
+        assert (end_of(one).code, end_of(one).error) == (5, "")
+    finally:
+        one.end("l", signal.SIGKILL)
+        one.close()
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_how_it_ended_is_written_down_however_long_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "spec.json").write_text("{}")
+    files, full = [], iter([True] * 50)
+
+    def fsync(_file: int) -> None:
+        files.append(len(list(Path("/proc/self/fd").iterdir())))
+        if next(full, False):
+            raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    supervisor.Supervisor(str(tmp_path))._write("exit.json", {"code": 3})
+    assert (tmp_path / "exit.json").read_text() == '{"code": 3}'
+    assert len(files) > 50 and max(files) - min(files) <= 1
 
 
 def test_a_piece_of_output_is_read_from_where_it_is_kept(tmp_path: Path) -> None:

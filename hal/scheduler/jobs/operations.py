@@ -20,7 +20,7 @@ from hal.scheduler.jobs.accounting import told
 from hal.scheduler.jobs.board import waiting_for
 from hal.scheduler.jobs.output import Piece
 from hal.scheduler.jobs.records import Job, described
-from hal.scheduler.jobs.spec import JobSpec
+from hal.scheduler.jobs.spec import LAST_SIGNAL, JobSpec
 from hal.scheduler.presets import with_preset
 
 if TYPE_CHECKING:
@@ -109,8 +109,8 @@ class SignalJob(_Body, frozen=True):
     member: int | None = None  # None: all
 
     def __post_init__(self) -> None:
-        if not 1 <= self.signal <= 31:
-            raise ValueError("signal is between 1 and 31")
+        if not 1 <= self.signal <= LAST_SIGNAL:
+            raise ValueError(f"signal is between 1 and {LAST_SIGNAL}")
 
 
 class Accounting(_Body, frozen=True):

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from hal.backend import StateError
+
 __all__ = ["STREAMS", "Piece", "read"]
 
 STREAMS = ("stdout", "stderr")
@@ -20,7 +22,10 @@ class Piece(Struct, frozen=True):
 
 
 def read(directory: Path, stream: str, offset: int, limit: int, *, ended: bool) -> Piece:
-    """At most ``limit`` bytes of a stream. A piece that is dropped meanwhile counts as dropped before."""
+    """At most ``limit`` bytes of a stream. A piece that is dropped meanwhile counts as dropped before.
+
+    Raises StateError when it cannot be read.
+    """
     for _ in range(8):
         bases = sorted(
             int(path.name.partition(".")[2])
@@ -37,8 +42,10 @@ def read(directory: Path, stream: str, offset: int, limit: int, *, ended: bool) 
                 data = file.read(limit)
         except FileNotFoundError:
             continue
+        except OSError as error:
+            raise StateError(f"the output cannot be read: {error.strerror}") from None
         if not data and base != bases[-1]:  # it ends where the next begins
-            data = (directory / f"{stream}.{bases[-1]}").read_bytes()[:limit]
-            at = bases[-1]
+            offset = min(one for one in bases if one > base)
+            continue
         return Piece(at, data, end=ended and base == bases[-1] and not data)
-    return Piece(offset, b"", end=ended)
+    return Piece(offset, b"", end=ended and not bases)

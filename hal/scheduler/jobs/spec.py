@@ -6,8 +6,9 @@ from msgspec import Struct
 
 from hal.scheduler.security.environment import checked_environment
 
-__all__ = ["Ended", "JobSpec", "Launch", "User"]
+__all__ = ["LAST_SIGNAL", "Ended", "JobSpec", "Launch", "User"]
 
+LAST_SIGNAL = 28  # that can be passed on to a program: so many real-time signals has a supervisor for them
 _MOST_OUTPUT = 1 << 40
 _LONGEST_COMMAND = 32 * 1024  # bytes; with its variables it has to fit into one request
 

@@ -12,7 +12,8 @@ which has ``spec.json`` (see table.py) and gets ``alive`` (whom to signal), what
 * The program is killed with the inner one (PR_SET_PDEATHSIG). What is left when both are killed is found
   by the agent, by the variable HAL_RUN of their environment, or by their control group where there is one.
 * SIGTERM ends it: the program gets SIGTERM and some seconds later what is left SIGKILL. SIGRTMIN+1 kills at
-  once. SIGRTMIN+2 is SIGTERM for the program and no more; SIGHUP, SIGINT, SIGQUIT, SIGUSR1 and SIGUSR2 go on.
+  once. SIGRTMIN+2 is SIGTERM for the program and no more; SIGHUP, SIGINT, SIGQUIT, SIGUSR1 and SIGUSR2 go on,
+  and so does any other signal N that is sent as SIGRTMIN+2+N: SIGSTOP itself would stop the supervisor.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _KILL, _PASS_TERM = signal.SIGRTMIN + 1, signal.SIGRTMIN + 2
 _PASSED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
-_HEARD = {signal.SIGTERM, signal.SIGCHLD, _KILL, _PASS_TERM, *_PASSED}
+_SHIFTED = range(_PASS_TERM + 1, signal.SIGRTMAX + 1)
+_HEARD = {signal.SIGTERM, signal.SIGCHLD, _KILL, _PASS_TERM, *_PASSED, *_SHIFTED}
 _READ = 65536
 _NOT_FOUND, _NOT_RUNNABLE = 127, 126  # as a shell says it
 
@@ -57,10 +59,10 @@ class Output:
     def write(self, data: bytes) -> None:
         """What there is no room for on the disk is lost: the program goes on."""
         while data:
-            if self._filled >= self._piece:
-                self._next()
-            part = data[: self._piece - self._filled]
             try:
+                if self._filled >= self._piece:
+                    self._next()
+                part = data[: self._piece - self._filled]
                 written = os.write(self._file, part)
             except OSError:
                 return
@@ -68,14 +70,14 @@ class Output:
             data = data[written:]
 
     def _next(self) -> None:
-        base = self._bases[-1] + self._filled
-        os.close(self._file)
-        self._file = self._open(base)
-        self._bases.append(base)
-        self._filled = 0
-        while len(self._bases) > 2:
+        while len(self._bases) > 1:  # first: there may be no room for a third
             old = os.path.join(self._directory, f"{self._name}.{self._bases.pop(0)}")  # noqa: PTH118
             os.unlink(old)  # noqa: PTH108
+        base = self._bases[-1] + self._filled
+        file = self._open(base)
+        os.close(self._file)
+        self._file, self._filled = file, 0
+        self._bases.append(base)
 
 
 class Supervisor:
@@ -227,10 +229,13 @@ class Supervisor:
                 self._kill_at = time.monotonic()
             elif number == signal.SIGTERM:
                 self._pass_on(signal.SIGTERM)
+                self._pass_on(signal.SIGCONT)  # one that was stopped hears it, too
                 if self._kill_at is None:
                     self._kill_at = time.monotonic() + self._spec["grace_seconds"]
+            elif number == _PASS_TERM:
+                self._pass_on(signal.SIGTERM)
             else:
-                self._pass_on(signal.SIGTERM if number == _PASS_TERM else number)
+                self._pass_on(number - _PASS_TERM if number in _SHIFTED else number)
 
     def _pass_on(self, number: int) -> None:
         """To the program's group. It is not reaped yet, so that the number is still its own."""
@@ -290,14 +295,16 @@ class Supervisor:
         text = json.dumps(content).encode()
         while True:
             try:
-                file = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-                os.write(file, text)
-                os.fsync(file)
-                os.close(file)
+                with open(f"{path}.new", "wb", buffering=0) as file:  # noqa: PTH123
+                    if file.write(text) != len(text):
+                        raise OSError(errno.ENOSPC, "it does not fit")
+                    os.fsync(file)
                 os.rename(f"{path}.new", path)  # noqa: PTH104
                 directory = os.open(self._directory, os.O_RDONLY | os.O_CLOEXEC)
-                os.fsync(directory)
-                os.close(directory)
+                try:
+                    os.fsync(directory)
+                finally:
+                    os.close(directory)
                 return
             except OSError as wrong:
                 if wrong.errno not in (errno.ENOSPC, errno.EDQUOT):

@@ -25,14 +25,16 @@ import msgspec
 from hal.backend import GoneError, StateError
 from hal.enforce.cgroup import Tree
 from hal.scheduler.jobs import output, supervisor
-from hal.scheduler.jobs.spec import Ended, Launch
+from hal.scheduler.jobs.spec import LAST_SIGNAL, Ended, Launch
 
 __all__ = ["Jobs", "RunId"]
 
 MARK = "HAL_RUN"  # in the environment of each run's processes: its directory
 _LOOK = 0.5  # seconds between looks at runs that cannot be watched
 _KEPT = 256  # runs that have ended and were told
-_SIGRTMIN_KILL, _SIGRTMIN_TERM = signal.SIGRTMIN + 1, signal.SIGRTMIN + 2
+# What the supervisor takes for "kill at once", "pass SIGTERM on", and with N added for "pass N on".
+_KILL, _PASS_TERM = signal.SIGRTMIN + 1, signal.SIGRTMIN + 2
+_PASSED_AS_THEY_ARE = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 RunId = tuple[str, int, int]  # lease, epoch, member
 
@@ -121,10 +123,14 @@ class Jobs:
         self._watch(self._living[run])
 
     def signal(self, run: RunId, number: int) -> None:
-        """Send it to the program, if that lives. Raises GoneError for a run that there never was."""
-        passed = {signal.SIGTERM: _SIGRTMIN_TERM, signal.SIGKILL: _SIGRTMIN_KILL}
+        """Send it to the program, if that lives. Raises GoneError for a run that there never was, and
+        StateError for what is no signal that can be passed on."""
+        if not 1 <= number <= LAST_SIGNAL:
+            raise StateError(f"signal is between 1 and {LAST_SIGNAL}")
         if run in self._living:
-            _send(self._living[run].path, passed.get(signal.Signals(number), number))
+            passed = {signal.SIGTERM: _PASS_TERM, signal.SIGKILL: _KILL}
+            passed |= {one: one for one in _PASSED_AS_THEY_ARE}
+            _send(self._living[run].path, passed.get(number, _PASS_TERM + number))
         elif not self._path(run).exists():
             raise GoneError("there is no such run on this node")
 
@@ -135,7 +141,7 @@ class Jobs:
             path = self._living[run].path
             if number == 0 or run in self._orphaned:
                 continue
-            if not _send(path, _SIGRTMIN_KILL if number == signal.SIGKILL else signal.SIGTERM):
+            if not _send(path, _KILL if number == signal.SIGKILL else signal.SIGTERM):
                 with contextlib.suppress(OSError):
                     (path / "killed").touch()  # it has not begun, and is not to
         self.turn()
