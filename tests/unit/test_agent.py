@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -9,14 +10,17 @@ from unittest.mock import Mock
 import msgspec
 import pytest
 
+from hal.backend import StateError
 from hal.scheduler import core
 from hal.scheduler.agent import binding as on
 from hal.scheduler.agent.agent import Agent, StaleError
+from hal.scheduler.agent.service import _alone
 from hal.scheduler.answers import Address, Refused
 from hal.scheduler.core.fleet import Spot
 from hal.scheduler.core.shape import Shape
 from hal.scheduler.nodes import Nodes
 from hal.scheduler.places import Places
+from hal.scheduler.process import AlreadyRunning
 from tests.property.test_agents import PlayedSlices
 
 
@@ -68,6 +72,28 @@ def test_what_has_ended_is_not_bound_again_by_a_late_order(agent: Agent) -> None
         agent.bind(on.BindOrder(1, wanted("m")))
     agent.bind(on.BindOrder(1, wanted(epoch=2)))
     assert agent.bound() == {"l": 2}
+
+
+def test_what_the_system_refuses_is_an_answer_and_not_the_agents_end(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent, "bind", Mock(side_effect=PermissionError(1, "not permitted")))
+    with pytest.raises(StateError, match="not permitted"):
+        agent.perform(on.BindOrder(1, wanted()), 0.0)
+
+
+def test_two_agents_cannot_have_one_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = Places(tmp_path)
+    lock = fcntl.flock
+
+    def late(file: Any, how: int) -> None:  # the one before leaves just now, and takes its file with it
+        monkeypatch.setattr(fcntl, "flock", lock)
+        places.agent_lock.unlink()
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with _alone(places), pytest.raises(AlreadyRunning), _alone(places):
+        pass
 
 
 def test_a_late_join_and_a_second_node_of_a_name_are_refused() -> None:

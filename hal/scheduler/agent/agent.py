@@ -117,7 +117,14 @@ class Agent:
             self.term = term
 
     def perform(self, order: Order, now: float) -> Bound | Unbound | Started | Piece:
-        """Carry out any order. Raises as the method that does it."""
+        """Carry out any order. Raises as the method that does it, and StateError for what the system does
+        not do for it."""
+        try:
+            return self._perform(order, now)
+        except OSError as error:
+            raise StateError(f"node '{self.node}' cannot do it: {error.strerror or error}") from None
+
+    def _perform(self, order: Order, now: float) -> Bound | Unbound | Started | Piece:
         match order:
             case BindOrder():
                 return self.bind(order)

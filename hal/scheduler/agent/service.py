@@ -272,11 +272,17 @@ def _boot() -> str:
 
 @contextlib.contextmanager
 def _alone(places: Places) -> Iterator[None]:
-    with places.agent_lock.open("ab") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise AlreadyRunning(f"an agent already serves {places.directory}") from None
-        yield
-        with contextlib.suppress(OSError):
-            os.unlink(handle.name)  # noqa: PTH108
+    while True:
+        with places.agent_lock.open("ab") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise AlreadyRunning(f"an agent already serves {places.directory}") from None
+            # One that has just left may have removed the file between our open and our lock.
+            ours = False
+            with contextlib.suppress(FileNotFoundError):
+                ours = os.path.samestat(os.fstat(handle.fileno()), places.agent_lock.stat())
+            if ours:
+                yield
+                places.agent_lock.unlink(missing_ok=True)
+                return
