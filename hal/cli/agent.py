@@ -11,12 +11,13 @@ from pathlib import Path
 
 import zmq
 
+from hal.backend import StateError
 from hal.cli.exits import UsageError
 from hal.inventory import Machine
 from hal.scheduler.agent.agent import Agent
 from hal.scheduler.agent.service import Service
 from hal.scheduler.agent.slices import Slices
-from hal.scheduler.config import configuration_file, load_config
+from hal.scheduler.config import Config, configuration_file, load_config, reloaded
 from hal.scheduler.endpoint import Endpoint, Unreachable
 from hal.scheduler.jobs.launch import Launcher
 from hal.scheduler.logs import Log
@@ -59,7 +60,7 @@ def configure_agent(parser: argparse.ArgumentParser) -> Callable[[argparse.Names
         "--config",
         metavar="FILE",
         help="the configuration (default: $HAL_CONFIG, then hal.toml in the runtime directory, then for "
-        "root /etc/hal/hal.toml)",
+        "root /etc/hal/hal.toml); read again at SIGHUP",
     )
     return _agent
 
@@ -68,20 +69,43 @@ def _agent(options: argparse.Namespace) -> int:
     from hal import __version__
 
     places = Places()
-    whole = load_config(configuration_file(options.config, places.directory))
-    places.passable = os.geteuid() == 0 and bool(whole.jobs.run_as)
+    whole = _configuration(options, places)
     config = whole.agent
     log = Log(json=whole.scheduler.log == "json", level=whole.scheduler.log_level)
     endpoint = _endpoint(options, config)
     node = options.node or config.node or (endpoint.key.name if endpoint.key else socket.gethostname())
     if endpoint.key is not None and node != endpoint.key.name:
         raise UsageError(f"the key is that of node '{endpoint.key.name}', and this one is '{node}'")
-    labels = config.labels | dict(_label(text) for text in options.label)
+    given = dict(_label(text) for text in options.label)
+    launcher = Launcher(whole.jobs, own=False)
+
+    def reread() -> dict[str, str]:
+        nonlocal whole
+        try:
+            after = _configuration(options, places)
+            places.make()
+        except StateError as wrong:
+            log(f"the configuration stays as it is: {wrong}")
+        else:
+            log(reloaded(whole, after))
+            whole, launcher.section, log.level = after, after.jobs, after.scheduler.log_level
+        return whole.agent.labels | given
+
     _try(endpoint)
     with Machine() as machine:
-        agent = Agent(Slices(machine, places), places, node, Launcher(whole.jobs, own=False))
-        Service(agent, places, endpoint.dial, version=__version__, labels=labels, say=log).run()
+        agent = Agent(Slices(machine, places), places, node, launcher)
+        labels = config.labels | given
+        Service(
+            agent, places, endpoint.dial, version=__version__, labels=labels, say=log, reread=reread
+        ).run()
     return 0
+
+
+def _configuration(options: argparse.Namespace, places: Places) -> Config:
+    """What the file says; and whether programs of other users have to reach their slices."""
+    config = load_config(configuration_file(options.config, places.directory))
+    places.passable = os.geteuid() == 0 and bool(config.jobs.run_as)
+    return config
 
 
 def _endpoint(options: argparse.Namespace, config: AgentSection) -> Endpoint:

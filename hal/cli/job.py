@@ -187,7 +187,11 @@ def _logs(options: argparse.Namespace) -> int:
             return 0
         follow = {name: Reader(client, options.job, options.member, name) for name in streams}
         while True:
-            went_on = [pass_on(reader) for reader in follow.values()]
+            try:
+                went_on = [pass_on(reader) for reader in follow.values()]
+            except StateError:
+                _say_if_it_never_ran(client, options.job)
+                raise
             if all(reader.end for reader in follow.values()):
                 return 0
             if not any(went_on):
@@ -196,27 +200,35 @@ def _logs(options: argparse.Namespace) -> int:
                 time.sleep(_POLL)
 
 
+def _say_if_it_never_ran(client: Client, id: str) -> None:
+    job = client.call("job", job=id)["job"]
+    if job["state"] in OVER and job["exit_code"] is None:
+        raise StateError(_ended(job))
+
+
 class Reader:
     """A stream, piece by piece; an attempt that is made anew is read from its beginning."""
 
-    def __init__(self, client: Client, job: str, member: int, stream: str) -> None:
+    def __init__(
+        self, client: Client, job: str, member: int, stream: str, *, patience: float = _RESTART
+    ) -> None:
+        """``patience``: so many seconds for a scheduler or node that does not answer any more."""
         self._client = client
         self._asked: dict[str, Any] = {"job": job, "member": member, "stream": stream, "limit": _PIECE}
         self._offset = 0
         self._epoch: int | None = None
+        self._patience = patience
         self.stream = stream
         self.end = False
 
     def piece(self) -> bytes:
-        from hal.scheduler.client import Unreachable
-
-        deadline = time.monotonic() + _RESTART
+        deadline = time.monotonic() + self._patience
         while True:
             try:
                 answer = self._client.call("job_logs", timeout=8.0, **self._asked, offset=self._offset)
                 break
-            except Unreachable:
-                if self._epoch is None or time.monotonic() > deadline:
+            except StateError:  # the node has not joined again yet, for one
+                if self._epoch is None or time.monotonic() >= deadline:
                     raise
                 time.sleep(_POLL)
         if self._epoch not in (None, answer["epoch"]):
@@ -295,9 +307,16 @@ def _wait(options: argparse.Namespace) -> int:
     else:
         for one in jobs:
             if one["state"] != "completed":
-                note(f"the job {one['id']} {one['state']}: {one['reason']}")
+                note(_ended(one))
     codes = [1 if one["exit_code"] is None else int(one["exit_code"]) for one in jobs]
     return next((code for code in codes if code), 0)
+
+
+def _ended(one: dict[str, Any]) -> str:
+    """How it ended, if not well."""
+    if one["state"] == "cancelled":
+        return f"the job {one['id']} was cancelled"
+    return f"the job {one['id']} {one['state']}: {one['reason']}"
 
 
 def _signal(options: argparse.Namespace) -> int:

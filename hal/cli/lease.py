@@ -12,7 +12,7 @@ from typing import Any
 
 from hal.backend import GoneError
 from hal.cli.output import print_json, print_table
-from hal.cli.request import configure_request, the_request
+from hal.cli.request import configure_request
 from hal.scheduler.client import Client
 from hal.units import format_bytes, format_seconds
 
@@ -81,12 +81,10 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _take(options: argparse.Namespace) -> int:
-    from hal.cli.run import say_that_it_waits
-    from hal.scheduler.lease import lease
+    from hal.cli.waiting import leased
 
     lost = threading.Event()
-    asked, preset = the_request(options)
-    with lease(request=asked, preset=preset, on_wait=say_that_it_waits, on_lost=lambda _: lost.set()) as held:
+    with leased(options, on_lost=lambda _: lost.set()) as held:
         if options.json:
             print_json(
                 "hal.lease/1", id=held.id, devices=held.devices, parts=held.parts, environments=held.variables
@@ -128,7 +126,7 @@ def print_leases(leases: list[dict[str, Any]]) -> None:
                 format_bytes(lease["memory_bytes"]),
                 lease["enforcement"]["memory"],
                 "no limit" if lease["enforcement"]["compute"] == "none" else lease["enforcement"]["compute"],
-                lease["state"],
+                "suspended" if lease["suspended"] else lease["state"],
                 format_seconds(lease["expires_in_seconds"]),
             )
             for lease in leases

@@ -8,15 +8,14 @@ import subprocess
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 from hal.cli.child import supervise
 from hal.cli.exits import UsageError
 from hal.cli.held import report_unheld
 from hal.cli.output import note
-from hal.cli.request import configure_request, the_request
+from hal.cli.request import configure_request
 from hal.cli.there import run_there
-from hal.scheduler.lease import lease
+from hal.cli.waiting import leased
 
 _STOP_SECONDS = 5.0  # from SIGTERM to SIGKILL for a program whose lease is lost
 
@@ -47,7 +46,6 @@ def _run(options: argparse.Namespace) -> int:
         raise UsageError(
             "there is nothing to run; write the program after --, as in: hal run --memory 8GiB -- PROGRAM"
         )
-    request, preset = the_request(options)
     child: list[subprocess.Popen[bytes]] = []
     elsewhere = False
 
@@ -60,7 +58,7 @@ def _run(options: argparse.Namespace) -> int:
                 process.send_signal(signal.SIGTERM)
                 threading.Timer(_STOP_SECONDS, process.kill).start()
 
-    with lease(request=request, preset=preset, on_lost=stop, on_wait=say_that_it_waits) as held:
+    with leased(options, on_lost=stop) as held:
         if not held.is_here:
             elsewhere = True
             return run_there(held, command)
@@ -73,7 +71,3 @@ def _run(options: argparse.Namespace) -> int:
                 watch(process)
 
         return supervise(command, environments, started=started)
-
-
-def say_that_it_waits(waiting: dict[str, Any]) -> None:
-    note(f"waiting in queue '{waiting['queue']}' as {waiting['id']}: {waiting['reason']}")

@@ -64,7 +64,6 @@ def _serve(options: argparse.Namespace) -> int:
 
     places = Places()
     config = _configuration(options, places)
-    places.passable = os.geteuid() == 0 and bool(config.jobs.run_as)
     group = config.security.group
     if group is not None:
         places.group = group_id(group)
@@ -72,6 +71,12 @@ def _serve(options: argparse.Namespace) -> int:
     keys = Keys(keys_directory(config, places.directory)) if config.scheduler.listen else None
     log = Log(json=config.scheduler.log == "json", level=config.scheduler.log_level)
     door = Door(config, places, keys, say=log)
+
+    def reread() -> Config:
+        again = _configuration(options, places)
+        places.make()
+        return again
+
     with contextlib.ExitStack() as stack:
         machine = stack.enter_context(Machine())
         daemon = Daemon(
@@ -80,7 +85,7 @@ def _serve(options: argparse.Namespace) -> int:
             config=config,
             door=door,
             private=options.private,
-            reread=lambda: _configuration(options, places),
+            reread=reread,
             log=log,
             version=__version__,
         )
@@ -126,6 +131,8 @@ def _is_about_to_leave(places: Places) -> bool:
 def _configuration(options: argparse.Namespace, places: Places) -> Config:
     """What the file says, with what the command line says over it."""
     config = load_config(configuration_file(options.config, places.directory, private=options.private))
+    # Programs of other users have to reach their slices.
+    places.passable = os.geteuid() == 0 and bool(config.jobs.run_as)
     named = os.environ.get("HAL_PRESETS")
     presets = load(Path(named) if named else None)
     scheduler = config.scheduler

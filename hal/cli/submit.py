@@ -80,7 +80,7 @@ def _submit(options: argparse.Namespace) -> int:
     if options.json:
         print_json("hal.submitted/1", jobs=answer["jobs"], array=answer["array"])
     elif answer["array"]:
-        print(f"{answer['array']}: {len(answer['jobs'])} jobs")
+        print(answer["array"])
     else:
         print(answer["jobs"][0])
     return 0

@@ -14,7 +14,7 @@ from hal.backend import HalError, StateError
 from hal.cli.exits import CommandNotFound, CommandNotRunnable, UsageError
 from hal.cli.job import OVER, Reader, pass_on
 from hal.cli.output import note
-from hal.scheduler.client import Client
+from hal.scheduler.client import Client, Unreachable
 from hal.scheduler.lease import HeldLease
 
 __all__ = ["run_there"]
@@ -41,7 +41,7 @@ def run_there(held: HeldLease, command: Sequence[str]) -> int:
             id = client.call("submit", key=secrets.token_hex(16), lease=held.id, job=_spec(command))["jobs"][
                 0
             ]
-            return _follow(client, id, len(held.variables), heard)
+            return _follow(client, id, held, heard)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -65,21 +65,33 @@ def _spec(command: Sequence[str]) -> dict[str, object]:
     return {"command": list(command), "environment": environment, "directory": directory, "umask": umask}
 
 
-def _follow(client: Client, id: str, members: int, heard: list[int]) -> int:
+def _follow(client: Client, id: str, held: HeldLease, heard: list[int]) -> int:
+    """While the lease lives, a scheduler or node that does not answer is waited for: the program goes on."""
     readers = [
-        Reader(client, id, member, stream) for member in range(members) for stream in ("stdout", "stderr")
+        Reader(client, id, member, stream, patience=0)
+        for member in range(len(held.variables))
+        for stream in ("stdout", "stderr")
     ]
     while True:
-        while heard:
-            client.call("signal_job", job=id, signal=heard.pop(0))
-        # Looked at first: what is read after its end is all that there is.
-        job = client.call("job", job=id)["job"]
+        try:
+            while heard:
+                client.call("signal_job", job=id, signal=heard[0])
+                del heard[0]
+            # Looked at first: what is read after its end is all that there is.
+            job = client.call("job", job=id)["job"]
+        except Unreachable:
+            if held.lost is not None:
+                raise
+            time.sleep(_POLL)
+            continue
         try:
             went_on = [pass_on(reader) for reader in readers]
         except HalError as error:
             if job["state"] not in OVER:
-                raise
-            note(f"the end of its output cannot be had: {error}")
+                time.sleep(_POLL)
+                continue
+            if job["exit_code"] is not None:
+                note(f"the end of its output cannot be had: {error}")
             break
         if job["state"] in OVER and all(reader.end for reader in readers):
             break

@@ -97,6 +97,13 @@ class Group:
         with contextlib.suppress(FileNotFoundError):
             _write(self.path / "cgroup.kill", "1")
 
+    def has_processes(self) -> bool:
+        """Whether any is in it that is not dead yet."""
+        try:
+            return "populated 1" in (self.path / "cgroup.events").read_text().splitlines()
+        except OSError:
+            return False
+
     def remove(self) -> None:
         """Raises StateError while there are processes in it."""
         try:

@@ -39,6 +39,7 @@ class Peer(Struct, frozen=True):
     pid: int  # as the kernel says; -1: it is on another machine
     role: Role
     host: str = ""  # of another machine, where that is known
+    key: str = ""  # the public half, of another machine
 
     def sees(self, owner: int) -> bool:
         """May it be told of what this owner has?"""

@@ -38,6 +38,7 @@ __all__ = [
     "keys_directory",
     "load_config",
     "markdown",
+    "reloaded",
 ]
 
 _SYSTEM = Path("/etc/hal/hal.toml")
@@ -240,6 +241,13 @@ def changed(before: Config, after: Config) -> tuple[list[str], list[str]]:
                 (now if is_live else later).append(f"{name}.{key}")
     now += [name for name in _TABLES if getattr(before, name) != getattr(after, name)]
     return now, later
+
+
+def reloaded(before: Config, after: Config) -> str:
+    """What is told when the configuration was read again."""
+    now, later = changed(before, after)
+    waits = f"; with the next start: {', '.join(later)}" if later else ""
+    return f"read the configuration again: {', '.join(now) or 'nothing'} changed{waits}"
 
 
 def _keys(kind: type[Struct]) -> Iterator[tuple[str, bool, str]]:

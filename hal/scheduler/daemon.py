@@ -33,10 +33,10 @@ from hal.scheduler.answers import (
     fault,
     leaving,
 )
-from hal.scheduler.config import Config, changed
+from hal.scheduler.config import Config, changed, reloaded
 from hal.scheduler.core import records
 from hal.scheduler.core.facts import NodeFacts
-from hal.scheduler.holders import Holders
+from hal.scheduler.holders import SILENCE, Holders
 from hal.scheduler.jobs.board import Board
 from hal.scheduler.logs import Log
 from hal.scheduler.monitor import Monitor
@@ -56,8 +56,6 @@ __all__ = ["AlreadyRunning", "Daemon"]
 _DRAIN = 256  # requests answered with one commit
 _TICK = 1.0  # seconds between looks at what nobody reports: dead processes, slow endings
 _FRESH = 0.5  # seconds for which the devices' outside use is believed
-_SILENT = 120.0  # seconds without a word after which who waits, on another machine, is taken for gone
-_LISTEN = 10.0  # seconds between looks for such
 _LINGER = 1.0  # seconds without a lease after which a private daemon goes
 _UNWRITTEN = frozenset({"hello", "status", "nodes", "renew", "beat"})  # answered while nothing can be written
 _ENDING = 4.0  # seconds that a private daemon gives what it ends when it leaves
@@ -110,7 +108,7 @@ class Daemon:
         self._zero = clock.zero_today()
         self.started_ms = self.now()
         self._seen = float("-inf")
-        self._listened = self._needed = time.monotonic()
+        self._needed = time.monotonic()
 
     def run(self, ready: Callable[[], None] = lambda: None) -> None:
         """Serve. ``ready`` is called once requests are answered.
@@ -159,6 +157,9 @@ class Daemon:
             self._drop_revoked()
         for id in self._holders.gone(events):
             self.happens(core.HolderGone(id))
+        for id in self._holders.silent(time.monotonic()):  # a lease expires by itself, a place does not
+            if id in self.state.waiting:
+                self.happens(core.HolderGone(id, SILENCE))
         if (troubled := self.trouble is not None) and self._commit():
             troubled = False  # there is room again
         replies = [reply for router in self._routers if router in events for reply in self._drain(router)]
@@ -166,7 +167,6 @@ class Daemon:
             with contextlib.suppress(HalError):  # of a driver that does not answer, the last look counts
                 self.look_at_devices()  # what others use may have become less
         self._look_at_nodes()
-        self._drop_silent()
         self.happens(core.Tick())
         self._finish_endings(time.monotonic())
         self.board.turn()
@@ -187,7 +187,9 @@ class Daemon:
         for address, message in messages:
             with contextlib.suppress(zmq.ZMQError):
                 frames.send(address.socket, address.identity, message)
-        if self.state.leases or self.state.waiting:
+        if self.trouble is None:
+            self.nodes.carry_out(time.monotonic())
+        if self.state.leases or self.state.waiting or self.board.pauses:
             self._needed = time.monotonic()
         elif self.private and time.monotonic() - self._needed > _LINGER:
             self._stopping = True
@@ -215,6 +217,7 @@ class Daemon:
             self._door.say(f"the configuration stays as it is: {wrong}")
             return
         now, later = changed(self.config, after)
+        said = reloaded(self.config, after)
         self.config, self.prices = after, Prices(after.prices)
         if self._agent is not None and self._agent.launcher is not None:
             self._agent.launcher.section = after.jobs
@@ -228,8 +231,7 @@ class Daemon:
         for node in self.nodes.nodes.values():
             if node.facts is not None and node.address is not None:
                 self.happens(core.InventoryChanged(self.laid_over(node.facts)))
-        waits = f"; with the next start: {', '.join(later)}" if later else ""
-        self._door.say(f"read the configuration again: {', '.join(now) or 'nothing'} changed{waits}")
+        self._door.say(said)
         self._door.note(None, "reload", "ok", changed=now, later=later)
 
     def _patience(self) -> float:
@@ -334,6 +336,7 @@ class Daemon:
                     self._begin(lease)
                 case core.Queued(id=id, again=False):
                     self.watch_ring.queued(self.state.waiting[id], now, decision.reason)
+                    self._holders.hear(id)
                 case core.Revoke(lease=lease) | core.Preempt(lease=lease):
                     self.over[lease.id] = ("ended", f"the lease '{lease.id}' has ended: {decision.reason}")
                     self._waiters.touch(lease.id)
@@ -487,17 +490,6 @@ class Daemon:
         if not self._holders.watch(id, pid):
             self.happens(core.HolderGone(id))
 
-    def _drop_silent(self) -> None:
-        """A lease expires by itself; a place in the queue does not."""
-        now = time.monotonic()
-        if now - self._listened < _LISTEN:
-            return
-        self._listened = now
-        for id in self._holders.silent(_SILENT):
-            if id in self.state.waiting:
-                reason = f"nothing was heard for {_SILENT:.0f} s from who wants it, on another machine"
-                self.happens(core.HolderGone(id, reason))
-
     def unwatch(self, id: str) -> None:
         self._holders.unwatch(id)
 
@@ -613,6 +605,7 @@ class Daemon:
             self._agent.keep(self.nodes.term, {lease.id: lease.epoch for lease in leases}, now)
         for lease in leases:
             if lease.state is core.LeaseState.ENDING:
+                self.watch(lease.id, lease.holder_pid)  # it may not have noticed yet
                 self._end(lease)
             else:
                 self.nodes.bind(lease, now)

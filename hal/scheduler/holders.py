@@ -12,7 +12,10 @@ from collections.abc import Container
 
 import zmq
 
-__all__ = ["Holders"]
+__all__ = ["SILENCE", "SILENT", "Holders"]
+
+SILENT = 120.0  # seconds: longer than anybody waits for one answer (``wait``)
+SILENCE = "nothing was heard for two minutes from who wants it, on another machine"
 
 
 class Holders:
@@ -28,7 +31,9 @@ class Holders:
         self._pid_of: dict[str, int] = {}  # of a lease, or of who waits for one
         self._pidfd_of: dict[int, int] = {}
         self._held_by: dict[int, dict[str, None]] = {}  # pid -> ids
-        self._elsewhere: dict[str, float] = {}  # whose holders are on other machines: when they were heard
+        # Whose holders are on other machines, and when each was heard last: they count as alive.
+        self._elsewhere: dict[str, float] = {}
+        self._looked = float("-inf")
         poller.register(self._epoll.fileno(), zmq.POLLIN)
 
     def __contains__(self, id: str) -> bool:
@@ -69,10 +74,17 @@ class Holders:
             self.unwatch(id)
         return found
 
-    def silent(self, seconds: float) -> list[str]:
-        """Whose holders are on other machines, and have said nothing for so long."""
-        since = time.monotonic() - seconds
-        return [id for id, heard in self._elsewhere.items() if heard <= since]
+    def hear(self, id: str) -> None:
+        """It waits from now on: a holder elsewhere need not have said anything while it had its lease."""
+        if id in self._elsewhere:
+            self._elsewhere[id] = time.monotonic()
+
+    def silent(self, now: float) -> list[str]:
+        """Whose holders are elsewhere, and have said nothing for SILENT; looked at once a second."""
+        if now - self._looked < 1:
+            return []
+        self._looked = now
+        return [id for id, heard in self._elsewhere.items() if now - heard >= SILENT]
 
     def unwatch(self, id: str) -> None:
         self._elsewhere.pop(id, None)

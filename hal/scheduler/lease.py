@@ -156,9 +156,7 @@ def lease(
     with Client(where, timeout=10.0) as client:
         body, host = _acquired(client, where, asked)
         if "waiting" in body:
-            if on_wait is not None:
-                on_wait(body["waiting"])
-            body = _served(client, where, asked, body["waiting"]["id"], host.private)
+            body = _served(client, where, asked, body["waiting"], host.private, on_wait)
     return HeldLease(where, body, host=host, on_lost=on_lost)
 
 
@@ -182,9 +180,19 @@ def _acquired(client: Client, where: Endpoint, asked: dict[str, Any]) -> tuple[d
     raise AssertionError
 
 
-def _served(client: Client, where: Endpoint, asked: dict[str, Any], id: str, private: bool) -> dict[str, Any]:
+def _served(
+    client: Client,
+    where: Endpoint,
+    asked: dict[str, Any],
+    waiting: dict[str, Any],
+    private: bool,
+    on_wait: Callable[[dict[str, Any]], None] | None,
+) -> dict[str, Any]:
     """Wait until it is granted. Whoever is interrupted meanwhile waits no longer."""
+    id = waiting["id"]
     try:
+        if on_wait is not None:
+            on_wait(waiting)
         while True:
             try:
                 body = client.call("wait", timeout=_PATIENCE + 2, lease=id, timeout_seconds=_PATIENCE)

@@ -20,6 +20,7 @@ from hal.model import Enforcement, Rung
 from hal.scheduler import wire
 from hal.scheduler.agent import binding as on
 from hal.scheduler.agent.agent import Agent
+from hal.scheduler.agent.until import clock
 from hal.scheduler.answers import Address, Refused
 from hal.scheduler.core.facts import NodeFacts
 from hal.scheduler.core.lease import Lease, LeaseState
@@ -91,10 +92,12 @@ class Nodes:
         self._held: dict[str, _Held] = {}
         self._failed: list[tuple[str, str]] = []
         self._orders: dict[str, _Order] = {}
+        self._own_orders: list[tuple[on.Order, Callable[[Any], None]]] = []
         self._numbered = 0
         self._asked_until = float("-inf")  # no order is to be repeated before
         self._heard_until = float("-inf")  # no node can be lost before
         self._changed: set[str] = set()  # nodes whose ``told`` is to be written down
+        self._allowed_until = float("-inf")  # what runs on this node is not told anew before
 
     # ---- leases -----------------------------------------------------------------------------
 
@@ -149,6 +152,11 @@ class Nodes:
         held = self._held.get(lease.id)
         bound = [] if held is None else [held.bound[id] for id in held.nodes if id in held.bound]
         return bound[0].enforcement if bound else Enforcement(Rung.NONE, Rung.NONE)
+
+    def port(self, lease: Lease) -> int:
+        """Where the members of a gang may meet, on the node of the first; 0: its agent found none."""
+        held = self._held[lease.id]
+        return held.bound[held.nodes[0]].port
 
     def use(self, lease: Lease) -> list[DeviceUse]:
         found: list[DeviceUse] = []
@@ -207,7 +215,7 @@ class Nodes:
             raise Refused("stale", f"node '{node.id}' has joined again since")
         here = [(leases[id], self._held[id]) for id in sorted(node.leases)]
         keep = {lease.id: lease.epoch for lease, held in here if node.id not in held.ended}
-        cut_off = self._stops_after - min(10.0, self.grace_seconds / 4)
+        cut_off = self.cut_off_seconds
         node.tells = self._stops_after
         self._goes_by(node, max(node.told, node.tells))  # nobody knows whether it gets this answer
         if any(keep.get(id) != epoch for id, epoch in joining.bound.items()):
@@ -277,20 +285,33 @@ class Nodes:
         self, node: Node, order: on.Order, done: Callable[[Any], None], now: float, lease: str = ""
     ) -> None:
         """``done`` gets the answer or a HalError: at once from this node, from another when it answers, and
-        never when that is lost before: its leases are settled when it joins again."""
+        never when that is lost before: its leases are settled when it joins again. Programs of this node hear
+        of it with ``carry_out``."""
         if self._is_own(node.id):
-            answer: Any
-            try:
-                answer = self._own.perform(order, now)
-            except HalError as wrong:
-                answer = wrong
-            done(answer)
+            if isinstance(order, on.RunOrder | on.SignalOrder):
+                self._own_orders.append((order, done))
+            else:
+                self._perform(order, done, now)
         elif node.address is not None:
             self._numbered += 1
             id, (op, kind) = f"{self.term}-{self._numbered}", on.ORDERS[type(order)]
             message = wire.pack(wire.Request(wire.VERSION, id, op, msgspec.to_builtins(order)))
             self._orders[id] = _Order(node, lease, kind, done, message, now)
             self.outbox.append((node.address, message))
+
+    def carry_out(self, now: float) -> None:
+        """What programs of this node are told: what it follows from is durable by now."""
+        orders, self._own_orders = self._own_orders, []
+        for order, done in orders:
+            self._perform(order, done, now)
+
+    def _perform(self, order: on.Order, done: Callable[[Any], None], now: float) -> None:
+        answer: Any
+        try:
+            answer = self._own.perform(order, now)
+        except HalError as wrong:
+            answer = wrong
+        done(answer)
 
     # ---- time -------------------------------------------------------------------------------
 
@@ -304,6 +325,9 @@ class Nodes:
             self._asked_until = min((one.sent for one in self._orders.values()), default=now) + _AGAIN
         if self._agent is None:
             return
+        if now >= self._allowed_until:
+            self._allowed_until = now + BEAT_SECONDS
+            self._agent.allow(clock() + self.cut_off_seconds)
         self._agent.turn(now)
         ended = self._agent.ended()
         for lease, epoch in ended:
@@ -329,6 +353,12 @@ class Nodes:
         heard = (node.heard for node in others)
         self._heard_until = min(min(heard, default=now) + self.lost_seconds, now + min(1, self.lost_seconds))
         return found
+
+    @property
+    def cut_off_seconds(self) -> float:
+        """Without an answer for so long, a node stops all that it holds, some time before it is taken for
+        stopped."""
+        return self.lost_seconds + self.grace_seconds - min(10.0, self.grace_seconds / 4)
 
     @property
     def own(self) -> str | None:

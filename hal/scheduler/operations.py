@@ -120,14 +120,12 @@ def renew(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
     if one is None or peer.uid not in (one.uid, 0):  # what is made up is no event: those are kept
         raise Refused(*daemon.over.get(id, ("not_found", f"there is no lease '{id:.64}'")))
     daemon.decide(core.Renew(id, peer.uid))
-    if (one := daemon.state.waiting.get(id)) is not None:
-        if one.holder_pid == peer.pid:
-            daemon.watch(id, peer.pid)
-        return {"waiting": bodies.queued(daemon.state.waiting[id], daemon.now())}
-    lease = daemon.state.leases[id]
-    if lease.holder_pid == peer.pid:
-        daemon.watch(id, peer.pid)  # a successor has not seen its holder yet
-    return {"lease": _described(daemon, lease)}
+    one = daemon.state.leases.get(id) or daemon.state.waiting.get(id) or one
+    if one.holder_pid == peer.pid:
+        daemon.watch(id, peer.pid)  # a successor has not seen its holder yet; one elsewhere has been heard
+    if isinstance(one, core.Waiting):
+        return {"waiting": bodies.queued(one, daemon.now())}
+    return {"lease": _described(daemon, one)}
 
 
 def release(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
@@ -139,7 +137,8 @@ def _release(daemon: Daemon, id: str, peer: Peer) -> wire.Body:
     if isinstance(one, core.Waiting):
         daemon.decide(core.Release(id, one.uid))
         return {"waiting": bodies.queued(one, daemon.now()), "ended": True}
-    if peer.pid == one.holder_pid:  # it has stopped its program before it says so
+    # It has stopped its program before it says so. Of those on other machines only the owner is known.
+    if peer.pid == one.holder_pid and peer.uid == one.uid:
         daemon.unwatch(id)
     daemon.decide(core.Release(id, one.uid))
     return {"lease": _described(daemon, one), "ended": id not in daemon.state.leases}

@@ -38,6 +38,7 @@ class Places:
         self.log = self.directory / "scheduler.log"
         self.clock = self.directory / "scheduler.clock"
         self.term = self.directory / "agent.term"
+        self.until = self.directory / "agent.until"
         self.agent_lock = self.directory / "agent.lock"
 
     @property

@@ -144,7 +144,7 @@ class AgentSection(Struct, frozen=True, kw_only=True):
     ] = None
     labels: Annotated[
         dict[str, str],
-        _key('what the scheduler is told of this node, such as `zone = "a"`', live=False),
+        _key('what the scheduler is told of this node, such as `zone = "a"`'),
     ] = {}
 
 

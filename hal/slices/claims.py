@@ -216,7 +216,7 @@ class Book:
     def _locked(self) -> Iterator[None]:
         try:
             self._make()
-            descriptor = os.open(self.directory / "lock", os.O_RDWR | os.O_CLOEXEC)
+            descriptor = os.open(self._lock(), os.O_RDWR | os.O_CLOEXEC)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
                 yield
@@ -227,6 +227,20 @@ class Book:
                 f"cannot use the node's book of claims {self.directory}: {error.strerror}; "
                 "set HAL_NODE_DIR to a directory that all who share the devices can write to"
             ) from error
+
+    def _lock(self) -> Path:
+        """A directory that somebody made by hand has none yet."""
+        path = self.directory / "lock"
+        if not path.exists():
+            draft = self.directory / f".lock-{secrets.token_hex(8)}"
+            draft.touch()
+            try:
+                draft.chmod(0o666)
+                with contextlib.suppress(FileExistsError):
+                    path.hardlink_to(draft)
+            finally:
+                draft.unlink()
+        return path
 
     def _make(self) -> None:
         """Once per node and whole from the start, whatever the umask: all users take turns with the lock."""

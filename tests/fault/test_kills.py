@@ -188,6 +188,31 @@ def test_a_daemon_is_killed_and_started_again(runtime: str, vendor: str, machine
     assert files(machine_env) == []
 
 
+HOLDER = """
+from hal.scheduler.client import Client
+
+with Client() as client:
+    asked = {"key": "h", "request": {"members": [{}], "ttl_ms": 600_000}}
+    print(client.call("acquire", **asked)["lease"]["id"], flush=True)
+    input()
+"""
+
+
+def test_a_successor_waits_for_a_holder_that_has_not_noticed_its_end(machine_env: Env) -> None:
+    """It may be about to start its program: until it has gone the device is nobody else's."""
+    with serving(machine_env) as daemon:
+        holder = start(machine_env, HAL[0], "-c", HOLDER)
+        id = line(holder)
+        with Client(places(machine_env)) as client:
+            client.call("drain", target="local")
+        kill(daemon.pid)
+    with serving(machine_env), Client(places(machine_env)) as client:
+        client.call("watch", timeout_seconds=0.5)
+        assert [(one["id"], one["state"]) for one in leases(machine_env)] == [(id, "ending")]
+        holder.communicate("\n")
+        wait_until(lambda: leases(machine_env) == [])
+
+
 def test_a_daemon_that_is_told_to_stop_leaves_its_leases_to_the_next(machine_env: Env) -> None:
     with serving(machine_env) as first:
         job = Job(machine_env, *VENDORS[0])

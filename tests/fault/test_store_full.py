@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -195,6 +196,22 @@ def test_a_kill_while_it_is_full_keeps_what_was_promised(machine_env: Env) -> No
     with breakable(machine_env), Client(places(machine_env)) as client:
         assert client.call("renew", lease=kept)["lease"]["id"] == kept
         assert kept in {one["id"] for one in leases(machine_env)}
+
+
+def test_no_job_begins_before_it_is_written_down(machine_env: Env, tmp_path: Path) -> None:
+    """Else it would run twice: a successor knows nothing of it, and it is asked for again."""
+    job = {"key": "k", "job": {"command": ["/bin/sh", "-c", f"echo once >> {tmp_path}/begun"]}}
+    with breakable(machine_env) as daemon, Client(places(machine_env)) as client:
+        full(machine_env).touch()
+        with pytest.raises(HalError, match="disk is full"):
+            client.call("submit", **job)
+        time.sleep(1.0)
+        kill(daemon.pid)
+    full(machine_env).unlink()
+    with breakable(machine_env), Client(places(machine_env)) as client:
+        (id,) = client.call("submit", **job)["jobs"]
+        wait_until(lambda: client.call("job", job=id)["job"]["state"] == "completed")
+        assert (tmp_path / "begun").read_text() == "once\n"
 
 
 def test_what_could_not_be_written_is_not_noted_as_done(machine_env: Env) -> None:

@@ -172,6 +172,21 @@ def test_a_node_that_is_cut_off_stops_what_it_holds_before_it_is_given_up(cluste
     wait_until(lambda: cluster.call("list")["leases"] == [])
 
 
+def test_the_count_to_being_cut_off_goes_on_for_a_restarted_agent(cluster: Cluster) -> None:
+    cluster.add("green", "l40s-4")
+    body = cluster.acquire("k", of("nvidia"), ttl=15)
+    program = allocating({**cluster.envs["green"], **body["environment"]}, "cuda")
+    assert ask(program, "alloc 512").startswith("allocated")
+    os.kill(cluster.scheduler.pid, signal.SIGSTOP)
+    kill(cluster.agents["green"].pid)
+    address = Places(Path(cluster.head["HAL_RUNTIME_DIR"])).address
+    command = [*HAL, "agent", "--scheduler", address, "--node", "green"]
+    cluster.agents["green"] = start(cluster.envs["green"], *command, stdin=subprocess.DEVNULL)
+    assert program.wait(30) == -signal.SIGKILL
+    os.kill(cluster.scheduler.pid, signal.SIGCONT)
+    wait_until(lambda: cluster.call("list")["leases"] == [])
+
+
 def test_a_silent_node_is_lost_and_its_lease_given_up_after_the_grace(cluster: Cluster) -> None:
     cluster.add("green", "l40s-4")
     body = cluster.acquire("k", of("nvidia"), ttl=15)

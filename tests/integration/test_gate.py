@@ -210,14 +210,15 @@ def test_a_revoked_key_is_refused_on_its_living_connection_too(
 ) -> None:
     client = connect(alice)
     assert client.ask()[0] == "alice"
-    peer = Peer(NOWHERE, "alice", 1 << 32, -1, Role.USER)
+    peer = Peer(NOWHERE, "alice", 1 << 32, -1, Role.USER, key=alice.public)
     assert server.gate.still(peer)
     keys.revoke("alice")
     wait_until(lambda: client.ask()[0] == "denied")
     assert not server.gate.still(peer)
     assert connect(alice).fate() == zmq.EVENT_HANDSHAKE_FAILED_AUTH
-    keys.add("alice", Role.USER, new_pair().public)  # another owner of the same name
-    wait_until(lambda: server.gate._keys is not None and server.gate._keys.named("alice") is not None)
+    known = len(keys.all())
+    keys.add("alice", Role.USER, new_pair().public, uid=1 << 32)  # another key of the same name and owner
+    wait_until(lambda: server.gate._keys is not None and len(server.gate._keys.all()) == known + 1)
     assert not server.gate.still(peer)
 
 

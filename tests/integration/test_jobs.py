@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from hal.backend import HalError, StateError, UnsupportedError
+from hal.scheduler.client import Client
 from hal.scheduler.jobs.table import _alive, _marked
 from tests.conftest import ALLOCATE, HAL, wait_until
-from tests.integration.support import GIB, Env, all_is_back, kill, line, serving, start
+from tests.integration.support import GIB, Env, all_is_back, kill, line, places, serving, start
 from tests.integration.test_agents import Cluster
 
 
@@ -122,6 +123,7 @@ def test_a_gang_across_nodes_meets_and_one_that_fails_ends_the_others(site: Site
     assert site.over(id)["state"] == "completed"
     lines = [site.said(id, number).split() for number in range(3)]
     assert [line[0] for line in lines] == ["0/3", "1/3", "2/3"]
+    assert [line[3] for line in lines] == ["0", "0", "0"]
     assert [line[4] for line in lines] == ["0/3", "1/3", "2/3"]
     assert len({(line[1], line[2]) for line in lines}) == 1
     script = "if [ $RANK = 2 ]; then sleep 0.3; exit 5; fi; sleep 1000"
@@ -231,12 +233,40 @@ def test_a_job_is_tried_again_when_its_node_is_lost(site: Site, tmp_path: Path) 
     os.kill(site.agents["green"].pid, signal.SIGSTOP)
     wait_until(lambda: site.job(id)["state"] == "waiting")
     os.kill(site.agents["green"].pid, signal.SIGCONT)
+    wait_until(lambda: site.job(id)["state"] == "running")
+    assert site.job(id)["ended_ms"] is None
     (tmp_path / "go").touch()
     job = site.over(id)
     assert (job["state"], job["attempt"]) == ("completed", 2)
     assert (tmp_path / "begun").read_text() == "x\nx\n"
     lost = site.over(single)
     assert (lost["state"], lost["exit_code"], lost["attempt"]) == ("failed", None, 1)
+    site.at_rest()
+
+
+def away(site: Site, name: str) -> Callable[[], object]:
+    """Let a node refuse all leases, until what is returned is called."""
+    slices = Path(site.envs[name]["HAL_RUNTIME_DIR"], "slices")
+    slices.rename(slices.with_name("away"))
+    return lambda: slices.with_name("away").rename(slices)
+
+
+def test_a_node_that_refuses_it_is_no_try_of_a_job(site: Site, tmp_path: Path) -> None:
+    site.add("green", "l40s-4")
+    back = away(site, "green")
+    id = site.submit(f"echo x >> {tmp_path}/begun; exit 3", request=on("nvidia"))
+    never = site.submit(f"touch {tmp_path}/never", request=on("nvidia"))
+    for one in (id, never):
+        wait_until(lambda one=one: "cannot write" in site.job(one)["reason"])  # type: ignore[misc]
+    wait_until(lambda: site.job(id)["attempt"] > 1)
+    wait_until(lambda: site.job(never)["state"] == "waiting")
+    site.call("cancel_job", job=never)
+    assert site.over(never)["state"] == "cancelled"
+    kill(site.scheduler.pid)
+    site.serve()
+    back()
+    assert (site.over(id)["state"], site.over(id)["exit_code"]) == ("failed", 3)
+    assert (tmp_path / "begun").read_text() == "x\n" and not (tmp_path / "never").exists()
     site.at_rest()
 
 
@@ -276,6 +306,46 @@ def test_a_node_that_is_cut_off_stops_its_jobs_on_whole_devices_too(site: Site) 
     os.kill(site.scheduler.pid, signal.SIGCONT)
     assert site.over(id)["state"] == "failed"
     site.at_rest()
+
+
+def test_a_job_whose_agent_never_comes_back_ends(site: Site) -> None:
+    site.add("green", "l40s-4")
+    id = site.submit("(setsid sleep 1000 &); echo up; sleep 1000", request=on("nvidia"))
+    site.has_said(id, "up")
+    kill(site.agents["green"].pid)
+    assert site.running("green")
+    wait_until(lambda: not site.running("green"))
+    assert site.over(id)["state"] == "failed"
+
+
+def test_a_job_that_ended_for_want_of_a_scheduler_is_tried_again(machine_env: Env, tmp_path: Path) -> None:
+    allow(machine_env)
+    script = f"echo x >> {tmp_path}/begun; while [ ! -e {tmp_path}/go ]; do sleep 0.01; done"
+    mark = f"{machine_env['HAL_RUNTIME_DIR']}/jobs/".encode()
+
+    def serve() -> subprocess.Popen[str]:
+        one = start(machine_env, *HAL, "serve", "--lost-after", "0.5", "--grace", "2")
+        assert "serving" in one.stderr.readline()  # type: ignore[union-attr]
+        return one
+
+    def ask(op: str, **body: Any) -> dict[str, Any]:
+        with Client(places(machine_env), timeout=10.0) as client:
+            return client.call(op, **body)
+
+    first = serve()
+    spec = {"command": ["/bin/sh", "-c", script], "directory": "/"}
+    (id,) = ask("submit", key="k", job=spec, request={"members": [member("nvidia")]}, retries=1)["jobs"]
+    wait_until((tmp_path / "begun").exists)
+    kill(first.pid)
+    assert list(_marked(mark))
+    wait_until(lambda: not list(_marked(mark)))
+    second = serve()
+    wait_until(lambda: (tmp_path / "begun").read_text() == "x\nx\n")
+    (tmp_path / "go").touch()
+    wait_until(lambda: ask("job", job=id)["job"]["state"] == "completed")
+    assert ask("job", job=id)["job"]["attempt"] == 2
+    second.terminate()
+    second.wait(60)
 
 
 def test_signals_are_passed_on(site: Site) -> None:
@@ -363,12 +433,15 @@ def test_follow_ends_with_the_job_and_cancel_ends_it(hal_here: Run, machine_env:
         script = "for i in 1 2 3; do echo $i; sleep 0.2; done"
         id = hal_here("submit", "--memory", "1GiB", "--", "sh", "-c", script).stdout.strip()
         assert hal_here("job", "logs", "-f", id).stdout == "1\n2\n3\n"
-        array = hal_here("submit", "--memory", "1GiB", "--array", "0-2", "--json", "--", "sleep", "1000")
-        jobs = json.loads(array.stdout)["jobs"]
-        assert len(jobs) == 3
-        name = jobs[0].split("_")[0]
+        command = ("submit", "--memory", "1GiB", "--array", "0-2")
+        name = hal_here(*command, "--", "sleep", "1000").stdout.strip()
         assert hal_here("job", "cancel", name).stdout == "3 of 3 jobs are told to end.\n"
-        assert hal_here("job", "wait", name).returncode == 1
+        waited = hal_here("job", "wait", name)
+        assert waited.returncode == 1
+        assert waited.stderr == "".join(f"hal: the job {name}_{n} was cancelled\n" for n in range(3))
+        array = json.loads(hal_here(*command, "--json", "--", "true").stdout)
+        assert [job.split("_")[0] for job in array["jobs"]] == [array["array"]] * 3
+        hal_here("job", "wait", array["array"])
         assert daemon.poll() is None
     assert not list(_marked(f"{machine_env['HAL_RUNTIME_DIR']}/jobs/".encode()))
 
@@ -450,7 +523,65 @@ def test_run_passes_signals_on_and_its_program_dies_with_it(site: Site) -> None:
     site.at_rest()
 
 
+@pytest.mark.parametrize("who", ["scheduler", "agent"])
+def test_what_run_has_started_on_another_node_outlives_restarts(who: str, site: Site, tmp_path: Path) -> None:
+    site.add("green", "l40s-4")
+    script = f"echo up; while [ ! -e {tmp_path}/go ]; do sleep 0.01; done; echo down; exit 5"
+    program = hal_run(site, "--memory", "1GiB", "--", "sh", "-c", script)
+    assert line(program) == "up"
+    gone = site.scheduler if who == "scheduler" else site.agents["green"]
+    kill(gone.pid)
+    time.sleep(1.0)  # in which it asks more than once, and nobody answers
+    site.serve() if who == "scheduler" else site.agent("green")
+    (tmp_path / "go").touch()
+    out, err = program.communicate(timeout=60)
+    assert (out, err, program.returncode) == ("down\n", "", 5)
+    site.at_rest()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only an agent of root's needs leave")
+def test_what_a_node_refuses_to_run_is_said_with_its_reason(site: Site) -> None:
+    site.add("green", "l40s-4")
+    kill(site.agents["green"].pid)
+    Path(site.envs["green"]["HAL_RUNTIME_DIR"], "hal.toml").unlink()
+    Cluster.agent(site, "green")
+    why = "node 'green': this node runs no jobs of 'root': [jobs] run_as of its hal.toml names no user\n"
+    program = hal_run(site, "--memory", "1GiB", "--", "true")
+    assert program.communicate(timeout=60) == ("", f"hal: the program is stopped: {why}")
+    assert program.returncode == 6
+    id = site.submit("true", request=on("nvidia"))
+    site.over(id)
+    logs = start(site.head, *HAL, "job", "logs", "-f", id)
+    assert logs.communicate(timeout=60) == ("", f"hal: the job {id} failed: {why}")
+    site.at_rest()
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_an_agent_reads_its_configuration_again(site: Site) -> None:
+    site.add("green", "l40s-4")
+    held = site.submit("sleep 1000", request=on("nvidia"))
+    wait_until(lambda: site.job(held)["state"] == "running")
+    config = Path(site.envs["green"]["HAL_RUNTIME_DIR"], "hal.toml")
+    before = config.read_text() if config.exists() else ""
+    agent = site.agents["green"]
+    assert agent.stderr is not None
+
+    def reload(text: str) -> str:
+        config.write_text(text)
+        config.chmod(0o600)
+        agent.send_signal(signal.SIGHUP)
+        return agent.stderr.readline()  # type: ignore[union-attr]
+
+    assert "jobs.run_as" in reload('[jobs.run_as]\nsomebody = "nobody"\n[agent.labels]\nzone = "b"\n')
+    wait_until(lambda: {"zone": "b"} in [one["labels"] for one in site.call("nodes")["nodes"]])
+    job = site.over(site.submit("true", request=on("nvidia")))
+    assert job["state"] == "failed" and "runs no jobs of 'root'" in job["reason"]
+    assert "stays as it is" in reload("[jobs")
+    assert "jobs.run_as" in reload(before)
+    assert site.over(site.submit("true", request=on("nvidia")))["state"] == "completed"
+    assert site.job(held)["state"] == "running" and agent.poll() is None
+
+
 def test_a_job_runs_in_its_slice_as_the_user_that_run_as_names(site: Site) -> None:
     site.add("green", "l40s-4")
     kill(site.agents["green"].pid)

@@ -10,7 +10,6 @@ import pwd
 import signal
 import stat
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -46,8 +45,8 @@ class Head:
             f'[scheduler]\nlisten = ["tcp://127.0.0.1:*"]\n{scheduler}\n[security]\naudit_files = 3\n{text}'
         )
 
-    def serve(self, hal: list[str] = HAL) -> subprocess.Popen[str]:
-        command = [*hal, "serve", "--config", str(self.folder / "hal.toml")]
+    def serve(self) -> subprocess.Popen[str]:
+        command = [*HAL, "serve", "--config", str(self.folder / "hal.toml")]
         self.process = start(self.env, *command, stdin=subprocess.DEVNULL)
         self.stack.callback(self.process.kill)
         said = self.said()
@@ -173,6 +172,56 @@ def test_who_waits_with_a_revoked_key_is_told_nothing(serving: Head) -> None:
         root.call("release", lease=other["waiting"]["id"])
 
 
+def test_a_release_by_another_frees_nothing_before_the_holder_has_noticed(serving: Head) -> None:
+    alice, boss = serving.named("alice"), serving.named("boss", "admin")
+    whole = {"members": [{}], "ttl_ms": 60_000}
+    hers = alice.call("acquire", key="a", request=whole)["lease"]["id"]
+    assert not boss.call("release", lease=hers)["ended"]
+    assert [one["state"] for one in boss.call("list")["leases"]] == ["ending"]
+    other = alice.call("acquire", key="b", request=whole)["lease"]["id"]
+    assert alice.call("release", lease=other)["ended"]
+
+
+def test_an_admin_s_key_is_none_of_those_whose_lease_it_is(serving: Head) -> None:
+    alice, root = serving.named("alice"), serving.client(places(serving.env))
+    attached = {"key": "same", "lease": acquired(alice), "job": {"command": ["/bin/true"]}}
+    made = root.call("submit", **attached)["jobs"]
+    wait_until(lambda: alice.call("list")["leases"] == [])
+    assert root.call("submit", **attached)["jobs"] == made
+    with pytest.raises(GoneError, match="has ended"):
+        alice.call("submit", **attached)
+    assert alice.call("submit", key="same", job={"command": ["/bin/true"]})["jobs"] != made
+
+
+# As `hal serve`, for which who is elsewhere is silent after a second.
+IMPATIENT = (
+    "import sys; from hal.scheduler import holders; holders.SILENT = 1.0; from hal.cli import main; main({})"
+)
+
+
+def test_who_waits_elsewhere_and_says_nothing_any_more_waits_no_longer(head: Head) -> None:
+    arguments = ["serve", "--config", str(head.folder / "hal.toml")]
+    head.process = start(head.env, HAL[0], "-c", IMPATIENT.format(arguments), stdin=subprocess.DEVNULL)
+    head.address = head.said().split(", ")[-1]
+    root, alice, bob = head.client(places(head.env)), head.named("alice"), head.named("bob")
+    whole = {"members": [{"alternatives": [{"selector": 'vendor == "nvidia"', "count": 2}]}], "wait": True}
+    held = root.call("acquire", key="a", request=whole)["lease"]["id"]
+    leaves = alice.call("acquire", key="b", request=whole)["waiting"]["id"]
+    stays = bob.call("acquire", key="c", request=whole)["waiting"]["id"]
+
+    def waiting() -> list[str]:
+        bob.call("wait", lease=stays, timeout_seconds=0.2)
+        return [one["id"] for one in root.call("list")["waiting"]]
+
+    assert waiting() == [leaves, stays]
+    wait_until(lambda: waiting() == [stays])
+    with pytest.raises(GoneError, match="nothing was heard"):
+        alice.call("wait", lease=leaves)
+    for _ in range(10):
+        assert waiting() == [stays]
+    root.call("release", lease=held)
+
+
 class Waiting:
     """A `wait` that is asked now and read later."""
 
@@ -232,6 +281,20 @@ def test_the_command_line_reaches_it_by_two_variables(serving: Head) -> None:
     assert "is open to others" in result.stderr
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_who_is_told_to_end_while_waiting_leaves_the_queue(number: signal.Signals, serving: Head) -> None:
+    """Over TCP the scheduler does not see that the process has gone."""
+    serving.key("alice")
+    env = os.environ | {"HAL_SCHEDULER": serving.address, "HAL_KEY": str(serving.folder / "alice.key")}
+    with Client(places(serving.env)) as local:
+        local.call("cordon", target="local")
+        waiting = start(env, *HAL, "lease", "take", "--memory", "1GiB", "--wait")
+        assert waiting.stderr is not None and waiting.stderr.readline().startswith("hal: waiting")
+        waiting.send_signal(number)
+        assert waiting.wait(timeout=60) == 128 + number
+        assert local.call("list")["waiting"] == []
+
+
 # ---- agents ----------------------------------------------------------------------------------
 
 
@@ -274,33 +337,6 @@ def test_an_agent_whose_key_is_refused_says_so_and_ends(serving: Head) -> None:
     assert refused.wait(30) == 6
     assert refused.stderr is not None
     assert "refuses the key 'green'" in refused.stderr.read()
-
-
-IMPATIENT = (
-    "from hal.scheduler import daemon; daemon._SILENT, daemon._LISTEN = 2.0, 0.1; "
-    "from hal.cli import main; raise SystemExit(main())"
-)
-
-
-def test_who_waits_elsewhere_and_is_not_heard_again_waits_no_longer(head: Head) -> None:
-    head.serve([sys.executable, "-c", IMPATIENT])
-    alice, root = head.named("alice"), head.client(places(head.env))
-    request = {"members": [{"alternatives": [{"memory_bytes": None}], "replicas": 4}]}
-    acquired = alice.call("acquire", key="all", request=request)["lease"]["id"]
-    places_in_queue = [
-        alice.call("acquire", key=key, request=request | {"wait": True})["waiting"]["id"]
-        for key in ("heard", "killed")
-    ]
-
-    def waiting() -> list[str]:
-        alice.call("renew", lease=acquired)
-        alice.call("renew", lease=places_in_queue[0])
-        return [one["id"] for one in root.call("list")["waiting"]]
-
-    assert waiting() == places_in_queue
-    wait_until(lambda: waiting() == places_in_queue[:1], what="the end of the one that is not asked for")
-    with pytest.raises(GoneError, match="nothing was heard for 2 s from who wants it"):
-        alice.call("wait", lease=places_in_queue[1])
 
 
 # ---- configuration ---------------------------------------------------------------------------

@@ -216,7 +216,7 @@ class Cluster(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 1000.0
-        self.clock = mock.patch.object(service_module, "_clock", lambda: self.now)
+        self.clock = mock.patch.object(service_module, "clock", lambda: self.now)
         self.clock.start()
         self.folder = tempfile.TemporaryDirectory(prefix="hal-test-")
         self.network = Network()
@@ -233,7 +233,7 @@ class Cluster(RuleBasedStateMachine):
         places = Places(directory)
         agent = Agent(self.slices[name], places, name)  # type: ignore[arg-type]
         service = Service(agent, places, lambda _: None, version="1")
-        agent.start()
+        service._begin()
         service._context = mock.Mock(socket=lambda _kind: PlayedSocket(self.network, name))  # type: ignore
         self.services[name] = service
 
@@ -373,6 +373,13 @@ class Cluster(RuleBasedStateMachine):
         self.begin(name)
 
     # ---- what holds -------------------------------------------------------------------------
+
+    @invariant()
+    def no_node_goes_on_for_longer_than_the_scheduler_waits(self) -> None:
+        for name, service in self.services.items():
+            node = self.scheduler.nodes.nodes.get(name)
+            if node is not None and self.slices[name].made:
+                assert service._until < node.heard + node.told, "it is taken for stopped, and goes on"
 
     @invariant()
     def no_node_holds_what_is_newer_than_was_granted(self) -> None:

@@ -142,6 +142,29 @@ def test_a_node_joins_only_without_what_is_not_its_own() -> None:
     assert nodes.nodes["a"].address is None
 
 
+def test_a_node_is_given_the_time_that_it_was_told_whatever_is_configured_since() -> None:
+    nodes = Nodes(None, lost_seconds=5, grace_seconds=60)
+    here = Address(Mock(), b"1")
+    facts = core.NodeFacts("a", 1000, 1 << 30)
+    nodes.join(here, on.Join("a", "boot", 0, 1.0, "1", facts), {}, 0.0)
+    part = core.Part(0, 0, 0, (Spot("a", ("gpu0",), Shape(whole=True)),))
+    lease = Mock(id="l", epoch=1, uid=7, parts=[part], spots=lambda: part.spots)
+    lease.name = "l"
+    nodes.bind(lease, 0.0)
+    nodes.unbind(lease, 0.0)
+    assert nodes.beat(here, on.Beat("a", 0), 10.0)
+    nodes.lost_seconds, nodes.grace_seconds = 2, 1
+    assert nodes.lost(12.5) == ["a"]
+    assert not nodes.has_ended("l", 30.0)
+    assert not nodes.has_ended("l", 74.9)
+    assert nodes.has_ended("l", 75.0)
+    nodes.forget("l")
+    answer = nodes.join(here, on.Join("a", "boot", 0, 2.0, "1", facts), {}, 80.0)
+    assert answer.cut_off_seconds == 2.75 and nodes.beat(here, on.Beat("a", 0), 81.0)
+    nodes.grace_seconds = 30
+    assert not nodes.beat(here, on.Beat("a", 0), 82.0)  # it is to join again, and hear of it
+
+
 MESSAGES = [
     on.Join("a", "boot", 1, 1.0, "9", core.NodeFacts("a", 1, 1), {"l": 1}, {"rack": "a3"}),
     on.Joined(1, 1.0, 55.0, {"l": 1}),

@@ -45,6 +45,20 @@ def test_shares_of_time_never_pass_the_whole(book: Book) -> None:
     book.claim(claim(), 10 * GIB)  # takes what it gets
 
 
+def test_a_directory_that_was_made_by_hand_becomes_a_book(tmp_path: Path) -> None:
+    (tmp_path / "node").mkdir()
+    (tmp_path / "node").chmod(0o1777)
+    book = Book(tmp_path / "node")
+    before = os.umask(0o077)
+    try:
+        book.claim(claim(), 10 * GIB)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "node/lock").stat().st_mode) == 0o666
+    assert len(Book(tmp_path / "node").claims()) == 1
+    assert not list((tmp_path / "node").glob(".lock-*"))
+
+
 def test_a_whole_device_is_one_holders(book: Book) -> None:
     whole = book.claim(claim(10 * GIB, whole=True, name="training"), 10 * GIB)
     with pytest.raises(TemporaryError, match="claimed whole by 'training'"):

@@ -157,8 +157,8 @@ def test_what_takes_effect_at_once(tmp_path: Path) -> None:
         "[prices]\n'vendor == \"amd\"' = 1\n[agent]\nlabels = { a = 'b' }",
     )
     assert changed(before, after) == (
-        ["limits.burst", "prices"],
-        ["scheduler.listen", "limits.queued", "agent.labels"],
+        ["limits.burst", "agent.labels", "prices"],
+        ["scheduler.listen", "limits.queued"],
     )
     assert changed(after, after) == ([], [])
 

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from hal.backend import GoneError, StateError
+from hal.enforce.cgroup import Group, Tree
 from hal.scheduler.jobs import output, supervisor
 from hal.scheduler.jobs.spec import Ended, JobSpec, Launch
 from hal.scheduler.jobs.table import Jobs, RunId, _alive, _marked
@@ -103,6 +104,16 @@ def test_what_cannot_be_started_says_why(jobs: Jobs, one: Launch, code: int, err
     assert ended.error.startswith(error)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_another_user_need_not_be_able_to_read_python(directory: Path, jobs: Jobs) -> None:
+    """A Python below /root, for one: nothing is imported after the change of user."""
+    from hal.scheduler.jobs.spec import User
+
+    jobs.start(RUN, launch("sh", "-c", "exit 3", user=User("nobody", 65534, 65534, [65534], "/", "/bin/sh")))
+    ended = end_of(jobs)
+    assert (ended.code, ended.error) == (3, "")
+
+
 def test_output_is_kept_apart_and_a_program_has_only_its_environment(jobs: Jobs) -> None:
     jobs.start(RUN, shell("echo out; echo err >&2; env; pwd", environment={"A": "b"}, directory="/tmp"))
     end_of(jobs)
@@ -172,6 +183,18 @@ def test_what_is_ended_before_it_has_begun_never_begins(jobs: Jobs, directory: P
     wait_until(lambda: jobs.end("l", signal.SIGKILL))
     assert end_of(jobs).signal == signal.SIGKILL
     assert running(directory) == []
+
+
+def test_one_that_hangs_before_it_runs_can_be_ended(
+    jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "cgroup.procs")  # the kernel, or a file system, that does not answer
+    monkeypatch.setattr(jobs, "_group", lambda _: str(tmp_path))
+    jobs.start(RUN, shell("echo never"))
+    wait_until(lambda: _alive(jobs._living[RUN].path) is not None)
+    wait_until(lambda: len(running(jobs._directory)) == 3)
+    wait_until(lambda: jobs.end("l", signal.SIGKILL), seconds=20)
+    assert end_of(jobs).signal == signal.SIGKILL and said(jobs) == b""
 
 
 def test_signals_reach_the_program(jobs: Jobs) -> None:
@@ -287,6 +310,57 @@ def test_without_an_agent_and_without_a_mark_nothing_runs_on_either(directory: P
     later.close()
 
 
+@pytest.fixture
+def groups(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The root of control groups, where one can be made and emptied here."""
+    for root in (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified")):
+        with contextlib.suppress(StateError):
+            one = Tree(root).make(f"test-{os.getpid()}")
+            can_kill = (one.path / "cgroup.kill").exists()
+            one.remove()
+            if can_kill:
+                monkeypatch.setenv("HAL_CGROUP_ROOT", str(root))
+                return root / "hal"
+    pytest.skip("no control group can be made here")
+
+
+def test_in_a_control_group_nothing_can_hide(groups: Path, jobs: Jobs, hidden: Path) -> None:
+    lease = f"test{os.getpid()}"  # the groups are the whole machine's
+    run = (lease, 1, 0)
+    hide = f"env -i setsid /bin/sh -c 'echo $$ >{hidden}.new; mv {hidden}.new {hidden}; exec sleep 1000'"
+    jobs.start(run, shell(f"{hide} & wait"))
+    wait_until(hidden.exists)
+    outer, inner = jobs._living[run].process, _alive(jobs._living[run].path)
+    assert outer is not None and inner is not None
+    (group,) = (group for group in groups.glob(f"run-{lease}.1.0") if hidden.read_text().strip() in
+                (group / "cgroup.procs").read_text().split())  # fmt: skip
+    for pid in (outer.pid, inner):
+        os.kill(pid, signal.SIGKILL)
+    assert end_of(jobs, run).error == "its supervisor was killed"
+    assert state_of(int(hidden.read_text())) in ("Z", "X", "gone") and not group.exists()
+    jobs.start((lease, 2, 0), shell("exit 3"))
+    assert end_of(jobs, (lease, 2, 0)).code == 3
+    assert not list(groups.glob(f"run-{lease}.*"))
+
+
+def test_while_something_in_its_control_group_lives_a_run_has_not_ended(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs.start(RUN, shell("sleep 1000"))
+    wait_until(lambda: _alive(jobs._living[RUN].path) is not None)
+    outer, inner = jobs._living[RUN].process, _alive(jobs._living[RUN].path)
+    assert outer is not None and inner is not None
+    with monkeypatch.context() as patched:
+        patched.setattr(Group, "has_processes", lambda _: True)
+        for pid in (outer.pid, inner):
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: jobs.turn() is None and jobs.busy)
+        wait_until(lambda: jobs.turn() is None and not running(jobs._directory))
+        jobs.turn()
+        assert jobs.living() == {RUN}
+    assert end_of(jobs).signal == 9
+
+
 def test_when_only_the_outer_of_its_two_processes_is_killed_the_run_goes_on(
     jobs: Jobs, directory: Path
 ) -> None:
@@ -318,9 +392,21 @@ def test_what_nobody_knows_of_is_swept_at_the_start(directory: Path) -> None:
     second.close()
 
 
-def test_a_run_that_was_begun_and_never_supervised_has_ended(directory: Path) -> None:
+def test_a_run_that_no_supervisor_has_begun_is_begun_when_it_is_ordered_again(directory: Path) -> None:
+    (directory / "l.1.0").mkdir(parents=True)  # the agent was killed just then
+    (directory / "l.1.0" / "lock").touch()
+    one = Jobs(directory)
+    one.open()
+    assert (one.living(), one.ended()) == (set(), [])
+    one.start(RUN, shell("exit 3"))
+    assert end_of(one).code == 3
+    one.close()
+
+
+def test_a_run_whose_supervisor_is_gone_has_ended(directory: Path) -> None:
     (directory / "l.1.0").mkdir(parents=True)
     (directory / "l.1.0" / "lock").touch()
+    (directory / "l.1.0" / "alive").write_text('{"pid": 1, "start": 0}')
     one = Jobs(directory)
     one.open()
     assert end_of(one).signal == signal.SIGKILL

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,10 +13,13 @@ import pytest
 from hal.backend import StateError
 from hal.scheduler.agent import binding as on
 from hal.scheduler.agent.agent import Agent, StaleError
+from hal.scheduler.agent.until import Until, clock
 from hal.scheduler.core.fleet import Spot
 from hal.scheduler.core.shape import Shape
 from hal.scheduler.jobs.launch import Launcher, owner_name
+from hal.scheduler.jobs.rendezvous import FIRST_PORT, PORTS, _listening, free_port, rendezvous
 from hal.scheduler.jobs.spec import Ended, JobSpec
+from hal.scheduler.jobs.supervisor import CUT_OFF
 from hal.scheduler.jobs.table import _marked
 from hal.scheduler.places import Places
 from hal.scheduler.sections import JobsSection
@@ -59,6 +63,12 @@ def running(directory: Path) -> list[int]:
 def bound(agent: Agent, lease: str = "l", epoch: int = 1) -> None:
     spot = Spot("a", ("gpu0",), Shape(whole=True))
     agent.bind(on.BindOrder(1, on.Binding(lease, epoch, lease, 7, 1, (on.BoundPart(0, (spot,)),))))
+
+
+def bound_gang(agent: Agent, lease: str, epoch: int = 1, first: int = 0) -> int:
+    spot = Spot("a", (f"gpu-{lease}",), Shape(whole=True))
+    part = on.BoundPart(first, (spot,))
+    return agent.bind(on.BindOrder(1, on.Binding(lease, epoch, lease, 7, 2, (part,)))).port
 
 
 def to_run(
@@ -128,6 +138,41 @@ def test_a_node_that_is_cut_off_stops_its_jobs(agent: Agent, tmp_path: Path) -> 
     wait_until(lambda: not running(tmp_path))
 
 
+def test_without_an_agent_a_job_ends_when_its_node_has_to_have_stopped(agent: Agent, tmp_path: Path) -> None:
+    bound(agent)
+    agent.allow(clock() + 1)
+    agent.run(to_run("trap '' TERM; (setsid sleep 1000 &); while :; do sleep 0.01; done"))
+    wait_until(lambda: bool(running(tmp_path)))
+    wait_until(lambda: not running(tmp_path))
+    assert (ended(agent).signal, ended(agent).lost, ended(agent).error) == (9, True, CUT_OFF)
+
+
+def test_a_job_goes_on_for_as_long_as_its_agent_is_allowed_to(agent: Agent, tmp_path: Path) -> None:
+    bound(agent)
+    first = clock() + 0.5
+    agent.allow(first)
+    agent.run(to_run("echo up; sleep 1000"))
+    wait_until(lambda: text(agent) == "up\n")
+    agent.allow(first + 1000)
+    wait_until(lambda: clock() > first + 2.5)  # in which its supervisor has looked
+    assert running(tmp_path)
+    agent.stop_all()
+    assert (ended(agent).signal, ended(agent).lost) == (9, True)
+
+
+def test_what_was_allowed_is_known_to_the_next_agent_of_the_same_boot(tmp_path: Path) -> None:
+    one = Until(tmp_path / "until")
+    assert one.read() is None
+    one.write(1234.25)
+    one.write(1235.5)
+    assert Until(tmp_path / "until").read() == 1235.5
+    (tmp_path / "until").write_text("another boot")
+    assert one.read() is None
+    one.remove()
+    one.write(7.0)
+    assert one.read() == 7.0
+
+
 def test_the_next_agent_has_the_job_and_kills_it_when_its_lease_is_gone(agent: Agent, tmp_path: Path) -> None:
     bound(agent)
     agent.run(to_run("echo up; sleep 1000"))
@@ -145,6 +190,44 @@ def test_the_next_agent_has_the_job_and_kills_it_when_its_lease_is_gone(agent: A
             assert ended(other).signal == 9
             assert not running(tmp_path)
         other.close()
+
+
+def test_the_members_of_a_gang_meet_where_nobody_listens_and_no_other_gang_meets(
+    agent: Agent, tmp_path: Path
+) -> None:
+    with socket.create_server(("", FIRST_PORT + 501)), socket.create_server(("127.0.0.1", FIRST_PORT + 502)):
+        ports = [bound_gang(agent, lease, epoch=501) for lease in ("l", "m")]
+    assert len(set(ports)) == 2 and all(FIRST_PORT + 502 < port < FIRST_PORT + PORTS for port in ports)
+    with socket.create_server(("", ports[0])):  # the gang has begun: it stays where it is
+        assert bound_gang(agent, "l", epoch=501) == ports[0]
+        other = Agent(agent._slices, Places(tmp_path), "a")
+        other.start()
+        assert bound_gang(other, "l", epoch=501) == ports[0]
+        other.close()
+    assert bound_gang(agent, "n", first=1) == 0
+
+
+def test_without_any_of_the_usual_ports_the_kernel_finds_one() -> None:
+    assert free_port(range(1 << 16), 7) > 0
+    assert _listening(free_port((), 7)) != 0
+
+
+def test_a_member_is_a_node_of_one_worker_whose_device_is_the_first_that_it_sees() -> None:
+    found = rendezvous(2, 4, "h", 1)
+    assert (found["RANK"], found["WORLD_SIZE"]) == ("2", "4")
+    assert (found["NODE_RANK"], found["GROUP_RANK"], found["NNODES"]) == ("2", "2", "4")
+    assert (found["LOCAL_RANK"], found["LOCAL_WORLD_SIZE"]) == ("0", "1")
+
+
+def test_what_runs_already_goes_on_when_it_might_not_be_started_any_more(
+    agent: Agent, tmp_path: Path
+) -> None:
+    bound(agent)
+    agent.run(to_run("echo up; sleep 1000"))
+    assert agent.launcher is not None
+    agent.launcher.section = JobsSection(run_as={"alice": "no-such-user"})
+    assert agent.run(to_run("echo up; sleep 1000")) == on.Started()
+    assert running(tmp_path)
 
 
 def test_who_is_not_named_runs_nothing_where_others_are(agent: Agent) -> None:

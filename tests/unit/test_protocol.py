@@ -86,7 +86,5 @@ def test_every_kind_of_event_is_on_the_page() -> None:
         for kind in re.findall(r"`(\w+)`", cell)
     }
     source = inspect.getsource(watching)
-    made = set(re.findall(r'(?:self\._of|self\._add)\((?:None, )?"(\w+)"', source)) | set(
-        watching._KINDS.values()
-    )
+    made = set(re.findall(r'self\._of(?:_all)?\("(\w+)"', source)) | set(watching._KINDS.values())
     assert made == kinds

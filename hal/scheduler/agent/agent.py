@@ -29,9 +29,11 @@ from hal.scheduler.agent.binding import (
     Unbound,
 )
 from hal.scheduler.agent.slices import Slices
+from hal.scheduler.agent.until import Until
 from hal.scheduler.core.facts import NodeFacts
 from hal.scheduler.jobs.launch import Launcher
 from hal.scheduler.jobs.output import Piece
+from hal.scheduler.jobs.rendezvous import free_port
 from hal.scheduler.jobs.spec import Ended
 from hal.scheduler.jobs.table import Jobs
 from hal.scheduler.places import Places
@@ -64,6 +66,8 @@ class Agent:
         self._over_with: dict[str, int] = {}  # epochs that are not to be bound again
         self._noted = 0  # the term that is written down
         self._reaped = float("-inf")
+        self._promise = Until(places.until)
+        self._until: float | None = None
         self.term = 0
 
     def start(self) -> None:
@@ -102,11 +106,28 @@ class Agent:
         """The scheduler ends for good: the next one counts its starts anew."""
         if not self._bound:
             self._places.term.unlink(missing_ok=True)
+            self._promise.remove()
 
     def close(self) -> None:
         """Jobs run on, for the next agent."""
         self._jobs.close()
         self._slices.close()
+
+    def allow(self, until: float) -> None:
+        """What is lent here may run until then, in seconds since the boot: jobs end themselves after it,
+        whether an agent lives or not."""
+        self._until = until
+        if self._bound:
+            self._keep_promise()
+
+    def allowed(self) -> float | None:
+        """What the agent before this one was allowed, since the boot."""
+        return self._promise.read()
+
+    def _keep_promise(self) -> None:
+        if self._until is not None:
+            with contextlib.suppress(OSError):  # they end too early then, and not too late
+                self._promise.write(self._until)
 
     # ---- orders -----------------------------------------------------------------------------
 
@@ -157,6 +178,10 @@ class Agent:
             raise StateError(f"what ran in the lease '{binding.lease}' before has not ended yet")
         if there is None:
             path = self._places.binding_file(binding.lease)
+            if binding.members > 1 and any(part.number == 0 for part in binding.parts):
+                taken = {other.port for other in self._bound.values()}
+                binding = msgspec.structs.replace(binding, port=free_port(taken, binding.epoch))
+            there = binding
             try:
                 _write(path, msgspec.msgpack.encode(binding))
                 self._slices.create(binding)
@@ -165,10 +190,11 @@ class Agent:
                 raise
             self._bound[binding.lease] = binding
             self._ended.pop(binding.lease, None)
+            self._keep_promise()
         else:
             self._slices.renew_limits(binding)
         environments = sorted(self._slices.environments(binding).items())
-        return Bound(environments, self._slices.enforcement(binding))
+        return Bound(environments, self._slices.enforcement(binding), there.port)
 
     def unbind(self, order: UnbindOrder, now: float) -> bool:
         """Stop what runs in it and take it away; True when nothing of it is left. Raises StaleError."""
@@ -192,12 +218,17 @@ class Agent:
         slices = self._slices.environments(there)
         if order.member not in slices:
             raise StateError(f"the lease '{order.lease}' has no member {order.member} here")
+        run = (order.lease, order.epoch, order.member)
+        if self._jobs.was_started(run):  # whether it would be now or not
+            return Started()
         if self.launcher is None:
             raise StateError(f"node '{self.node}' runs no jobs")
         launch = self.launcher.launch(order, slices[order.member])
+        if self._until is not None:
+            launch = msgspec.structs.replace(launch, until=str(self._promise.path))
         if launch.user is not None:
             self._slices.give(there, order.member, launch.user.uid)
-        self._jobs.start((order.lease, order.epoch, order.member), launch)
+        self._jobs.start(run, launch)
         return Started()
 
     def keep(self, term: int, wanted: Mapping[str, int], now: float) -> None:
@@ -213,7 +244,7 @@ class Agent:
         for lease in list(self._bound):
             self._ending[lease] = float("-inf")
             self._slices.stop(lease, signal.SIGKILL)
-            self._jobs.end(lease, signal.SIGKILL)
+            self._jobs.end(lease, signal.SIGKILL, lost=True)
 
     # ---- time -------------------------------------------------------------------------------
 

@@ -59,6 +59,7 @@ class Binding(Struct, frozen=True):
     uid: int
     members: int  # of the whole gang
     parts: tuple[BoundPart, ...]
+    port: int = 0  # on which the members of a gang may meet: the node of the first one finds it
 
     def spots(self) -> Iterator[Spot]:
         return (spot for part in self.parts for spot in part.spots)
@@ -69,6 +70,7 @@ class Bound(Struct, frozen=True):
 
     environments: list[tuple[int, dict[str, str]]]
     enforcement: Enforcement
+    port: int = 0  # of a gang, on the node of its first member: nobody listened there
 
 
 class BindOrder(Struct, frozen=True):

@@ -11,10 +11,9 @@ import contextlib
 import fcntl
 import os
 import secrets
+import signal
 import socket
-import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -25,6 +24,7 @@ from hal.enforce.ledger import DeviceUse
 from hal.scheduler import wire
 from hal.scheduler.agent.agent import Agent, StaleError
 from hal.scheduler.agent.binding import ORDERS, Beat, Join, Joined, Order
+from hal.scheduler.agent.until import boot, clock
 from hal.scheduler.core.facts import NodeFacts
 from hal.scheduler.places import Places
 from hal.scheduler.process import AlreadyRunning, signals_as_bytes
@@ -43,7 +43,8 @@ Connect = Callable[["zmq.Socket[bytes]"], None]
 class Service:
     """One node's agent. ``connect`` is given each fresh DEALER: it sets keys and connects it.
 
-    ``say`` is told, in a sentence each, when the node joins, is refused, or is cut off.
+    ``say`` is told, in a sentence each, when the node joins, is refused, or is cut off. ``reread`` is called
+    at SIGHUP and gives the node's labels.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Service:
         version: str,
         labels: dict[str, str] | None = None,
         say: Callable[[str], None] = lambda _: None,
+        reread: Callable[[], dict[str, str]] | None = None,
     ) -> None:
         self._agent = agent
         self._places = places
@@ -62,11 +64,13 @@ class Service:
         self._version = version
         self._labels = labels or {}
         self._say = say
+        self._reread = reread
         self._said = ""
         self._socket: zmq.Socket[bytes] | None = None
         self._asked: dict[str, tuple[str, float, Beat | None]] = {}  # by id: operation, when, the beat
         self._joined: Joined | None = None
-        self._answered = _clock()  # when the last message that was answered was sent
+        self._answered = clock()  # when the last message that was answered was sent
+        self._until = self._answered + _UNTOLD  # without an answer, all that is lent here is stopped then
         self._connected = self._beaten = self._looked = float("-inf")
         self._cut_off = False
         self._cut_off_seconds = _UNTOLD
@@ -82,29 +86,42 @@ class Service:
         self._places.make()
         with _alone(self._places), contextlib.ExitStack() as stack:
             stack.callback(self._agent.close)
-            self._agent.start()
-            wakeup = stack.enter_context(signals_as_bytes())
+            self._begin()
+            wakeup = stack.enter_context(signals_as_bytes(signal.SIGHUP))
             self._context = stack.enter_context(zmq.Context())
             stack.callback(self._hang_up)
             while self._turn(wakeup):
                 pass
 
+    def _begin(self) -> None:
+        self._agent.start()
+        if (before := self._agent.allowed()) is not None:  # for one that is restarted the count goes on
+            self._until = before
+
     # ---- the loop ---------------------------------------------------------------------------
 
     def _turn(self, wakeup: socket.socket) -> bool:
-        self._keep_dialling(_clock())
+        self._keep_dialling(clock())
         poller = zmq.Poller()
         poller.register(wakeup, zmq.POLLIN)
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._agent.descriptor, zmq.POLLIN)
-        due = 0.05 if self._agent.busy else max(self._beaten + self._pause() - _clock(), 0)
+        due = 0.05 if self._agent.busy else max(self._beaten + self._pause() - clock(), 0)
         events = dict(poller.poll(int(due * 1000) + 1))
-        if wakeup.fileno() in events:
+        if wakeup.fileno() in events and not self._goes_on(wakeup.recv(64)):
             return False
         if self._socket in events:
             self._drain()
-        self._advance(_clock())
+        self._advance(clock())
         return True
+
+    def _goes_on(self, signals: bytes) -> bool:
+        """SIGHUP changes what it says; any other signal ends it."""
+        if signal.SIGHUP in signals and self._reread is not None:
+            labels = self._reread()
+            if labels != self._labels:
+                self._labels, self._joined, self._beaten = labels, None, float("-inf")
+        return all(number == signal.SIGHUP for number in signals)
 
     def _advance(self, now: float) -> None:
         self._agent.turn(now)
@@ -129,12 +146,14 @@ class Service:
                 self._tell(f"the scheduler sent what cannot be read: {wrong}")
                 continue
             if isinstance(message, wire.Request):
+                if self._joined is None and message.op == "bind":
+                    continue  # it was not told yet when to stop; with its join it is ordered again
                 self._send(self._carry_out(message))
             else:
                 self._hear(message)
 
     def _notice_silence(self, now: float) -> None:
-        if not self._cut_off and now - self._answered > self._cut_off_seconds:
+        if not self._cut_off and now > self._until:
             self._cut_off = True
             self._tell("cut off from the scheduler for too long: all that it lent here is stopped")
             self._agent.stop_all()
@@ -147,7 +166,7 @@ class Service:
             if kind is None:
                 raise StateError(f"this agent (version {self._version}) knows no order '{request.op:.40}'")
 
-            answer = self._agent.perform(msgspec.convert(request.body, kind), _clock())
+            answer = self._agent.perform(msgspec.convert(request.body, kind), clock())
         except (HalError, msgspec.ValidationError) as wrong:
             code = "stale" if isinstance(wrong, StaleError) else "failed"
             return wire.Reply(wire.VERSION, request.id, False, error=wire.ErrorBody(code, str(wrong)))
@@ -166,7 +185,7 @@ class Service:
         if self._joined is None:
             joining = Join(
                 node=self._agent.node,
-                boot=_boot(),
+                boot=boot(),
                 term=self._agent.term,
                 sent=now,
                 version=self._version,
@@ -206,7 +225,8 @@ class Service:
             self._beaten = float("-inf") if op == "beat" else self._beaten
             return
         if op == "join":
-            self._hear_joined(reply.body)
+            if not self._hear_joined(reply.body):
+                return
         elif beat is not None:
             if reply.body.get("durable", True):
                 self._agent.acknowledge(beat.ended)
@@ -217,20 +237,24 @@ class Service:
             self._told_use = {id: use for id, use in self._told_use.items() if id in living}
         self._answered = max(self._answered, sent)
         self._cut_off = False
+        self._until = self._answered + self._cut_off_seconds
+        self._agent.allow(self._until)
 
-    def _hear_joined(self, body: dict[str, Any]) -> None:
+    def _hear_joined(self, body: dict[str, Any]) -> bool:
+        """False: it has not joined, and the scheduler does not take it for heard."""
         try:
             joined = msgspec.convert(body, Joined)
-            self._agent.keep(joined.term, joined.keep, _clock())
+            self._agent.keep(joined.term, joined.keep, clock())
         except (StaleError, msgspec.ValidationError) as wrong:
             self._tell(f"the scheduler's answer is of no use: {wrong}")
-            return
-        self._cut_off_seconds = joined.cut_off_seconds
+            return False
         if joined.again:  # with the next beat, when what is not to be kept has had a while to end
-            return
+            return False
+        self._cut_off_seconds = joined.cut_off_seconds
         self._joined = joined
         self._told_facts, self._told_use = self._facts, {}
         self._tell(f"node '{self._agent.node}' has joined the scheduler (term {joined.term})")
+        return True
 
     # ---- the connection ---------------------------------------------------------------------
 
@@ -260,14 +284,6 @@ class Service:
         if sentence != self._said:
             self._said = sentence
             self._say(sentence)
-
-
-def _clock() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-def _boot() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 @contextlib.contextmanager

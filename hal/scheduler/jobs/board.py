@@ -25,7 +25,7 @@ from hal.scheduler.jobs.accounting import KIND as ACCOUNT
 from hal.scheduler.jobs.accounting import Accounts, usage_of
 from hal.scheduler.jobs.launch import owner_name
 from hal.scheduler.jobs.records import Job, JobState
-from hal.scheduler.jobs.rendezvous import free_port, rendezvous
+from hal.scheduler.jobs.rendezvous import FIRST_PORT, PORTS, rendezvous
 from hal.scheduler.jobs.spec import Ended, JobSpec
 
 if TYPE_CHECKING:
@@ -38,11 +38,18 @@ _KEPT = 2000  # jobs that are over
 _TTL_MS = 3600 * 1000  # the scheduler renews it itself, long before
 _AGAIN = "tried again: "
 _RENEW = 60.0  # seconds
+_REFUSALS = 10  # by nodes, one after the other, that a job is given time for
+_LONGEST_PAUSE = 60.0  # seconds between two of them; the first is one, and each is twice as long
 
 
 def waiting_for(job: str) -> str:
     """What they wait for who wait for its end."""
     return f"job:{job}"
+
+
+def _key_of(peer: Peer, owner: int, key: str) -> str:
+    """An admin's key for what is another's is none of that one's: theirs have 64 characters at most."""
+    return key if peer.uid == owner else f"{key:<64}\0{peer.uid}"
 
 
 class Board:
@@ -54,6 +61,7 @@ class Board:
         self._touched: dict[str, None] = {}
         self._ordered: dict[str, set[int]] = {}  # members that were ordered to run, or are no more to be
         self._living: set[str] = set()  # jobs that are not over
+        self._later: dict[str, float] = {}  # when jobs that a node has refused are tried again
         self._own: list[Ended] = []  # of this node, to be acknowledged once they are written down
         self._by_key: dict[tuple[int, str], list[str]] = {}
         self._renewed = 0.0
@@ -84,6 +92,11 @@ class Board:
     def is_worth_keeping(self) -> bool:
         """Jobs; and what leases alone have used, of a scheduler that somebody has set up for good."""
         return bool(self.jobs) or bool(len(self.accounts) and self._daemon.config.file is not None)
+
+    @property
+    def pauses(self) -> bool:
+        """Jobs are to be tried again, and wait in no queue until then."""
+        return bool(self._later)
 
     # ---- what users ask for -----------------------------------------------------------------
 
@@ -124,7 +137,8 @@ class Board:
 
     def attach(self, lease: core.Lease, spec: JobSpec, peer: Peer, *, key: str) -> list[str]:
         """Run a program in a lease that its holder has already. Raises Refused."""
-        if (known := self._by_key.get((peer.uid, key))) is not None:
+        key = _key_of(peer, lease.uid, key)
+        if (known := self._by_key.get((lease.uid, key))) is not None:
             return known
         if lease.id in self.jobs or lease.state is core.LeaseState.ENDING:
             raise Refused("ended", f"the lease '{lease.id}' has had its program, or has ended")
@@ -134,6 +148,11 @@ class Board:
         self._add(job)
         self._touch(job.id)
         return [job.id]
+
+    def was_attached(self, lease: str, peer: Peer, key: str) -> bool:
+        """This request has been served before, and its lease is no more."""
+        job = self.jobs.get(lease)
+        return job is not None and job.attached and job.key == _key_of(peer, job.uid, key)
 
     def cancel(self, job: Job) -> None:
         """Again, or of one that is over, it changes nothing."""
@@ -176,6 +195,11 @@ class Board:
             if job is None or job.epoch != one.epoch or one.member in job.exits or job.state.over:
                 continue
             if job.nodes[one.member : one.member + 1] != [node]:  # it speaks for what runs there only
+                continue
+            if one.lost:
+                job.reason = one.error
+                self._release(job)
+                self._touch(job.id)
                 continue
             job.exits[one.member] = one
             if one.exit_code != 0 and job.first is None:
@@ -221,6 +245,8 @@ class Board:
         for id in self._daemon.nodes.settled:
             if id in self._living:
                 self._touched[id] = None
+        if self._later:
+            self._touched |= dict.fromkeys(id for id, due in self._later.items() if now >= due)
         while self._touched:
             id = next(iter(self._touched))
             del self._touched[id]
@@ -234,7 +260,7 @@ class Board:
         lease = state.leases.get(job.id)
         before = job.state
         again = job.id in state.waiting or (lease is not None and lease.epoch != job.epoch)
-        if again and job.attempt > job.retries:  # it was the last time
+        if again and job.tries > job.retries:  # it was the last time
             job.state, job.reason = JobState.ENDING, job.reason.removeprefix(_AGAIN)
             self._release(job)
             lease = state.leases.get(job.id)
@@ -243,7 +269,9 @@ class Board:
         elif job.id in state.waiting:
             job.state = JobState.WAITING
         elif lease is None:
-            self._is_gone(job)
+            if job.cancelled or time.monotonic() >= self._later.get(job.id, 0.0):
+                self._later.pop(job.id, None)
+                self._is_gone(job)
         else:
             if lease.epoch != job.epoch:
                 self._begin_attempt(job, lease)
@@ -254,6 +282,8 @@ class Board:
                 self._release(job)
             elif self._daemon.nodes.is_bound(lease):
                 job.state = JobState.RUNNING
+                if not job.port and len(job.nodes) > 1:  # an older agent finds none
+                    job.port = self._daemon.nodes.port(lease) or FIRST_PORT + job.epoch % PORTS
                 self._order_runs(job, lease)
             elif job.state is not JobState.RUNNING:  # else its node was lost, and it may come back
                 job.state = JobState.STARTING
@@ -263,16 +293,12 @@ class Board:
     def _begin_attempt(self, job: Job, lease: core.Lease) -> None:
         job.epoch = lease.epoch
         job.attempt += 1
-        job.began, job.exits, job.first, job.stopped = lease.granted, {}, None, False
+        job.began, job.ended = lease.granted, None
+        job.exits, job.first, job.stopped, job.begun = {}, None, False, False
         job.nodes = [part.spots[0].node for part in lease.parts]
         job.devices = [device for spot in lease.spots() for device in spot.devices]
         job.state = JobState.STARTING
-        taken = {
-            self.jobs[id].port
-            for id in self._living
-            if id != job.id and self.jobs[id].nodes[:1] == job.nodes[:1]
-        }
-        job.port = free_port(taken, job.epoch) if len(lease.parts) > 1 else 0
+        job.port = 0
         self._ordered[job.id] = set()
         self._changed.add(job.id)
 
@@ -280,6 +306,9 @@ class Board:
         return job.first is not None or len(job.exits) == len(job.nodes) > 0
 
     def _order_runs(self, job: Job, lease: core.Lease) -> None:
+        if not job.begun:
+            job.begun, job.refused, job.tries = True, 0, job.tries + 1
+            self._changed.add(job.id)
         ordered = self._ordered.setdefault(job.id, set())
         nodes = self._daemon.nodes
         for member, at in enumerate(job.nodes):
@@ -327,7 +356,6 @@ class Board:
 
     def _is_gone(self, job: Job) -> None:
         """Nothing is left of its lease, or it waits no longer."""
-        job.ended = self._daemon.now()
         if job.cancelled:
             return self._is_over(job, JobState.CANCELLED, "it was cancelled")
         if job.first is not None and job.stopped:
@@ -339,9 +367,14 @@ class Board:
             return self._is_over(job, JobState.COMPLETED, "")
         why = self._daemon.over.get(job.id, ("", ""))
         reason = why[1] if why[0] == "failed" else job.reason
-        if job.stopped or not job.attempt or job.attempt > job.retries:
+        if why[0] == "failed" and not job.begun and not job.attached:
+            del self._daemon.over[job.id]
+            return self._is_refused(job, reason)
+        withdrawn = job.state is JobState.WAITING and why[0] == "ended"
+        if job.stopped or job.attached or withdrawn or not job.attempt or job.tries > job.retries:
             return self._is_over(job, JobState.FAILED, reason or "its lease was taken away")
-        job.first, job.exits = None, {}
+        reason = reason.removeprefix(_AGAIN)
+        job.first, job.exits, job.begun = None, {}, False
         try:
             self._daemon.decide(self._request(job))
         except Refused as refused:
@@ -349,8 +382,20 @@ class Board:
         job.state, job.reason = JobState.WAITING, _AGAIN + reason
         return self._touch(job.id)
 
+    def _is_refused(self, job: Job, reason: str) -> None:
+        """A node could not make its slices: nothing was begun, and so it was no try of the job."""
+        job.refused += 1
+        job.attempt = max(job.attempt, 1)
+        if job.refused > _REFUSALS:
+            self._is_over(job, JobState.FAILED, f"{reason} (refused {job.refused} times)")
+            return
+        job.state, job.reason = JobState.WAITING, _AGAIN + reason
+        pause = min(2.0 ** (job.refused - 1), _LONGEST_PAUSE)
+        self._later[job.id] = time.monotonic() + pause
+        self._changed.add(job.id)
+
     def _is_over(self, job: Job, state: JobState, reason: str) -> None:
-        job.state, job.reason = state, reason
+        job.state, job.reason, job.ended = state, reason, self._daemon.now()
         self._living.discard(job.id)
         self._ordered.pop(job.id, None)
         self._changed.add(job.id)

@@ -158,6 +158,8 @@ def submit(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
 
 def _attach(daemon: Daemon, asked: Submit, id: str, peer: Peer) -> list[str]:
     lease = daemon.state.leases.get(id)
+    if lease is None and daemon.board.was_attached(id, peer, asked.key):
+        return [id]
     if lease is None or not peer.sees(lease.uid):
         raise Refused(*daemon.over.get(id, ("not_found", f"there is no lease '{id:.64}'")))
     if not peer.commands(lease.uid):

@@ -60,6 +60,9 @@ class Job(Struct):
     state: JobState = JobState.WAITING
     reason: str = ""
     attempt: int = 0  # how often it was granted
+    tries: int = 0  # how often its programs were begun
+    begun: bool = False  # they were, in the latest attempt
+    refused: int = 0  # how often nodes have refused it since
     epoch: int = 0  # of its latest grant; what follows is of that one
     nodes: list[str] = []  # by member
     devices: list[str] = []

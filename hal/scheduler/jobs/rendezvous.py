@@ -7,11 +7,13 @@ member with several devices, and a program that reads RANK and WORLD_SIZE itself
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Container
+from contextlib import suppress
 
-__all__ = ["free_port", "rendezvous"]
+__all__ = ["FIRST_PORT", "PORTS", "free_port", "rendezvous"]
 
-_FIRST_PORT, _PORTS = 29500, 1000  # torchrun's own default is the first
+FIRST_PORT, PORTS = 29500, 1000  # torchrun's own default is the first
 
 
 def rendezvous(member: int, members: int, address: str, port: int) -> dict[str, str]:
@@ -30,12 +32,28 @@ def rendezvous(member: int, members: int, address: str, port: int) -> dict[str, 
 
 
 def free_port(taken: Container[int], epoch: int) -> int:
-    """One that no other job has there; another each time, for a socket takes a while to be free again.
+    """One on this machine on which nobody listens; another each time, for whoever asks again too soon.
 
-    Nobody knows what else uses it: a job that needs another sets MASTER_PORT itself.
+    Without one of the usual ports, one that the kernel chooses; 0 when there is none at all.
     """
-    for number in range(_PORTS):
-        port = _FIRST_PORT + (epoch + number) % _PORTS
-        if port not in taken:
+    for number in range(PORTS):
+        port = FIRST_PORT + (epoch + number) % PORTS
+        if port not in taken and _listening(port):
             return port
-    return _FIRST_PORT
+    return _listening(0)
+
+
+def _listening(port: int) -> int:
+    """The port on which it was possible to listen for a moment, at all addresses; 0: it was not.
+
+    As torch's store does: on the port of a connection that is being forgotten one may listen.
+    """
+    for family in (socket.AF_INET6, socket.AF_INET):
+        with suppress(OSError), socket.socket(family, socket.SOCK_STREAM) as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            one.bind(("", port))
+            one.listen(1)
+            return int(one.getsockname()[1])
+    return 0

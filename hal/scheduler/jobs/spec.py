@@ -60,6 +60,7 @@ class Launch(Struct, frozen=True):
     user: User | None  # None: as the agent's own
     grace_seconds: float = 5.0
     cgroup: str = ""
+    until: str = ""  # a file: when it says that its node is cut off, the program is killed (agent/until.py)
 
 
 class Ended(Struct, frozen=True):
@@ -74,6 +75,7 @@ class Ended(Struct, frozen=True):
     begun_ms: int
     ended_ms: int
     cpu_seconds: float | None  # None: nobody was there to count
+    lost: bool = False  # its node has stopped it, being cut off: that is no failure of the program's
 
     @property
     def exit_code(self) -> int:

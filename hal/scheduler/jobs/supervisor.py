@@ -11,6 +11,7 @@ which has ``spec.json`` (see table.py) and gets ``alive`` (whom to signal), what
   or not. If only the outer one is killed, the work goes on.
 * The program is killed with the inner one (PR_SET_PDEATHSIG). What is left when both are killed is found
   by the agent, by the variable HAL_RUN of their environment, or by their control group where there is one.
+* When its node is cut off (the file ``until``, see agent/until.py) it kills what runs, agent or no agent.
 * SIGTERM ends it: the program gets SIGTERM and some seconds later what is left SIGKILL. SIGRTMIN+1 kills at
   once. SIGRTMIN+2 is SIGTERM for the program and no more; SIGHUP, SIGINT, SIGQUIT, SIGUSR1 and SIGUSR2 go on,
   and so does any other signal N that is sent as SIGRTMIN+2+N: SIGSTOP itself would stop the supervisor.
@@ -27,6 +28,7 @@ import select
 import signal
 import sys
 import time
+import warnings  # noqa: F401 - os.execvpe imports it, which whom the program runs as may not be able to
 from contextlib import suppress
 
 _PR_SET_PDEATHSIG = 1
@@ -36,6 +38,8 @@ _PASSED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.
 _SHIFTED = range(_PASS_TERM + 1, signal.SIGRTMAX + 1)
 _HEARD = {signal.SIGTERM, signal.SIGCHLD, _KILL, _PASS_TERM, *_PASSED, *_SHIFTED}
 _READ = 65536
+_LOOK = 2.0  # seconds between looks at a clock that goes on while the machine sleeps
+CUT_OFF = "its node was cut off from its scheduler, or had no agent, for too long"
 _NOT_FOUND, _NOT_RUNNABLE = 127, 126  # as a shell says it
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -86,8 +90,11 @@ class Supervisor:
         with open(os.path.join(directory, "spec.json"), "rb") as file:  # noqa: PTH118, PTH123
             self._spec = json.load(file)
         self._pid = 0
+        self._failed = -1  # where it says why it could not be started
         self._status: int | None = None  # as waitpid tells it
         self._error = ""
+        self._lost = False
+        self._until: float | None = None
         self._begun = time.time()
         self._kill_at: float | None = None
         self._outputs: dict[int, Output] = {}
@@ -121,6 +128,8 @@ class Supervisor:
         if not os.path.exists(os.path.join(self._directory, "killed")):  # noqa: PTH110, PTH118
             self._begin()
             self._watch(signals)
+            with suppress(BlockingIOError):  # nothing, if it has run
+                self._error = os.read(self._failed, 4000).decode(errors="replace") or self._error
         self._kill_rest()
         for pipe in list(self._outputs):
             self._drain(pipe)
@@ -138,6 +147,7 @@ class Supervisor:
             "begun_ms": round(self._begun * 1000),
             "ended_ms": round(time.time() * 1000),
             "cpu_seconds": round(used.ru_utime + used.ru_stime, 3),
+            "lost": self._lost,
         }
         self._write("exit.json", ended)
 
@@ -151,24 +161,22 @@ class Supervisor:
             os.set_blocking(ours, False)
             self._outputs[ours] = Output(self._directory, name, most)
             ends.append(theirs)
-        failed, fails = os.pipe2(os.O_CLOEXEC)
+        self._failed, fails = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._failed, False)
         me = os.getpid()
         self._pid = os.fork()
         if self._pid == 0:
+            code = _NOT_RUNNABLE
             try:
+                signal.set_wakeup_fd(-1)  # what it hears now is not for its supervisor
                 self._become(me, *ends)
             except BaseException as wrong:
-                os.write(fails, _sentence(wrong, self._spec).encode()[:4000])
-            os._exit(_NOT_RUNNABLE)
+                code, sentence = _sentence(wrong, self._spec)
+                os.write(fails, sentence.encode()[:4000])
+            os._exit(code)
         os.close(fails)
         for end in ends:
             os.close(end)
-        said = os.read(failed, 4000).decode()  # nothing, once it runs
-        os.close(failed)
-        if said:
-            code, _, self._error = said.partition(" ")
-            os.waitpid(self._pid, 0)
-            self._status = int(code) << 8
 
     def _become(self, parent: int, stdout: int, stderr: int) -> None:
         spec = self._spec
@@ -212,14 +220,28 @@ class Supervisor:
         for one in (signals, *self._outputs):
             poll.register(one, select.POLLIN)
         while self._status is None:
-            left = None if self._kill_at is None else max(self._kill_at - time.monotonic(), 0)
-            for one, _ in poll.poll(None if left is None else left * 1000 + 1):
+            left = self._left()
+            if self._kill_at is not None:
+                left = min(left, max(self._kill_at - time.monotonic(), 0))
+            for one, _ in poll.poll(None if left == float("inf") else left * 1000 + 1):
                 if one == signals:
                     self._hear(os.read(signals, 512))
                 elif not self._copy(one):
                     poll.unregister(one)
-            if self._kill_at is not None and time.monotonic() >= self._kill_at:
+            self._lost = self._status is None and self._left() <= 0
+            if self._lost or (self._kill_at is not None and time.monotonic() >= self._kill_at):
+                self._error = CUT_OFF if self._lost else self._error
                 self._kill_rest()
+
+    def _left(self) -> float:
+        """Seconds for which it need not look again; 0: its node is cut off."""
+        if not (path := self._spec.get("until")):
+            return float("inf")
+        now = time.clock_gettime(time.CLOCK_BOOTTIME)
+        if self._until is None or now >= self._until:
+            with suppress(OSError):  # else what it has said last
+                self._until = os.stat(path).st_mtime  # noqa: PTH116
+        return _LOOK if self._until is None else min(max(self._until - now, 0), _LOOK)
 
     def _hear(self, numbers: bytes) -> None:
         for number in numbers:
@@ -312,16 +334,16 @@ class Supervisor:
                 time.sleep(1.0)  # until there is room: how it ended is not to be lost
 
 
-def _sentence(wrong: BaseException, spec: dict[str, object]) -> str:
+def _sentence(wrong: BaseException, spec: dict[str, object]) -> tuple[int, str]:
     """The code that a shell would give, and why it could not be started."""
     command = spec["command"]
     assert isinstance(command, list)
     if isinstance(wrong, OSError) and wrong.filename == spec["directory"]:
-        return f"{_NOT_RUNNABLE} the directory '{spec['directory']}' cannot be entered: {wrong.strerror}"
+        return _NOT_RUNNABLE, f"the directory '{spec['directory']}' cannot be entered: {wrong.strerror}"
     if isinstance(wrong, FileNotFoundError):
-        return f"{_NOT_FOUND} there is no command '{command[0]}'"
+        return _NOT_FOUND, f"there is no command '{command[0]}'"
     reason = wrong.strerror if isinstance(wrong, OSError) else wrong
-    return f"{_NOT_RUNNABLE} '{command[0]}' cannot be run: {reason}"
+    return _NOT_RUNNABLE, f"'{command[0]}' cannot be run: {reason}"
 
 
 def _start_time(pid: int) -> int:

@@ -78,6 +78,9 @@ class Jobs:
                 if (path / "exit.json").exists():
                     if not (path / "told").exists():
                         self._untold[run] = _ended(run, path)
+                elif not (path / "alive").exists() and not _is_held(path / "lock"):
+                    # Its supervisor says so before it begins: this one is as if it was not ordered yet.
+                    shutil.rmtree(path, ignore_errors=True)
                 else:
                     self._living[run] = _Run(path)
                     self._watch(self._living[run])
@@ -97,7 +100,7 @@ class Jobs:
     def start(self, run: RunId, launch: Launch) -> None:
         """Start it; one that was started already is no error. Raises StateError."""
         path = self._path(run)
-        if run in self._living or path.exists():
+        if self.was_started(run):
             return
         try:
             self._directory.mkdir(mode=0o700, exist_ok=True)
@@ -122,25 +125,34 @@ class Jobs:
         self._living[run] = _Run(path, process=process)
         self._watch(self._living[run])
 
+    def was_started(self, run: RunId) -> bool:
+        return run in self._living or self._path(run).exists()
+
     def signal(self, run: RunId, number: int) -> None:
         """Send it to the program, if that lives. Raises GoneError for a run that there never was, and
         StateError for what is no signal that can be passed on."""
         if not 1 <= number <= LAST_SIGNAL:
             raise StateError(f"signal is between 1 and {LAST_SIGNAL}")
         if run in self._living:
-            passed = {signal.SIGTERM: _PASS_TERM, signal.SIGKILL: _KILL}
+            passed: dict[int, int] = {signal.SIGTERM: _PASS_TERM, signal.SIGKILL: _KILL}
             passed |= {one: one for one in _PASSED_AS_THEY_ARE}
             _send(self._living[run].path, passed.get(number, _PASS_TERM + number))
         elif not self._path(run).exists():
             raise GoneError("there is no such run on this node")
 
-    def end(self, lease: str, number: int) -> bool:
-        """SIGTERM: with some seconds of grace; SIGKILL: now; 0: only look. True when none is left."""
+    def end(self, lease: str, number: int, *, lost: bool = False) -> bool:
+        """SIGTERM: with some seconds of grace; SIGKILL: now; 0: only look. True when none is left.
+
+        ``lost``: it is not the programs' own end (see ``Ended``).
+        """
         runs = [run for run in self._living if run[0] == lease]
         for run in runs:
             path = self._living[run].path
             if number == 0 or run in self._orphaned:
                 continue
+            if lost:
+                with contextlib.suppress(OSError):
+                    (path / "lost").touch()
             if not _send(path, _KILL if number == signal.SIGKILL else signal.SIGTERM):
                 with contextlib.suppress(OSError):
                     (path / "killed").touch()  # it has not begun, and is not to
@@ -227,12 +239,13 @@ class Jobs:
         """Its supervisor was killed: kill what it has left behind, and when there is nothing, say so."""
         self._unwatch(self._living[run])
         self._orphaned.add(run)
-        self._groups.group(f"run-{path.name}").kill()
+        group = self._groups.group(f"run-{path.name}")
+        group.kill()
         left = list(_marked(str(path).encode()))
         for pid in left:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
-        if left:
+        if left or group.has_processes():
             return True
         now = round(time.time() * 1000)
         lost = {"code": None, "signal": int(signal.SIGKILL), "error": "its supervisor was killed"}
@@ -348,6 +361,8 @@ def _marked(directory: bytes, but: Container[bytes] = ()) -> Iterator[int]:
 def _ended(run: RunId, path: Path) -> Ended:
     try:
         told = json.loads((path / "exit.json").read_bytes())
+        if (path / "lost").exists():
+            told |= {"lost": True, "error": supervisor.CUT_OFF}
         return msgspec.convert({"lease": run[0], "epoch": run[1], "member": run[2], **told}, Ended)
     except (OSError, ValueError) as wrong:
         killed = isinstance(wrong, FileNotFoundError)  # and nobody could write that down

@@ -157,14 +157,16 @@ class Gate:
         key = self._keys.of(public) if self._keys is not None and domain == _REMOTE else None
         if key is None or key.revoked is not None:
             raise Refused("denied", "this key is not, or no longer, known to the scheduler")
-        return Peer(address, key.name, key.uid, _ELSEWHERE, key.role, _property(frame, "Peer-Address"))
+        return Peer(
+            address, key.name, key.uid, _ELSEWHERE, key.role, _property(frame, "Peer-Address"), public
+        )
 
     def still(self, peer: Peer) -> bool:
         """May somebody who asked earlier be answered now?"""
         if peer.pid != _ELSEWHERE:
             return True
-        key = None if self._keys is None else self._keys.named(peer.name)
-        return key is not None and key.uid == peer.uid
+        key = None if self._keys is None else self._keys.of(peer.key)
+        return key is not None and key.revoked is None
 
     def _of_this_machine(self, address: Address, frame: zmq.Frame) -> Peer:
         """libzmq tells "host:uid:gid:pid" of a peer on ipc, as the kernel told it at the connection."""

@@ -102,7 +102,6 @@ class Keys:
         self._own = directory / "scheduler.key"
         self._stamp: tuple[int, int, int] | None = None
         self._by_public: dict[str, Key] = {}
-        self._by_name: dict[str, Key] = {}  # in force
         self._all: list[Key] = []
 
     # ---- reading ------------------------------------------------------------------------------
@@ -116,17 +115,12 @@ class Keys:
         known = self._read()
         self._all = known.keys
         self._by_public = {key.public: key for key in known.keys}
-        self._by_name = {key.name: key for key in known.keys if key.revoked is None}
         self._stamp = stamp
         return True
 
     def of(self, public: str) -> Key | None:
         """Whose key this is, revoked or not, as of the last ``refresh``."""
         return self._by_public.get(public)
-
-    def named(self, name: str) -> Key | None:
-        """The key of this name that is in force, as of the last ``refresh``."""
-        return self._by_name.get(name)
 
     def all(self) -> list[Key]:
         return list(self._all)
