@@ -81,9 +81,9 @@ def test_a_node_whose_directory_cannot_be_written(place: Place, why: str, tmp_pa
     outer = int(Path(f"/proc/{inner}/stat").read_text().rpartition(")")[2].split()[1])
     (disk.fill if why == FULL else disk.deny)()
     with pytest.raises(HalError, match=f"node 'small'.*{why}"):
-        place.acquire("more", of("nvidia"))
-    refused = place.over(place.submit("true", request=on("nvidia")))
-    assert (refused["state"], why in refused["reason"]) == ("failed", True), refused
+        place.acquire("more", of("nvidia"), ttl=1.0)
+    refused = place.submit("exit 6", request=on("nvidia"))
+    wait_until(lambda: why in place.job(refused)["reason"])
     place.call("renew", lease=held)
     place.call("release", lease=given_back)
     wait_until(lambda: given_back not in {lease["id"] for lease in place.call("list")["leases"]})
@@ -99,6 +99,7 @@ def test_a_node_whose_directory_cannot_be_written(place: Place, why: str, tmp_pa
     place.lives()
     (disk.free if why == FULL else disk.allow)()
     assert place.over(ended)["exit_code"] == place.over(stays)["exit_code"] == 5
+    assert place.over(refused)["exit_code"] == 6  # it was tried again
     assert place.over(killed)["reason"] == "its supervisor was killed"
     again = place.acquire("again", of("nvidia"))["lease"]["id"]
     assert place.over(place.submit("exit 3", request=on("nvidia")))["exit_code"] == 3
