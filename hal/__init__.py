@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hal.api import devices, sample, stream
+    from hal.async_client import AsyncClient, AsyncLease
     from hal.backend import (
         GoneError,
         Group,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
         TemporaryError,
         UnsupportedError,
     )
-    from hal.client import AsyncClient, AsyncLease, Client, Lease
+    from hal.client import Client, Lease
     from hal.inventory import Machine
     from hal.model import Device, DeviceKind, Reading, Status
     from hal.scheduler.lease import HeldLease, lease
@@ -59,6 +60,7 @@ __all__ = [
 
 _HOMES = {
     "hal.api": ("devices", "sample", "stream"),
+    "hal.async_client": ("AsyncClient", "AsyncLease"),
     "hal.backend": (
         "GoneError",
         "Group",
@@ -67,7 +69,7 @@ _HOMES = {
         "TemporaryError",
         "UnsupportedError",
     ),
-    "hal.client": ("AsyncClient", "AsyncLease", "Client", "Lease"),
+    "hal.client": ("Client", "Lease"),
     "hal.inventory": ("Machine",),
     "hal.model": ("Device", "DeviceKind", "Reading", "Status"),
     "hal.scheduler.lease": ("HeldLease", "lease"),

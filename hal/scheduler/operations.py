@@ -19,6 +19,7 @@ from hal.scheduler.watch import WatchBody, Watcher
 
 if TYPE_CHECKING:
     from hal.scheduler.daemon import Daemon
+    from hal.scheduler.engine import Engine
 
 __all__ = ["OPERATIONS", "Operation", "granted"]
 
@@ -95,7 +96,7 @@ def _acquire(daemon: Daemon, asked: bodies.Acquire, peer: Peer) -> wire.Body | W
     return Waiter(one.id, time.monotonic() + _PATIENCE)
 
 
-def granted(daemon: Daemon, lease: core.Lease) -> wire.Body:
+def granted(daemon: Engine, lease: core.Lease) -> wire.Body:
     """What its holder is told of a lease whose slices are made."""
     environments = daemon.nodes.environments(lease)
     return {
@@ -199,7 +200,7 @@ def _fresh_id(daemon: Daemon) -> str:
             return id
 
 
-def _described(daemon: Daemon, lease: core.Lease) -> dict[str, Any]:
+def _described(daemon: Engine, lease: core.Lease) -> dict[str, Any]:
     nodes = daemon.nodes
     return bodies.described(lease, nodes.use(lease), nodes.enforcement(lease), daemon.now())
 

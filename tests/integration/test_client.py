@@ -213,7 +213,7 @@ class Lossy:
 def test_a_request_whose_answer_was_lost_has_one_effect(
     client: hal.Client, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hal.client._AGAIN", 0.2)
+    monkeypatch.setattr("hal.async_client._AGAIN", 0.2)
     between = Lossy(address, Path(f"/tmp/hal-lossy-{os.getpid()}"), lose=2)
     try:
         with hal.Client(between.address) as lossy, lossy.acquire(memory_bytes=GIB) as lease:
@@ -248,7 +248,7 @@ def test_who_is_cancelled_before_there_is_an_answer_has_nothing(
     many: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("hal.client._AGAIN", 60.0)
+    monkeypatch.setattr("hal.async_client._AGAIN", 60.0)
     one = core.Request(members=(core.Member((core.Alternative(memory_bytes=GIB),)),))
 
     async def main() -> None:
@@ -269,7 +269,7 @@ def test_who_is_cancelled_before_there_is_an_answer_has_nothing(
 def test_a_connection_that_has_gone_silent_is_left_though_others_wait_on_it(
     between: Callable[[int], Lossy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hal.client._AGAIN", 0.3)
+    monkeypatch.setattr("hal.async_client._AGAIN", 0.3)
 
     async def main() -> None:
         proxy = between(0)

@@ -29,7 +29,7 @@ from hal.scheduler.jobs.rendezvous import FIRST_PORT, PORTS, rendezvous
 from hal.scheduler.jobs.spec import Ended, JobSpec
 
 if TYPE_CHECKING:
-    from hal.scheduler.daemon import Daemon
+    from hal.scheduler.engine import Engine
 
 __all__ = ["Board", "waiting_for"]
 
@@ -53,7 +53,7 @@ def _key_of(peer: Peer, owner: int, key: str) -> str:
 
 
 class Board:
-    def __init__(self, daemon: Daemon) -> None:
+    def __init__(self, daemon: Engine) -> None:
         self.jobs: dict[str, Job] = {}
         self.accounts = Accounts()
         self._daemon = daemon

@@ -1,0 +1,374 @@
+"""What the scheduler makes of events: the core applies them, the nodes carry them out, the store keeps them.
+
+No socket is here. The daemon (daemon.py) says what arrives, and what is to be answered once ``commit`` has
+made it durable.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from hal.backend import StateError
+from hal.scheduler import bodies, clock, core, wire
+from hal.scheduler.agent.agent import Agent
+from hal.scheduler.agent.binding import Beat, Join
+from hal.scheduler.answers import Later, Peer, Refused, Waiter, code_of
+from hal.scheduler.config import Config
+from hal.scheduler.core import records
+from hal.scheduler.core.facts import NodeFacts
+from hal.scheduler.holders import Holders
+from hal.scheduler.jobs.board import Board
+from hal.scheduler.monitor import Monitor
+from hal.scheduler.nodes import Nodes
+from hal.scheduler.operating import labelled
+from hal.scheduler.operations import granted
+from hal.scheduler.places import Places
+from hal.scheduler.prices import Prices
+from hal.scheduler.security.limits import Limits
+from hal.scheduler.store import NotDurable, Store, journal
+from hal.scheduler.waiters import Waiters
+from hal.scheduler.watch import Watch
+
+__all__ = ["Engine"]
+
+_FRESH = 0.5  # seconds for which the devices' outside use is believed
+_REMEMBERED = 1024  # leases and requests that are over, of which it is known why
+
+
+class Engine:
+    """State and all that follows from it; ``store`` and ``holders`` are there once it is opened."""
+
+    store: Store
+    holders: Holders
+
+    def __init__(
+        self,
+        agent: Agent | None,
+        places: Places,
+        config: Config,
+        limits: Limits,
+        *,
+        private: bool,
+        monitor: Monitor,
+        version: str,
+        say: Callable[[str], None],
+    ) -> None:
+        """``say`` is told what an operator should know."""
+        self.pid = os.getpid()
+        self.private = private
+        self.version = version
+        self.config = config
+        self.limits = limits
+        self.prices = Prices(config.prices)
+        lost, grace = config.scheduler.lost_seconds, config.scheduler.grace_seconds
+        self.state = core.State(grace_ms=round(grace * 1000))
+        self.nodes = Nodes(agent, lost_seconds=lost, grace_seconds=grace)
+        self.over: dict[str, tuple[str, str]] = {}  # what has become of leases: code and message
+        self.board = Board(self)
+        self.agent = agent
+        self.places = places
+        self.joined: dict[str, Peer] = {}  # who speaks for each other node
+        self.speakers: dict[bytes, str] = {}  # their names, by what ZeroMQ calls them
+        self.ending: dict[str, float] = {}  # lease id -> since when
+        self.monitor = monitor
+        self.watch_ring = Watch(tell=monitor.happened)
+        self.trouble: str | None = None  # why nothing can be written
+        self.waiters = Waiters()
+        self.say = say
+        self.seen = float("-inf")  # when this node's devices were looked at
+        self._zero = clock.zero_today()
+        self.started_ms = self.now()
+
+    # ---- what is decided -------------------------------------------------------------------
+
+    def now(self) -> int:
+        """Milliseconds since 1970 when this daemon started, or the one before it whose leases it keeps, and
+        from then on a clock that nobody sets."""
+        return self._zero + time.monotonic_ns() // 1_000_000
+
+    def decide(self, event: core.Event) -> None:
+        """Apply what somebody asked for. Raises Refused when that is the answer."""
+        for decision in self.happens(event):
+            if isinstance(decision, core.Refuse):
+                gone = decision.code in (core.Refusal.ENDED, core.Refusal.NOT_FOUND)
+                if gone and decision.id in self.over:
+                    raise Refused(*self.over[decision.id])
+                raise Refused(code_of(decision), decision.reason)
+
+    def happens(self, event: core.Event) -> list[core.Decision]:
+        """Apply an event and carry out what follows."""
+        now = self.now()
+        worth_noting = not journal.changes_nothing(self.state, event, now)
+        decisions = self.state.apply(event, now)
+        if worth_noting:
+            self.store.note(now, event)
+        self.watch_ring.note(event, decisions, now)
+        self.board.note(decisions)
+        for decision in decisions:
+            match decision:
+                case core.Grant(lease=lease, again=False):
+                    self.waiters.touch(lease.id)
+                    self._begin(lease)
+                case core.Queued(id=id, again=False):
+                    self.watch_ring.queued(self.state.waiting[id], now, decision.reason)
+                    self.holders.hear(id)
+                case core.Revoke(lease=lease) | core.Preempt(lease=lease):
+                    self.over[lease.id] = ("ended", f"the lease '{lease.id}' has ended: {decision.reason}")
+                    self.waiters.touch(lease.id)
+                    self._end(lease)
+                case core.Withdrawn(id=id):
+                    self.waiters.touch(id)
+                    self.over[id] = ("ended", f"'{id}' waits no longer: {decision.reason}")
+                    self.holders.unwatch(id)
+        while len(self.over) > _REMEMBERED:
+            del self.over[next(iter(self.over))]
+        return decisions
+
+    def noted(self, entry: journal.Entry) -> None:
+        """Put a change that no event makes into the journal."""
+        self.store.note(self.now(), entry)
+
+    def _begin(self, lease: core.Lease) -> None:
+        self.nodes.bind(lease, time.monotonic())
+        self._give_up_failures()
+        if self.state.leases.get(lease.id) is lease and lease.state is not core.LeaseState.ENDING:
+            self.watch(lease.id, lease.holder_pid)
+
+    def _give_up_failures(self) -> None:
+        """End leases that a node could not give, or has lost."""
+        for id, reason in self.nodes.failures():
+            lease = self.state.leases.get(id)
+            if lease is not None and lease.state is not core.LeaseState.ENDING:
+                self.happens(core.HolderGone(id))
+                self.over[id] = ("failed", reason)
+
+    def look_at_devices(self) -> None:
+        """Ask this node again what others use of its devices, unless it was asked a moment ago."""
+        if self.agent is not None and time.monotonic() - self.seen >= _FRESH:
+            self.happens(core.InventoryChanged(self.laid_over(self.agent.facts())))
+            self.seen = time.monotonic()
+
+    # ---- nodes -----------------------------------------------------------------------------
+
+    def labels(self, node: str) -> dict[str, str]:
+        """Of a node: what its agent says, and over that what operators have set."""
+        known = self.nodes.nodes.get(node)
+        return ({} if known is None else known.labels) | self.state.world.counters.labels.get(node, {})
+
+    def host_of(self, node: str) -> str:
+        """Where its agent has joined from; "": this machine."""
+        joined = self.joined.get(node)
+        return "" if joined is None else joined.host
+
+    def laid_over(self, facts: NodeFacts) -> NodeFacts:
+        """With the prices of the configuration, and the labels of the node."""
+        return self.prices.laid_over(labelled(facts, self.labels(facts.id)))
+
+    def join(self, joining: Join, who: Peer) -> wire.Body:
+        """An agent reports for its node. Raises Refused."""
+        _must_speak_for(who, joining.node)
+        answer = self.nodes.join(who.address, joining, self.state.leases, time.monotonic())
+        facts = self.nodes.nodes[joining.node].facts
+        if (before := self.joined.get(joining.node)) is not None:
+            self.speakers.pop(before.address.identity, None)
+        self.joined[joining.node] = who
+        self.speakers[who.address.identity] = who.name
+        if facts is not None and not answer.again:
+            self.decide(core.NodeJoined(self.laid_over(facts)))
+            self.store.put([("node", facts.id, msgspec.msgpack.encode(facts))])
+            self.noted(journal.Known(facts))
+            self.board.joined(facts.id)
+        return msgspec.to_builtins(answer)  # type: ignore[no-any-return]
+
+    def beat(self, beat: Beat, who: Peer) -> None:
+        """Raises Refused when the agent has to join first."""
+        _must_speak_for(who, beat.node)
+        if not self.nodes.beat(who.address, beat, time.monotonic()):
+            raise Refused("not_joined", f"node '{beat.node:.64}' has to join first")
+        self.board.ended(beat.node, beat.runs)
+        facts = self.nodes.nodes[beat.node].facts
+        if beat.facts is not None and facts is not None:
+            self.happens(core.InventoryChanged(self.laid_over(facts)))
+
+    def drop_revoked(self, still: Callable[[Peer], bool]) -> None:
+        """Send no more orders to agents whose keys are no longer in force: their nodes will be lost."""
+        for id, who in list(self.joined.items()):
+            if not still(who):
+                del self.joined[id]
+                self.speakers.pop(who.address.identity, None)
+                self.nodes.nodes[id].address = None
+        self.waiters.touch_all()
+
+    def look_at_nodes(self) -> None:
+        now = time.monotonic()
+        self.nodes.turn(now)
+        for id in self.nodes.lost(now):
+            self.happens(core.NodeLost(id))
+        self._give_up_failures()
+
+    # ---- who waits for an answer -----------------------------------------------------------
+
+    def outcome(self, waiter: Waiter) -> wire.Body | None:
+        """What to say now; None: nothing yet. Raises Refused when there is nothing to wait for."""
+        if isinstance(waiter, Later):
+            return waiter.answer(at_once=time.monotonic() >= waiter.until)
+        lease = self.state.leases.get(waiter.lease)
+        lives = lease is not None and lease.state is not core.LeaseState.ENDING
+        if lease is not None and lives and self.nodes.is_bound(lease):
+            return granted(self, lease)
+        one = self.state.waiting.get(waiter.lease)
+        if one is None and not lives and (lease is None or waiter.lease in self.over):
+            gone = ("not_found", f"there is no lease '{waiter.lease}'")
+            raise Refused(*self.over.get(waiter.lease, gone))
+        if time.monotonic() < waiter.until:
+            return None
+        if one is not None:
+            return {"waiting": bodies.queued(one, self.now())}
+        return {"waiting": {} if lease is None else bodies.being_made(lease, self.now())}
+
+    # ---- holders and endings ---------------------------------------------------------------
+
+    def watch(self, id: str, pid: int) -> None:
+        """End this lease, or place in the queue, with the process."""
+        if not self.holders.watch(id, pid):
+            self.happens(core.HolderGone(id))
+
+    def unwatch(self, id: str) -> None:
+        self.holders.unwatch(id)
+
+    def _end(self, lease: core.Lease) -> None:
+        now = time.monotonic()
+        self.ending[lease.id] = now
+        if lease.id in self.board.jobs:
+            self.holders.unwatch(lease.id)  # what runs in it is the scheduler's, and ends with it
+        self.nodes.unbind(lease, now)
+        self._finish(lease, now)
+
+    def finish_endings(self, now: float) -> None:
+        for id in list(self.ending):
+            lease = self.state.leases.get(id)
+            if lease is not None:  # else it has ended with one before it
+                self._finish(lease, now)
+
+    def _finish(self, lease: core.Lease, now: float) -> None:
+        """It has ended once none of the slices' processes is left, and the holder, whose program may not
+        have allocated yet, has gone, or has had the time in which it must notice."""
+        time_to_notice = lease.request.ttl_ms / 1000
+        held = lease.id in self.holders and now - self.ending[lease.id] < time_to_notice
+        if held or not self.nodes.has_ended(lease.id, now):
+            return
+        del self.ending[lease.id]
+        self.nodes.forget(lease.id)
+        self.holders.unwatch(lease.id)
+        self.board.charge(lease)
+        self.happens(core.Ended(lease.id))
+
+    # ---- store -----------------------------------------------------------------------------
+
+    def commit(self, *, quiet: bool = False) -> bool:
+        """False: it cannot be written now, and is kept until it can. Memory may be ahead: nobody is told."""
+        changes = [*records.changes(self.state), *self.nodes.changes(), *self.board.changes()]
+        begun = time.monotonic()
+        self.store.put(changes)
+        if self.store.wants_base(quiet=quiet):
+            nodes = tuple(self.state.world.fleet.facts)
+            self.store.rebase(self.now(), records.everything(self.state), nodes, self.state.grace_ms)
+        try:
+            self.store.commit()
+        except NotDurable as wrong:
+            if self.trouble is None:
+                self.say(f"{wrong}; requests that need it are refused until it can")
+                self.waiters.touch_all()
+            self.trouble = str(wrong)
+            return False
+        if changes:
+            self.monitor.committed(time.monotonic() - begun)
+        if self.trouble is not None:
+            self.trouble = None
+            self.say("the lease store can be written again")
+            self.waiters.touch_all()
+        return True
+
+    def recover(self) -> None:
+        now = time.monotonic()
+        try:
+            rows = self.store.rows()
+            saved = records.read(rows)
+            self._load_apart(rows, now)
+            if saved.counters is not None:
+                self.state.world.counters = saved.counters  # has the labels to be laid over nodes
+            gone = [lease for lease in saved.leases if not self.nodes.take_over(lease, now)]
+            saved.leases = [lease for lease in saved.leases if lease not in gone]
+            lost = set() if saved.counters is None else set(saved.counters.lost)
+            own = [] if self.agent is None else [self.laid_over(self.agent.facts())]
+            known = lost | {facts.id for facts in own}
+            others = [self.laid_over(node) for node in saved.nodes if node.id not in known]
+            nodes = own + others
+            self.state = records.restore(saved, nodes, grace_ms=self.state.grace_ms)
+        except records.DamagedError as wrong:
+            raise StateError(f"the lease store {self.places.store} is damaged: {wrong}") from None
+        for facts in nodes:
+            self.nodes.know(facts, now)
+        for id in lost:
+            self.nodes.know_lost(id, now)
+        if saved.leases or saved.waiting:
+            handed_on = clock.handed_on(self.places.clock)
+            self._zero = self._zero if handed_on is None else handed_on
+        # The clock may have been set back since, or be another machine's: time goes on from what was seen.
+        self._zero += max(_latest(saved) - self.now(), 0)
+        clock.keep(self.places.clock, self._zero)
+        self.started_ms = self.now()
+        self.seen = now
+        self.store.put([("lease", lease.id, None) for lease in gone])
+        counters = self.state.world.counters
+        # A node that has obeyed a scheduler of more starts than these would refuse this one.
+        counters.term = self.nodes.term = max(counters.term, self.agent.term if self.agent else 0) + 1
+        self.state.world.note("meta", "counters")
+        ids = tuple(lease.id for lease in gone)
+        self.noted(journal.Began(counters.term, self.state.grace_ms, ids, tuple(nodes)))
+        self.watch_ring.begin(self.nodes.term, [*self.state.leases.values(), *self.state.waiting.values()])
+        self.store.put(records.changes(self.state))
+        self.store.commit()
+        self._resume(now)
+        self.store.put(records.changes(self.state))
+        self.store.commit()
+
+    def _load_apart(self, rows: list[records.Row], now: float) -> None:
+        """Raises DamagedError."""
+        try:
+            self.nodes.load(rows, now)
+            self.board.load(rows)
+        except msgspec.DecodeError as error:
+            raise records.DamagedError(f"a job, account or node cannot be read: {error}") from None
+
+    def _resume(self, now: float) -> None:
+        leases = list(self.state.leases.values())
+        if self.agent is not None:
+            self.agent.keep(self.nodes.term, {lease.id: lease.epoch for lease in leases}, now)
+        for lease in leases:
+            if lease.state is core.LeaseState.ENDING:
+                self.watch(lease.id, lease.holder_pid)  # it may not have noticed yet
+                self._end(lease)
+            else:
+                self.nodes.bind(lease, now)
+                self.watch(lease.id, lease.holder_pid)
+        self._give_up_failures()
+        for one in list(self.state.waiting.values()):
+            self.watch(one.id, one.holder_pid)
+        self.happens(core.Resumed())
+
+
+def _latest(saved: records.Saved) -> int:
+    """The latest time that anything written down happened at."""
+    times = [lease.granted for lease in saved.leases] + [one.arrived for one in saved.waiting]
+    return max([*times, 0 if saved.counters is None else saved.counters.faded_until])
+
+
+def _must_speak_for(who: Peer, node: str) -> None:
+    """Raises Refused."""
+    if not who.speaks_for(node):
+        raise Refused("denied", f"the key '{who.name}' is not that of node '{node:.64}'")
