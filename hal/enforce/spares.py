@@ -53,7 +53,8 @@ class Spares:
 
     def retire(self, ledger: Ledger) -> None:
         """Remove a slice file that nobody will ask for again."""
-        ledger.unlink()
+        with contextlib.suppress(OSError):  # read-only: it is swept up later
+            ledger.unlink()
         self._do(ledger.close)
 
     def sweep(self) -> None:
@@ -98,5 +99,6 @@ def _given(spare: Path, path: Path) -> bool:
     except OSError:
         return False
     finally:
-        spare.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            spare.unlink(missing_ok=True)
     return True

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import msgspec
 
 from hal.backend import StateError
-from hal.scheduler import bodies, core, wire
+from hal.scheduler import bodies, clock, core, wire
 from hal.scheduler.agent.agent import Agent
 from hal.scheduler.agent.binding import Beat, Join
 from hal.scheduler.answers import Later, Peer, Refused, Waiter, code_of
@@ -82,13 +82,14 @@ class Engine:
         self.waiters = Waiters()
         self.say = say
         self.seen = float("-inf")  # when this node's devices were looked at
-        self._zero = (time.time_ns() - time.monotonic_ns()) // 1_000_000
+        self._zero = clock.zero_today()
         self.started_ms = self.now()
 
     # ---- what is decided -------------------------------------------------------------------
 
     def now(self) -> int:
-        """Milliseconds since 1970 when this daemon started, and from then on a clock that nobody sets."""
+        """Milliseconds since 1970 when this daemon started, or the one before it whose leases it keeps, and
+        from then on a clock that nobody sets."""
         return self._zero + time.monotonic_ns() // 1_000_000
 
     def decide(self, event: core.Event) -> None:
@@ -324,8 +325,13 @@ class Engine:
             self.nodes.know(facts, now)
         for id in lost:
             self.nodes.know_lost(id, now)
+        if saved.leases or saved.waiting:
+            handed_on = clock.handed_on(self.places.clock)
+            self._zero = self._zero if handed_on is None else handed_on
         # The clock may have been set back since, or be another machine's: time goes on from what was seen.
         self._zero += max(_latest(saved) - self.now(), 0)
+        clock.keep(self.places.clock, self._zero)
+        self.started_ms = self.now()
         self.seen = now
         self.store.put([("lease", lease.id, None) for lease in gone])
         counters = self.state.world.counters

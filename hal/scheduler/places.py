@@ -36,6 +36,7 @@ class Places:
         self.slices = self.directory / "slices"
         self.jobs = self.directory / "jobs"
         self.log = self.directory / "scheduler.log"
+        self.clock = self.directory / "scheduler.clock"
         self.term = self.directory / "agent.term"
         self.until = self.directory / "agent.until"
         self.agent_lock = self.directory / "agent.lock"

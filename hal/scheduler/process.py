@@ -47,6 +47,7 @@ def locked(places: Places) -> Iterator[None]:
                 for lock in locks:
                     lock.unlink(missing_ok=True)
                 places.log.unlink(missing_ok=True)
+                places.clock.unlink(missing_ok=True)
                 places.remove_empty()
 
 

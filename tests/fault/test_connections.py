@@ -23,7 +23,7 @@ from hal.scheduler.client import Client
 from hal.scheduler.endpoint import Endpoint
 from hal.scheduler.security.connections import Pressure
 from hal.scheduler.security.keys import read_client_key
-from hal.scheduler.wire import Request, pack
+from hal.scheduler.wire import Request, pack, unpack_reply
 from tests.conftest import HAL, wait_until
 from tests.integration.support import Env, daemon_pid, places, start
 
@@ -181,6 +181,73 @@ def test_a_reader_that_does_not_read_costs_little(daemon: Daemon) -> None:
     lazy.close()
     context.term()
     daemon.answers()
+
+
+UNREAD = 100  # answers, of the 128 that are kept for a connection
+
+
+def fill_ring(client: Client) -> None:
+    """So that an answer to ``watch`` has some 150 KiB."""
+    for number in range(1000):
+        client.call("set_queue", name="x" * 60, weight=number + 1)
+
+
+def test_a_reader_that_reads_slowly_gets_all_of_it_and_holds_up_nobody(daemon: Daemon) -> None:
+    """Of answers that are far more than its connection takes, and of events of which it reads none."""
+    context = zmq.Context()
+    deaf = context.socket(zmq.SUB)
+    slow = context.socket(zmq.DEALER)
+    for one in (deaf, slow):
+        one.set(zmq.LINGER, 0)
+        one.set(zmq.RCVHWM, 1)
+    deaf.subscribe(b"")
+    deaf.connect(places(daemon.env).events_address)
+    slow.connect(places(daemon.env).address)
+    with Client(places(daemon.env), timeout=20.0) as client:
+        fill_ring(client)
+        body = {"after": 0, "limit": 1000}
+        before = daemon.memory()
+        for number in range(UNREAD):
+            slow.send(pack(Request(1, str(number), "watch", body)))
+        first: list[int] = []
+        for number in range(UNREAD):
+            assert slow.poll(20_000)
+            reply = unpack_reply(slow.recv())
+            assert (reply.id, reply.ok) == (str(number), True)
+            numbers = [event["number"] for event in reply.body["events"]]
+            assert len(numbers) == 1000 and numbers == sorted(set(numbers))
+            first = first or numbers
+            assert numbers == first
+            assert client.call("hello")["pid"] == daemon.process.pid
+        assert daemon.memory() < before + 128 * MIB
+    assert all(note["op"] == "set_queue" for note in daemon.notes())
+    slow.close()
+    deaf.close()
+    context.term()
+
+
+def test_large_answers_that_nobody_reads_cost_connections_and_no_more(daemon: Daemon) -> None:
+    """At half of the memory that it may have, the daemon cuts them; it lives on and keeps its leases."""
+    context = zmq.Context()
+    with Client(places(daemon.env), timeout=20.0) as client:
+        fill_ring(client)
+        lazy = [context.socket(zmq.DEALER) for _ in range(20)]
+        for one in lazy:
+            one.set(zmq.LINGER, 0)
+            one.set(zmq.RCVHWM, 1)
+            one.connect(places(daemon.env).address)
+        watch = pack(Request(1, "", "watch", {"after": 0, "limit": 1000}))
+        for _ in range(2 * UNREAD):
+            for one in lazy:
+                with contextlib.suppress(zmq.Again):
+                    one.send(watch, zmq.DONTWAIT)
+        wait_until(lambda: any(note["op"] == "connections" for note in daemon.notes()))
+        for one in lazy:
+            one.close()
+        wait_until(lambda: daemon.memory() < 256 * MIB)
+        daemon.answers()
+        assert client.call("queues")["queues"]
+    context.term()
 
 
 def test_a_message_that_never_ends_costs_its_sender_the_connection(daemon: Daemon) -> None:

@@ -1,6 +1,6 @@
 """A store cut short at every page, and with bits turned over: it is refused, or as it was written.
 
-`HAL_ROUNDS` is how many bits are tried (300).
+`HAL_ROUNDS` is how many bits are tried (200).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hal.scheduler.places import Places
 from hal.scheduler.process import AlreadyRunning, locked
 from hal.scheduler.store import Store, care, journal
 
-ROUNDS = int(os.environ.get("HAL_ROUNDS", "300"))
+ROUNDS = int(os.environ.get("HAL_ROUNDS", "200"))
 DEVICES = tuple(DeviceFacts(f"x:{number}", "x", "x", 80 << 30) for number in range(8))
 NODE = NodeFacts("n", 1000, 1 << 30, DEVICES)
 

@@ -64,6 +64,7 @@ class Agent:
         self._ending: dict[str, float] = {}  # since when
         self._ended: dict[str, int] = {}  # epochs of what has ended and was not asked for yet
         self._over_with: dict[str, int] = {}  # epochs that are not to be bound again
+        self._noted = 0  # the term that is written down
         self._reaped = float("-inf")
         self._promise = Until(places.until)
         self._until: float | None = None
@@ -73,9 +74,9 @@ class Agent:
         """Take over what an earlier agent of this node left. Raises StateError."""
         self._places.make()
         try:
-            self.term = int(self._places.term.read_text())
+            self.term = self._noted = int(self._places.term.read_text())
         except FileNotFoundError:
-            self.term = 0
+            self.term = self._noted = 0
         except (OSError, ValueError) as error:
             raise StateError(f"cannot read {self._places.term}: {error}") from None
         for path in sorted(self._places.slices.glob("*.binding")):
@@ -134,9 +135,11 @@ class Agent:
         """From now on this scheduler's orders count. Raises StaleError when another has come after it."""
         if term < self.term:
             raise StaleError(f"node '{self.node}' obeys a newer scheduler (term {self.term}, not {term})")
-        if term > self.term:
-            _write(self._places.term, str(term).encode())
-            self.term = term
+        self.term = term
+        if term > self._noted:
+            with contextlib.suppress(StateError):  # what runs here is not stopped by a disk that is full
+                _write(self._places.term, str(term).encode())
+                self._noted = term
 
     def perform(self, order: Order, now: float) -> Bound | Unbound | Started | Piece:
         """Carry out any order. Raises as the method that does it, and StateError for what the system does
@@ -183,7 +186,7 @@ class Agent:
                 _write(path, msgspec.msgpack.encode(binding))
                 self._slices.create(binding)
             except StateError:
-                path.unlink(missing_ok=True)
+                _forget(path)
                 raise
             self._bound[binding.lease] = binding
             self._ended.pop(binding.lease, None)
@@ -324,7 +327,7 @@ class Agent:
         self._ending.pop(lease, None)
         binding = self._bound.pop(lease, None)
         self._slices.remove(lease)
-        self._places.binding_file(lease).unlink(missing_ok=True)
+        _forget(self._places.binding_file(lease))
         if binding is not None:
             self._ended[lease] = binding.epoch
             self._bury(lease, binding.epoch)
@@ -333,6 +336,12 @@ class Agent:
         self._over_with[lease] = max(epoch, self._over_with.pop(lease, epoch))
         while len(self._over_with) > _BURIED:
             del self._over_with[next(iter(self._over_with))]
+
+
+def _forget(path: Path) -> None:
+    """One that cannot be removed now is found by the next agent, whose scheduler does not know of it."""
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def _write(path: Path, data: bytes) -> None:

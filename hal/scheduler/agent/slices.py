@@ -93,7 +93,8 @@ class Slices:
         known |= {self._places.binding_file(lease) for lease in bindings}
         for path in self._places.slices.iterdir():
             if path not in known:
-                path.unlink(missing_ok=True)
+                with suppress(OSError):  # read-only now: at another time
+                    path.unlink(missing_ok=True)
 
     def environments(self, binding: Binding) -> dict[int, dict[str, str]]:
         """For each member, what a program needs to run in its slice and see nothing else. Without the

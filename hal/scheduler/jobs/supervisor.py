@@ -329,7 +329,7 @@ class Supervisor:
                     os.close(directory)
                 return
             except OSError as wrong:
-                if wrong.errno not in (errno.ENOSPC, errno.EDQUOT):
+                if wrong.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
                     raise
                 time.sleep(1.0)  # until there is room: how it ended is not to be lost
 

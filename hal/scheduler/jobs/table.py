@@ -249,7 +249,8 @@ class Jobs:
             return True
         now = round(time.time() * 1000)
         lost = {"code": None, "signal": int(signal.SIGKILL), "error": "its supervisor was killed"}
-        _write(path / "exit.json", lost | {"begun_ms": now, "ended_ms": now, "cpu_seconds": None})
+        with contextlib.suppress(OSError):  # on a full disk: the next agent finds it out again
+            _write(path / "exit.json", lost | {"begun_ms": now, "ended_ms": now, "cpu_seconds": None})
         return False
 
     def _sweep_unknown(self) -> None:
@@ -364,7 +365,9 @@ def _ended(run: RunId, path: Path) -> Ended:
             told |= {"lost": True, "error": supervisor.CUT_OFF}
         return msgspec.convert({"lease": run[0], "epoch": run[1], "member": run[2], **told}, Ended)
     except (OSError, ValueError) as wrong:
-        return Ended(*run, None, int(signal.SIGKILL), f"how it ended cannot be read: {wrong}", 0, 0, None)
+        killed = isinstance(wrong, FileNotFoundError)  # and nobody could write that down
+        error = "its supervisor was killed" if killed else f"how it ended cannot be read: {wrong}"
+        return Ended(*run, None, int(signal.SIGKILL), error, 0, 0, None)
 
 
 def _write(path: Path, content: object) -> None:
