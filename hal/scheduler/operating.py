@@ -18,7 +18,7 @@ from hal.scheduler.nodes import Node
 from hal.scheduler.store import journal
 
 if TYPE_CHECKING:
-    from hal.scheduler.daemon import Daemon
+    from hal.scheduler.engine import Engine
 
 __all__ = ["OPERATIONS", "Label", "NodesPage", "Target", "labelled"]
 
@@ -83,44 +83,44 @@ def labelled(facts: NodeFacts, labels: dict[str, str]) -> NodeFacts:
 # ---- nodes ----------------------------------------------------------------------------------
 
 
-def nodes(daemon: Daemon, body: wire.Body, _peer: Peer) -> wire.Body:
+def nodes(engine: Engine, body: wire.Body, _peer: Peer) -> wire.Body:
     page = msgspec.convert(body, NodesPage)
-    there = daemon.nodes.nodes
+    there = engine.nodes.nodes
     if page.node is not None:
-        return {"nodes": [_described(daemon, [_known(daemon, page.node)])[0]], "next": None}
+        return {"nodes": [_described(engine, [_known(engine, page.node)])[0]], "next": None}
     names = sorted(name for name in there if name > page.after)
     more, names = len(names) > page.limit, names[: page.limit]
     return {
-        "nodes": _described(daemon, [there[name] for name in names]),
+        "nodes": _described(engine, [there[name] for name in names]),
         "next": names[-1] if more else None,
     }
 
 
-def cordon(daemon: Daemon, body: wire.Body, _peer: Peer) -> wire.Body:
+def cordon(engine: Engine, body: wire.Body, _peer: Peer) -> wire.Body:
     asked = msgspec.convert(body, Target)
-    target = _target(daemon, asked.target)
-    daemon.decide(core.Cordon(target, asked.reason or "cordoned"))
-    return {"target": target, "leases": len(_leases(daemon, target))}
+    target = _target(engine, asked.target)
+    engine.decide(core.Cordon(target, asked.reason or "cordoned"))
+    return {"target": target, "leases": len(_leases(engine, target))}
 
 
-def drain(daemon: Daemon, body: wire.Body, _peer: Peer) -> wire.Body:
+def drain(engine: Engine, body: wire.Body, _peer: Peer) -> wire.Body:
     """``leases`` is how many are there still: they have been told to end."""
     asked = msgspec.convert(body, Target)
-    target = _target(daemon, asked.target)
-    daemon.decide(core.Drain(target, asked.reason or "drained"))
-    return {"target": target, "leases": len(_leases(daemon, target))}
+    target = _target(engine, asked.target)
+    engine.decide(core.Drain(target, asked.reason or "drained"))
+    return {"target": target, "leases": len(_leases(engine, target))}
 
 
-def uncordon(daemon: Daemon, body: wire.Body, _peer: Peer) -> wire.Body:
-    target = _target(daemon, msgspec.convert(body, Target).target)
-    daemon.decide(core.Uncordon(target))
-    return {"target": target, "leases": len(_leases(daemon, target))}
+def uncordon(engine: Engine, body: wire.Body, _peer: Peer) -> wire.Body:
+    target = _target(engine, msgspec.convert(body, Target).target)
+    engine.decide(core.Uncordon(target))
+    return {"target": target, "leases": len(_leases(engine, target))}
 
 
-def label(daemon: Daemon, body: wire.Body, _peer: Peer) -> wire.Body:
+def label(engine: Engine, body: wire.Body, _peer: Peer) -> wire.Body:
     asked = msgspec.convert(body, Label)
-    node = _known(daemon, asked.node)
-    world = daemon.state.world
+    node = _known(engine, asked.node)
+    world = engine.state.world
     kept = dict(world.counters.labels.get(node.id, {}))
     for name, value in asked.labels.items():
         kept.pop(name, None)
@@ -130,108 +130,108 @@ def label(daemon: Daemon, body: wire.Body, _peer: Peer) -> wire.Body:
     if kept:
         world.counters.labels[node.id] = kept
     world.note("meta", "counters")
-    daemon.noted(journal.Labelled(node.id, kept))
-    if node.facts is not None and daemon.nodes.reports(node):
-        daemon.happens(core.InventoryChanged(daemon.laid_over(node.facts)))
-    return {"node": node.id, "labels": daemon.labels(node.id)}
+    engine.noted(journal.Labelled(node.id, kept))
+    if node.facts is not None and engine.nodes.reports(node):
+        engine.happens(core.InventoryChanged(engine.laid_over(node.facts)))
+    return {"node": node.id, "labels": engine.labels(node.id)}
 
 
-def forget(daemon: Daemon, body: wire.Body, _peer: Peer) -> wire.Body:
+def forget(engine: Engine, body: wire.Body, _peer: Peer) -> wire.Body:
     """``leases`` is how many were on it: they have been told to end."""
     asked = msgspec.convert(body, Forget)
-    node = _known(daemon, asked.node)
-    if daemon.nodes.reports(node):
+    node = _known(engine, asked.node)
+    if engine.nodes.reports(node):
         raise Refused("failed", f"node '{node.id}' is connected: stop its agent first")
-    leases = _leases(daemon, node.id)
-    left = daemon.nodes.stops_in(node, time.monotonic())
+    leases = _leases(engine, node.id)
+    left = engine.nodes.stops_in(node, time.monotonic())
     if leases and not asked.force:
         raise Refused("failed", f"node '{node.id}' has leases ({len(leases)}), which only --force would end")
     if left and not asked.force:
         raise Refused("failed", f"node '{node.id}' may run something for {left:.0f} s more, unless --force")
-    counters = daemon.state.world.counters
+    counters = engine.state.world.counters
     marked = sorted(id for id in {*counters.cordoned, *counters.failed} if id.startswith(node.prefix))
     for lease in leases:  # what it has used so far, while its devices are known
-        daemon.board.charge(lease, ended=False)
-    daemon.forget(node.id)
-    daemon.decide(core.NodeForgotten(node.id, tuple(marked)))
+        engine.board.charge(lease, ended=False)
+    engine.forget(node.id)
+    engine.decide(core.NodeForgotten(node.id, tuple(marked)))
     return {"node": node.id, "leases": len(leases)}
 
 
-def _known(daemon: Daemon, name: str) -> Node:
-    node = daemon.nodes.nodes.get(name)
+def _known(engine: Engine, name: str) -> Node:
+    node = engine.nodes.nodes.get(name)
     if node is None:
-        raise Refused("not_found", f"there is no node '{name:.64}'; {_names(daemon)}")
+        raise Refused("not_found", f"there is no node '{name:.64}'; {_names(engine)}")
     return node
 
 
-def _names(daemon: Daemon) -> str:
-    own, names = daemon.nodes.own, sorted(daemon.nodes.nodes)
+def _names(engine: Engine) -> str:
+    own, names = engine.nodes.own, sorted(engine.nodes.nodes)
     told = [f"{name} (the scheduler's own)" if name == own else name for name in names[:_MOST_NAMES]]
     more = [f"{len(names) - _MOST_NAMES} more"] if len(names) > _MOST_NAMES else []
     return f"the nodes are {', '.join(told + more)}" if told else "no node has joined yet"
 
 
-def _target(daemon: Daemon, name: str) -> str:
+def _target(engine: Engine, name: str) -> str:
     """The id of a node or device. Raises Refused."""
-    cordoned = daemon.state.world.counters.cordoned
-    if name in daemon.nodes.nodes or name in cordoned:  # a device may have gone since
+    cordoned = engine.state.world.counters.cordoned
+    if name in engine.nodes.nodes or name in cordoned:  # a device may have gone since
         return name
-    facts = [node.facts for node in daemon.nodes.nodes.values() if node.facts is not None]
+    facts = [node.facts for node in engine.nodes.nodes.values() if node.facts is not None]
     meant = [device.id for node in facts for device in node.devices if name in device.id]
     if name in meant:
         return name
     if len(meant) > 1:
         raise Refused("malformed", f"'{name:.64}' fits {len(meant)} devices, such as {meant[0]}: write more")
     if not meant:
-        raise Refused("not_found", f"there is no node or device '{name:.64}'; {_names(daemon)}")
+        raise Refused("not_found", f"there is no node or device '{name:.64}'; {_names(engine)}")
     return meant[0]
 
 
-def _leases(daemon: Daemon, target: str) -> list[core.Lease]:
-    world = daemon.state.world
-    return world.on_node(target) if target in daemon.nodes.nodes else world.on_device(target)
+def _leases(engine: Engine, target: str) -> list[core.Lease]:
+    world = engine.state.world
+    return world.on_node(target) if target in engine.nodes.nodes else world.on_device(target)
 
 
-def _state(daemon: Daemon, node: Node) -> str:
+def _state(engine: Engine, node: Node) -> str:
     """ "up", "cordoned", "draining", "drained"; "lost" when it is silent, "absent" until it has joined."""
-    if not daemon.nodes.reports(node):
+    if not engine.nodes.reports(node):
         return "absent" if node.lost_since is None else "lost"
-    if node.id not in daemon.state.world.counters.cordoned:
+    if node.id not in engine.state.world.counters.cordoned:
         return "up"
-    leases = [daemon.state.leases[id] for id in node.leases if id in daemon.state.leases]
+    leases = [engine.state.leases[id] for id in node.leases if id in engine.state.leases]
     if any(lease.state is core.LeaseState.ENDING for lease in leases):
         return "draining"
     return "cordoned" if leases else "drained"
 
 
-def _state_of_device(daemon: Daemon, device: str) -> str:
+def _state_of_device(engine: Engine, device: str) -> str:
     """Of itself, whatever its node is: "up", "failed", "cordoned", "draining", "drained"."""
-    counters = daemon.state.world.counters
+    counters = engine.state.world.counters
     if device in counters.failed or device not in counters.cordoned:
         return "failed" if device in counters.failed else "up"
-    leases = daemon.state.world.on_device(device)
+    leases = engine.state.world.on_device(device)
     if any(lease.state is core.LeaseState.ENDING for lease in leases):
         return "draining"
     return "cordoned" if leases else "drained"
 
 
-def _described(daemon: Daemon, shown: list[Node]) -> list[dict[str, Any]]:
-    counters, now = daemon.state.world.counters, time.monotonic()
+def _described(engine: Engine, shown: list[Node]) -> list[dict[str, Any]]:
+    counters, now = engine.state.world.counters, time.monotonic()
     here = {id for node in shown for id in node.leases}
-    lent = _lent(daemon.state.leases[id] for id in here if id in daemon.state.leases)
+    lent = _lent(engine.state.leases[id] for id in here if id in engine.state.leases)
     return [
         {
             "id": node.id,
-            "state": _state(daemon, node),
+            "state": _state(engine, node),
             "reason": counters.cordoned.get(node.id),
-            "labels": daemon.labels(node.id),
+            "labels": engine.labels(node.id),
             "devices": [
                 {
                     "id": device.id,
                     "vendor": device.vendor,
                     "model": device.model,
                     "memory_bytes": device.memory_bytes,
-                    "state": _state_of_device(daemon, device.id),
+                    "state": _state_of_device(engine, device.id),
                     "lent_milli": lent.milli[device.id],
                     "lent_bytes": min(lent.memory[device.id], device.memory_bytes),
                     "cordoned": counters.cordoned.get(device.id),
@@ -240,16 +240,16 @@ def _described(daemon: Daemon, shown: list[Node]) -> list[dict[str, Any]]:
                 for device in (() if node.facts is None else node.facts.devices)
                 if device.holds_slices
             ],
-            "leases": sum(id in daemon.state.leases for id in node.leases),
-            "last_beat_seconds": 0.0 if _own(daemon, node) else now - node.heard,
-            "agent_version": (daemon.version if _own(daemon, node) else node.version) or None,
+            "leases": sum(id in engine.state.leases for id in node.leases),
+            "last_beat_seconds": 0.0 if _own(engine, node) else now - node.heard,
+            "agent_version": (engine.version if _own(engine, node) else node.version) or None,
         }
         for node in shown
     ]
 
 
-def _own(daemon: Daemon, node: Node) -> bool:
-    return daemon.nodes.own == node.id
+def _own(engine: Engine, node: Node) -> bool:
+    return engine.nodes.own == node.id
 
 
 class _Lent:
@@ -272,42 +272,42 @@ def _lent(leases: Iterable[core.Lease]) -> _Lent:
 # ---- all of it ------------------------------------------------------------------------------
 
 
-def status(daemon: Daemon, _body: wire.Body, _peer: Peer) -> wire.Body:
-    state, now = daemon.state, daemon.now()
-    leases = Counter(_lease_state(daemon, lease) for lease in state.leases.values())
+def status(engine: Engine, _body: wire.Body, _peer: Peer) -> wire.Body:
+    state, now = engine.state, engine.now()
+    leases = Counter(_lease_state(engine, lease) for lease in state.leases.values())
     waiting = Counter(one.request.queue for one in state.waiting.values())
     oldest = min((one.arrived for one in state.waiting.values()), default=None)
     return {
-        "version": daemon.version,
-        "pid": daemon.pid,
-        "private": daemon.private,
-        "term": daemon.nodes.term,
-        "started_ms": daemon.started_ms,
+        "version": engine.version,
+        "pid": engine.pid,
+        "private": engine.private,
+        "term": engine.nodes.term,
+        "started_ms": engine.started_ms,
         "now_ms": now,
-        "event": daemon.watch_ring.last,
-        "trouble": daemon.trouble,
-        "nodes": dict(Counter(_state(daemon, node) for node in daemon.nodes.nodes.values())),
-        "devices": _devices(daemon),
+        "event": engine.watch_ring.last,
+        "trouble": engine.trouble,
+        "nodes": dict(Counter(_state(engine, node) for node in engine.nodes.nodes.values())),
+        "devices": _devices(engine),
         "leases": dict(leases),
         "waiting": len(state.waiting),
         "longest_wait_seconds": None if oldest is None else max((now - oldest) / 1000, 0),
         "queues": bodies.queues(state.world.tree, waiting),
-        **daemon.monitor.told(),
+        **engine.monitor.told(),
     }
 
 
-def _lease_state(daemon: Daemon, lease: core.Lease) -> str:
-    if lease.state is core.LeaseState.ACTIVE and not daemon.nodes.is_bound(lease):
+def _lease_state(engine: Engine, lease: core.Lease) -> str:
+    if lease.state is core.LeaseState.ACTIVE and not engine.nodes.is_bound(lease):
         return "binding"
     return lease.state.value
 
 
-def _devices(daemon: Daemon) -> dict[str, int]:
+def _devices(engine: Engine) -> dict[str, int]:
     """Counts and bytes of what can hold slices, on nodes that report; ``usable``: may be lent."""
-    world = daemon.state.world
-    nodes = [n for n in daemon.nodes.nodes.values() if n.facts is not None and daemon.nodes.reports(n)]
+    world = engine.state.world
+    nodes = [n for n in engine.nodes.nodes.values() if n.facts is not None and engine.nodes.reports(n)]
     devices = [(n.id, d) for n in nodes for d in (n.facts.devices if n.facts else ()) if d.holds_slices]
-    lent = _lent(daemon.state.leases.values())
+    lent = _lent(engine.state.leases.values())
     return {
         "total": len(devices),
         "usable": sum(world.unusable(device.id, node) is None for node, device in devices),

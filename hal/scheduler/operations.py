@@ -19,238 +19,237 @@ from hal.scheduler.past import gone
 from hal.scheduler.watch import Wanted, WatchBody, Watcher
 
 if TYPE_CHECKING:
-    from hal.scheduler.daemon import Daemon
     from hal.scheduler.engine import Engine
 
 __all__ = ["OPERATIONS", "Operation", "granted"]
 
-Operation = Callable[["Daemon", wire.Body, Peer], wire.Body | Waiter]
+Operation = Callable[["Engine", wire.Body, Peer], wire.Body | Waiter]
 
 _PATIENCE = 8.0  # seconds for nodes to make slices, before the client is told to ask again
 
 
-def hello(daemon: Daemon, _body: wire.Body, _peer: Peer) -> wire.Body:
+def hello(engine: Engine, _body: wire.Body, _peer: Peer) -> wire.Body:
     return {
-        "pid": daemon.pid,
-        "private": daemon.private,
-        "node": daemon.nodes.own,
-        "term": daemon.nodes.term,
-        "leases": len(daemon.state.leases),
-        "waiting": len(daemon.state.waiting),
-        "classes": sorted(daemon.config.classes),
-        "now_ms": daemon.now(),
-        "event": daemon.watch_ring.last,
-        "trouble": daemon.trouble,
+        "pid": engine.pid,
+        "private": engine.private,
+        "node": engine.nodes.own,
+        "term": engine.nodes.term,
+        "leases": len(engine.state.leases),
+        "waiting": len(engine.state.waiting),
+        "classes": sorted(engine.config.classes),
+        "now_ms": engine.now(),
+        "event": engine.watch_ring.last,
+        "trouble": engine.trouble,
     }
 
 
 # ---- leases ---------------------------------------------------------------------------------
 
 
-def acquire(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body | Waiter:
-    return _acquire(daemon, msgspec.convert(body, bodies.Acquire), peer)
+def acquire(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body | Waiter:
+    return _acquire(engine, msgspec.convert(body, bodies.Acquire), peer)
 
 
-def acquire_many(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
+def acquire_many(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body:
     """One whose slices take a while is answered with ``waiting``: nobody is kept from the others' answers."""
     replies = []
     for asked in msgspec.convert(body, bodies.AcquireMany).requests:
         try:
-            answer = _acquire(daemon, asked, peer)
+            answer = _acquire(engine, asked, peer)
         except FAULTS as wrong:
             replies.append({"ok": False, "error": msgspec.to_builtins(fault(wrong))})
             continue
         if isinstance(answer, Waiter):
-            answer = {"waiting": bodies.being_made(daemon.state.leases[answer.lease], daemon.now())}
+            answer = {"waiting": bodies.being_made(engine.state.leases[answer.lease], engine.now())}
         replies.append({"ok": True, "body": answer})
     return {"replies": replies}
 
 
-def release_many(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
+def release_many(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body:
     replies: list[wire.Body] = []
     for id in msgspec.convert(body, bodies.ReleaseMany).leases:
         try:
-            replies.append({"ok": True, "body": _release(daemon, id, peer)})
+            replies.append({"ok": True, "body": _release(engine, id, peer)})
         except FAULTS as wrong:
             replies.append({"ok": False, "error": msgspec.to_builtins(fault(wrong))})
     return {"replies": replies}
 
 
-def _acquire(daemon: Daemon, asked: bodies.Acquire, peer: Peer) -> wire.Body | Waiter:
-    request = asked.wanted(daemon.config.classes)
-    if request.wait and daemon.state.find(peer.uid, asked.key) is None:
-        daemon.limits.queue(peer, daemon.state.world.line.of_owner[peer.uid])
-    daemon.look_at_devices()
-    id = _fresh_id(daemon)
-    daemon.board.accounts.know(peer.name, peer.uid)
-    daemon.decide(core.Submit(request, id, asked.key, peer.uid, peer.pid))
-    one = daemon.state.find(peer.uid, asked.key)
+def _acquire(engine: Engine, asked: bodies.Acquire, peer: Peer) -> wire.Body | Waiter:
+    request = asked.wanted(engine.config.classes)
+    if request.wait and engine.state.find(peer.uid, asked.key) is None:
+        engine.limits.queue(peer, engine.state.world.line.of_owner[peer.uid])
+    engine.look_at_devices()
+    id = _fresh_id(engine)
+    engine.board.accounts.know(peer.name, peer.uid)
+    engine.decide(core.Submit(request, id, asked.key, peer.uid, peer.pid))
+    one = engine.state.find(peer.uid, asked.key)
     if isinstance(one, core.Waiting):
-        daemon.watch(one.id, one.holder_pid)
-        told = daemon.state.explain(one.id, daemon.now())
+        engine.watch(one.id, one.holder_pid)
+        told = engine.state.explain(one.id, engine.now())
         reason = "" if told is None else "; ".join((*told.reasons, f"nearest: {told.nearest}"))
-        return {"waiting": bodies.queued(one, daemon.now(), reason)}
+        return {"waiting": bodies.queued(one, engine.now(), reason)}
     if one is None or one.state is core.LeaseState.ENDING:
-        raise Refused(*daemon.over.pop(id, ("failed", "the lease has ended at once")))
-    if daemon.nodes.is_bound(one):
-        return granted(daemon, one)
+        raise Refused(*engine.over.pop(id, ("failed", "the lease has ended at once")))
+    if engine.nodes.is_bound(one):
+        return granted(engine, one)
     return Waiter(one.id, time.monotonic() + _PATIENCE)
 
 
-def granted(daemon: Engine, lease: core.Lease) -> wire.Body:
+def granted(engine: Engine, lease: core.Lease) -> wire.Body:
     """What its holder is told of a lease whose slices are made."""
-    environments = daemon.nodes.environments(lease)
+    environments = engine.nodes.environments(lease)
     return {
-        "lease": _described(daemon, lease),
+        "lease": _described(engine, lease),
         "environment": environments[0],
         "environments": environments,
     }
 
 
-def wait(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body | Waiter:
+def wait(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body | Waiter:
     asked = msgspec.convert(body, bodies.Wait)
-    one = _commanded(daemon, asked.lease, peer)
+    one = _commanded(engine, asked.lease, peer)
     if one.holder_pid == peer.pid:  # and nobody else who asks: a job's lease has no such process
-        daemon.watch(asked.lease, peer.pid)  # after a restart of the scheduler
+        engine.watch(asked.lease, peer.pid)  # after a restart of the scheduler
     waiter = Waiter(asked.lease, time.monotonic() + asked.timeout_seconds)
-    return waiter if (answer := daemon.outcome(waiter)) is None else answer
+    return waiter if (answer := engine.outcome(waiter)) is None else answer
 
 
-def renew(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
+def renew(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body:
     id = msgspec.convert(body, bodies.Named).lease
-    one = daemon.state.leases.get(id) or daemon.state.waiting.get(id)
+    one = engine.state.leases.get(id) or engine.state.waiting.get(id)
     if one is None or peer.uid not in (one.uid, 0):  # what is made up is no event: those are kept
-        raise gone(daemon, id, peer)
-    daemon.decide(core.Renew(id, peer.uid))
-    one = daemon.state.leases.get(id) or daemon.state.waiting.get(id) or one
+        raise gone(engine, id, peer)
+    engine.decide(core.Renew(id, peer.uid))
+    one = engine.state.leases.get(id) or engine.state.waiting.get(id) or one
     if one.holder_pid == peer.pid:
-        daemon.watch(id, peer.pid)  # a successor has not seen its holder yet; one elsewhere has been heard
+        engine.watch(id, peer.pid)  # a successor has not seen its holder yet; one elsewhere has been heard
     if isinstance(one, core.Waiting):
-        return {"waiting": bodies.queued(one, daemon.now())}
-    return {"lease": _described(daemon, one)}
+        return {"waiting": bodies.queued(one, engine.now())}
+    return {"lease": _described(engine, one)}
 
 
-def release(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
-    return _release(daemon, msgspec.convert(body, bodies.Named).lease, peer)
+def release(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body:
+    return _release(engine, msgspec.convert(body, bodies.Named).lease, peer)
 
 
-def _release(daemon: Daemon, id: str, peer: Peer) -> wire.Body:
-    one = _commanded(daemon, id, peer)
+def _release(engine: Engine, id: str, peer: Peer) -> wire.Body:
+    one = _commanded(engine, id, peer)
     if isinstance(one, core.Waiting):
-        daemon.decide(core.Release(id, one.uid))
-        return {"waiting": bodies.queued(one, daemon.now()), "ended": True}
+        engine.decide(core.Release(id, one.uid))
+        return {"waiting": bodies.queued(one, engine.now()), "ended": True}
     # It has stopped its program before it says so. Of those on other machines only the owner is known.
     if peer.pid == one.holder_pid and peer.uid == one.uid:
-        daemon.unwatch(id)
-    daemon.decide(core.Release(id, one.uid))
-    return {"lease": _described(daemon, one), "ended": id not in daemon.state.leases}
+        engine.unwatch(id)
+    engine.decide(core.Release(id, one.uid))
+    return {"lease": _described(engine, one), "ended": id not in engine.state.leases}
 
 
-def list_leases(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
+def list_leases(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body:
     """A page of leases and of those that wait, together by the order of their arrival."""
     page = msgspec.convert(body, bodies.Page)
-    state = daemon.state
+    state = engine.state
     there: list[core.Lease | core.Waiting] = [*state.leases.values(), *state.waiting.values()]
     seen = (one for one in there if one.order > page.after and peer.sees(one.uid))
     shown = heapq.nsmallest(page.limit + 1, seen, key=lambda one: one.order)
     more, shown = len(shown) > page.limit, shown[: page.limit]
-    now = daemon.now()
+    now = engine.now()
     return {
-        "leases": [_described(daemon, one) for one in shown if isinstance(one, core.Lease)],
+        "leases": [_described(engine, one) for one in shown if isinstance(one, core.Lease)],
         "waiting": [bodies.queued(one, now) for one in shown if isinstance(one, core.Waiting)],
         "next": shown[-1].order if more else None,
     }
 
 
-def watch(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body | Waiter:
+def watch(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body | Waiter:
     asked = msgspec.convert(body, WatchBody)
-    wanted = Wanted(asked, daemon.board.accounts.name_of, daemon.nodes.node_of)
-    watcher = Watcher(daemon.watch_ring, asked, peer.sees, time.monotonic() + asked.timeout_seconds, wanted)
+    wanted = Wanted(asked, engine.board.accounts.name_of, engine.nodes.node_of)
+    watcher = Watcher(engine.watch_ring, asked, peer.sees, time.monotonic() + asked.timeout_seconds, wanted)
     answer = watcher.answer(at_once=not asked.timeout_seconds)
     return watcher if answer is None else answer
 
 
-def lease(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
+def lease(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body:
     """One, or who waits for one; also what has become of either, while that is known."""
     id = msgspec.convert(body, bodies.Named).lease
-    one = daemon.state.leases.get(id) or daemon.state.waiting.get(id)
-    over = daemon.past.find(id, daemon.now())
+    one = engine.state.leases.get(id) or engine.state.waiting.get(id)
+    over = engine.past.find(id, engine.now())
     shown = None if over is None or not peer.sees(over.uid) else over.told()
     if one is None and shown is not None:
         return {"over": shown}
-    one = _seen(daemon, id, peer)
+    one = _seen(engine, id, peer)
     if isinstance(one, core.Waiting):
-        told = daemon.state.explain(id, daemon.now())
-        return {"waiting": bodies.queued(one, daemon.now(), "" if told is None else "; ".join(told.reasons))}
+        told = engine.state.explain(id, engine.now())
+        return {"waiting": bodies.queued(one, engine.now(), "" if told is None else "; ".join(told.reasons))}
     ends = one.state is core.LeaseState.ENDING and shown is not None  # else that was an earlier time
-    return {"lease": _described(daemon, one)} | ({"over": shown} if ends else {})
+    return {"lease": _described(engine, one)} | ({"over": shown} if ends else {})
 
 
-def explain(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
+def explain(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body:
     id = msgspec.convert(body, bodies.Named).lease
-    _seen(daemon, id, peer)
-    daemon.look_at_devices()
-    told = daemon.state.explain(id, daemon.now())
+    _seen(engine, id, peer)
+    engine.look_at_devices()
+    told = engine.state.explain(id, engine.now())
     if told is None:  # it has been withdrawn this moment
         raise Refused("not_found", f"there is no lease '{id}'")
     return {"explanation": msgspec.to_builtins(told)}
 
 
-def _seen(daemon: Daemon, id: str, peer: Peer) -> core.Lease | core.Waiting:
+def _seen(engine: Engine, id: str, peer: Peer) -> core.Lease | core.Waiting:
     """To whom it is not shown, it does not exist. Raises Refused."""
-    one = daemon.state.leases.get(id) or daemon.state.waiting.get(id)
+    one = engine.state.leases.get(id) or engine.state.waiting.get(id)
     if one is None or not peer.sees(one.uid):
-        raise gone(daemon, id, peer)
+        raise gone(engine, id, peer)
     return one
 
 
-def _commanded(daemon: Daemon, id: str, peer: Peer) -> core.Lease | core.Waiting:
-    one = _seen(daemon, id, peer)
+def _commanded(engine: Engine, id: str, peer: Peer) -> core.Lease | core.Waiting:
+    one = _seen(engine, id, peer)
     if not peer.commands(one.uid):
         raise Refused("denied", f"the lease '{id}' is another's")
     return one
 
 
-def _fresh_id(daemon: Daemon) -> str:
+def _fresh_id(engine: Engine) -> str:
     while True:
         id = secrets.token_hex(4)
-        if id not in daemon.state.leases and id not in daemon.state.waiting:
+        if id not in engine.state.leases and id not in engine.state.waiting:
             return id
 
 
-def _described(daemon: Engine, lease: core.Lease) -> dict[str, Any]:
-    nodes = daemon.nodes
-    return bodies.described(lease, nodes.use(lease), nodes.enforcement(lease), daemon.now())
+def _described(engine: Engine, lease: core.Lease) -> dict[str, Any]:
+    nodes = engine.nodes
+    return bodies.described(lease, nodes.use(lease), nodes.enforcement(lease), engine.now())
 
 
 # ---- queues ---------------------------------------------------------------------------------
 
 
-def queues(daemon: Daemon, _body: wire.Body, _peer: Peer) -> wire.Body:
-    waiting = Counter(one.request.queue for one in daemon.state.waiting.values())
-    return {"queues": bodies.queues(daemon.state.world.tree, waiting)}
+def queues(engine: Engine, _body: wire.Body, _peer: Peer) -> wire.Body:
+    waiting = Counter(one.request.queue for one in engine.state.waiting.values())
+    return {"queues": bodies.queues(engine.state.world.tree, waiting)}
 
 
-def set_queue(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
+def set_queue(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body:
     asked = msgspec.convert(body, bodies.SetQueueBody)
-    daemon.decide(core.SetQueue(asked.queue(daemon.state.world.tree.queues.get(asked.name))))
-    return queues(daemon, body, peer)
+    engine.decide(core.SetQueue(asked.queue(engine.state.world.tree.queues.get(asked.name))))
+    return queues(engine, body, peer)
 
 
 # ---- agents ---------------------------------------------------------------------------------
 
 
-def join(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
+def join(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body:
     joining = msgspec.convert(body, Join)
     _check(joining)
-    return daemon.join(joining, peer)
+    return engine.join(joining, peer)
 
 
-def beat(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
+def beat(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body:
     """``durable`` false: what has ended is to be told again."""
     told = msgspec.convert(body, Beat)
     _check(told)
-    daemon.beat(told, peer)
+    engine.beat(told, peer)
     return {"durable": True}
 
 

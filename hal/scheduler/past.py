@@ -15,7 +15,7 @@ from hal.scheduler import core
 from hal.scheduler.answers import Peer, Refused
 
 if TYPE_CHECKING:
-    from hal.scheduler.daemon import Daemon
+    from hal.scheduler.engine import Engine
 
 __all__ = ["KEPT", "KEPT_MS", "Over", "Past", "gone"]
 
@@ -92,9 +92,9 @@ class Past:
             del self._over[next(iter(self._over))]
 
 
-def gone(daemon: Daemon, id: str, peer: Peer) -> Refused:
+def gone(engine: Engine, id: str, peer: Peer) -> Refused:
     """Why there is no such lease (any more), to whom that may be told."""
-    over = daemon.past.find(id, daemon.now())
+    over = engine.past.find(id, engine.now())
     if over is None or not peer.sees(over.uid):
         return Refused("not_found", f"there is no lease '{id:.64}'")
-    return Refused(*daemon.over.get(id, ("ended", f"the lease '{id}' has ended: {over.reason}")))
+    return Refused(*engine.over.get(id, ("ended", f"the lease '{id}' has ended: {over.reason}")))

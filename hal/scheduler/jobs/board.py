@@ -52,10 +52,10 @@ def _key_of(peer: Peer, owner: int, key: str) -> str:
 
 
 class Board:
-    def __init__(self, daemon: Engine) -> None:
+    def __init__(self, engine: Engine) -> None:
         self.jobs: dict[str, Job] = {}
         self.accounts = Accounts()
-        self._daemon = daemon
+        self._engine = engine
         self._changed: set[str] = set()
         self._touched: dict[str, None] = {}
         self._ordered: dict[str, set[int]] = {}  # members that were ordered to run, or are no more to be
@@ -91,7 +91,7 @@ class Board:
     @property
     def is_worth_keeping(self) -> bool:
         """Jobs; and what leases alone have used, of a scheduler that somebody has set up for good."""
-        places, configured = self._daemon.places, self._daemon.config.file is not None
+        places, configured = self._engine.places, self._engine.config.file is not None
         for_good = configured or places.state != places.directory
         return bool(self.jobs) or bool(len(self.accounts) and for_good)
 
@@ -115,8 +115,8 @@ class Board:
         """The jobs of this key, made now unless they were before. Raises Refused, and then there is none."""
         if (known := self._by_key.get((peer.uid, key))) is not None:
             return known
-        there = self._daemon.state.world.line.of_owner[peer.uid]
-        self._daemon.limits.queue(peer, there, 1 if array is None else len(array))
+        there = self._engine.state.world.line.of_owner[peer.uid]
+        self._engine.limits.queue(peer, there, 1 if array is None else len(array))
         request = msgspec.structs.replace(request, wait=True, requeue=retries > 0, ttl_ms=_TTL_MS)
         base = self._fresh_id()
         owner = owner_name(peer.name, peer.uid)
@@ -125,7 +125,7 @@ class Board:
         for index in [None] if array is None else array:
             id = base if index is None else f"{base}_{index}"
             self._order += 1
-            job = Job(id, peer.uid, owner, key, request, spec, self._daemon.now(), self._order, retries)
+            job = Job(id, peer.uid, owner, key, request, spec, self._engine.now(), self._order, retries)
             if index is not None:
                 job.array, job.index = base, index
             try:
@@ -145,7 +145,7 @@ class Board:
         if lease.id in self.jobs or lease.state is core.LeaseState.ENDING:
             raise Refused("ended", f"the lease '{lease.id}' has had its program, or has ended")
         self._order += 1
-        now, owner = self._daemon.now(), owner_name(peer.name, peer.uid)
+        now, owner = self._engine.now(), owner_name(peer.name, peer.uid)
         job = Job(lease.id, lease.uid, owner, key, lease.request, spec, now, self._order, attached=True)
         self._add(job)
         self._touch(job.id)
@@ -220,9 +220,9 @@ class Board:
     def charge(self, lease: core.Lease, *, ended: bool = True) -> None:
         """Its owner, and if it is a job's that one, is charged for what a lease has used."""
         job = self.jobs.get(lease.id)
-        if job is None and self._daemon.private:
+        if job is None and self._engine.private:
             return
-        fleet, now = self._daemon.state.world.fleet, self._daemon.now()
+        fleet, now = self._engine.state.world.fleet, self._engine.now()
         usage = self.accounts.charge(lease, fleet, now, job=job is not None, ended=ended)
         if job is not None and not job.state.over:
             job.usage += usage
@@ -230,10 +230,10 @@ class Board:
 
     def _charge_each_day(self) -> None:
         """So that what goes on for weeks is seen before it ends."""
-        day = self._daemon.now() // DAY_MS
+        day = self._engine.now() // DAY_MS
         if day == self._day:
             return
-        leases = self._daemon.state.leases
+        leases = self._engine.state.leases
         if self._day < 0:
             self.accounts.forget_all_but(leases)
         else:
@@ -243,9 +243,9 @@ class Board:
 
     def turn(self) -> None:
         """Look at those to which something has happened."""
-        agent = self._daemon.agent
+        agent = self._engine.agent
         if agent is not None:
-            if self._daemon.trouble is None:
+            if self._engine.trouble is None:
                 agent.acknowledge_runs(self._own)  # written down with the last commit
             self._own = agent.ended_runs()
             self.ended(agent.node, self._own)
@@ -256,9 +256,9 @@ class Board:
         if now - self._renewed >= _RENEW:
             self._renewed = now
             for id in self._living:
-                if id in self._daemon.state.leases and not self.jobs[id].attached:
-                    self._daemon.happens(core.Renew(id, self.jobs[id].uid))
-        for id in self._daemon.nodes.settled:
+                if id in self._engine.state.leases and not self.jobs[id].attached:
+                    self._engine.happens(core.Renew(id, self.jobs[id].uid))
+        for id in self._engine.nodes.settled:
             if id in self._living:
                 self._touched[id] = None
         if self._later:
@@ -272,7 +272,7 @@ class Board:
     # ---- one job ----------------------------------------------------------------------------
 
     def _look(self, job: Job) -> None:
-        state = self._daemon.state
+        state = self._engine.state
         lease = state.leases.get(job.id)
         before = job.state
         again = job.id in state.waiting or (lease is not None and lease.epoch != job.epoch)
@@ -296,10 +296,10 @@ class Board:
             elif self._has_done_enough(job):
                 job.stopped = True
                 self._release(job)
-            elif self._daemon.nodes.is_bound(lease):
+            elif self._engine.nodes.is_bound(lease):
                 job.state = JobState.RUNNING
                 if not job.port and len(job.nodes) > 1:  # an older agent finds none
-                    job.port = self._daemon.nodes.port(lease) or FIRST_PORT + job.epoch % PORTS
+                    job.port = self._engine.nodes.port(lease) or FIRST_PORT + job.epoch % PORTS
                 self._order_runs(job, lease)
             elif job.state is not JobState.RUNNING:  # else its node was lost, and it may come back
                 job.state = JobState.STARTING
@@ -326,7 +326,7 @@ class Board:
             job.begun, job.refused, job.tries = True, 0, job.tries + 1
             self._changed.add(job.id)
         ordered = self._ordered.setdefault(job.id, set())
-        nodes = self._daemon.nodes
+        nodes = self._engine.nodes
         for member, at in enumerate(job.nodes):
             if member in ordered or member in job.exits or not nodes.reports(nodes.nodes[at]):
                 continue
@@ -363,12 +363,12 @@ class Board:
 
     def _address(self, node: str, *, alone: bool) -> str:
         """Of a node, as others reach it: what its label "address" says, or where it has joined from."""
-        daemon = self._daemon
-        if (told := daemon.labels(node).get("address")) is not None:
+        engine = self._engine
+        if (told := engine.labels(node).get("address")) is not None:
             return told
         if alone:
             return "127.0.0.1"
-        return daemon.host_of(node) or socket.gethostname()
+        return engine.host_of(node) or socket.gethostname()
 
     def _is_gone(self, job: Job) -> None:
         """Nothing is left of its lease, or it waits no longer."""
@@ -381,10 +381,10 @@ class Board:
             return self._is_over(job, JobState.FAILED, one.error or f"{who} {how}")
         if job.stopped and len(job.exits) == len(job.nodes):
             return self._is_over(job, JobState.COMPLETED, "")
-        why = self._daemon.over.get(job.id, ("", ""))
+        why = self._engine.over.get(job.id, ("", ""))
         reason = why[1] if why[0] == "failed" else job.reason
         if why[0] == "failed" and not job.begun and not job.attached:
-            del self._daemon.over[job.id]
+            del self._engine.over[job.id]
             return self._is_refused(job, reason)
         withdrawn = job.state is JobState.WAITING and why[0] == "ended"
         if job.stopped or job.attached or withdrawn or not job.attempt or job.tries > job.retries:
@@ -392,7 +392,7 @@ class Board:
         reason = reason.removeprefix(_AGAIN)
         job.first, job.exits, job.begun = None, {}, False
         try:
-            self._daemon.decide(self._request(job))
+            self._engine.decide(self._request(job))
         except Refused as refused:
             return self._is_over(job, JobState.FAILED, f"{reason}; and again: {refused}")
         job.state, job.reason = JobState.WAITING, _AGAIN + reason
@@ -411,11 +411,11 @@ class Board:
         self._changed.add(job.id)
 
     def _is_over(self, job: Job, state: JobState, reason: str) -> None:
-        job.state, job.reason, job.ended = state, reason, self._daemon.now()
+        job.state, job.reason, job.ended = state, reason, self._engine.now()
         self._living.discard(job.id)
         self._ordered.pop(job.id, None)
         self._changed.add(job.id)
-        self._daemon.waiters.touch(waiting_for(job.id))
+        self._engine.waiters.touch(waiting_for(job.id))
         if len(self.jobs) - len(self._living) > _KEPT:
             oldest = min((one for one in self.jobs.values() if one.state.over), key=lambda one: one.order)
             del self.jobs[oldest.id]
@@ -431,7 +431,7 @@ class Board:
         """Raises Refused."""
         self._add(job)
         try:
-            self._daemon.decide(self._request(job))
+            self._engine.decide(self._request(job))
         except Refused:
             del self.jobs[job.id]
             self._living.discard(job.id)
@@ -442,10 +442,10 @@ class Board:
         self._touch(job.id)
 
     def _release(self, job: Job) -> None:
-        state = self._daemon.state
+        state = self._engine.state
         if job.id in state.waiting or job.id in state.leases:
             reason = job.reason
-            self._daemon.happens(core.Release(job.id, job.uid))
+            self._engine.happens(core.Release(job.id, job.uid))
             job.reason = reason
 
     def _add(self, job: Job) -> None:
@@ -464,7 +464,7 @@ class Board:
             self._touch(id)
 
     def _fresh_id(self) -> str:
-        state = self._daemon.state
+        state = self._engine.state
         while True:
             id = secrets.token_hex(4)
             if not self.find(id) and id not in state.leases and id not in state.waiting:

@@ -26,7 +26,7 @@ from hal.scheduler.past import gone
 from hal.scheduler.presets import with_preset
 
 if TYPE_CHECKING:
-    from hal.scheduler.daemon import Daemon
+    from hal.scheduler.engine import Engine
 
 __all__ = ["OPERATIONS"]
 
@@ -150,41 +150,41 @@ class _Once(Later):
         return self._late() if found is None and at_once else found
 
 
-def submit(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
+def submit(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body:
     asked = msgspec.convert(body, Submit)
     if asked.lease is not None:
-        return {"jobs": _attach(daemon, asked, asked.lease, peer), "array": None}
+        return {"jobs": _attach(engine, asked, asked.lease, peer), "array": None}
     request = asked.request
     if asked.preset is not None:
-        if asked.preset not in daemon.config.classes:
-            known = ", ".join(sorted(daemon.config.classes))
+        if asked.preset not in engine.config.classes:
+            known = ", ".join(sorted(engine.config.classes))
             raise Refused("not_found", f"there is no class '{asked.preset:.64}'; there are {known}")
-        request = with_preset(request, daemon.config.classes[asked.preset])
-    daemon.look_at_devices()
-    made = daemon.board.submit(
+        request = with_preset(request, engine.config.classes[asked.preset])
+    engine.look_at_devices()
+    made = engine.board.submit(
         request, asked.job, peer, key=asked.key, retries=asked.retries, array=asked.array
     )
-    jobs = [daemon.board.jobs[id] for id in made if id in daemon.board.jobs]
+    jobs = [engine.board.jobs[id] for id in made if id in engine.board.jobs]
     return {"jobs": [job.id for job in jobs], "array": jobs[0].array if jobs and jobs[0].array else None}
 
 
-def _attach(daemon: Daemon, asked: Submit, id: str, peer: Peer) -> list[str]:
-    lease = daemon.state.leases.get(id)
-    if lease is None and daemon.board.was_attached(id, peer, asked.key):
+def _attach(engine: Engine, asked: Submit, id: str, peer: Peer) -> list[str]:
+    lease = engine.state.leases.get(id)
+    if lease is None and engine.board.was_attached(id, peer, asked.key):
         return [id]
     if lease is None or not peer.sees(lease.uid):
-        raise gone(daemon, id, peer)
+        raise gone(engine, id, peer)
     if not peer.commands(lease.uid):
         raise Refused("denied", f"the lease '{id}' is another's")
-    return daemon.board.attach(lease, asked.job, peer, key=asked.key)
+    return engine.board.attach(lease, asked.job, peer, key=asked.key)
 
 
-def jobs(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
+def jobs(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body:
     """A page of jobs, by the order of their submission."""
     page = msgspec.convert(body, Page)
     seen = (
         job
-        for job in daemon.board.jobs.values()
+        for job in engine.board.jobs.values()
         if job.order > page.after
         and peer.sees(job.uid)
         and page.array in (None, job.array)
@@ -192,21 +192,21 @@ def jobs(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
     )
     shown = heapq.nsmallest(page.limit + 1, seen, key=lambda job: job.order)
     more, shown = len(shown) > page.limit, shown[: page.limit]
-    return {"jobs": [_told(daemon, job) for job in shown], "next": shown[-1].order if more else None}
+    return {"jobs": [_told(engine, job) for job in shown], "next": shown[-1].order if more else None}
 
 
-def job(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
-    one = _seen(daemon, msgspec.convert(body, Named).job, peer)
-    return {"job": _told(daemon, one)}
+def job(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body:
+    one = _seen(engine, msgspec.convert(body, Named).job, peer)
+    return {"job": _told(engine, one)}
 
 
-def wait_job(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body | Waiter:
+def wait_job(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body | Waiter:
     """Answered when it is over, or with the job as it is when the time is up."""
     asked = msgspec.convert(body, WaitJob)
-    one = _seen(daemon, asked.job, peer)
+    one = _seen(engine, asked.job, peer)
 
     def shown() -> wire.Body:
-        return {"job": _told(daemon, one)}
+        return {"job": _told(engine, one)}
 
     if one.state.over or not asked.timeout_seconds:
         return shown()
@@ -214,36 +214,36 @@ def wait_job(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body | Waiter:
     return _Once(waiting_for(one.id), until, lambda: shown() if one.state.over else None, shown)
 
 
-def cancel_job(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
+def cancel_job(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body:
     """A job, or all of an array; of those that are over already nothing changes."""
     id = msgspec.convert(body, Named).job
-    found = [one for one in daemon.board.find(id) if peer.sees(one.uid)]
+    found = [one for one in engine.board.find(id) if peer.sees(one.uid)]
     if not found:
         raise _no_job(id)
     for one in found:
         _must_command(one, peer)
-        daemon.board.cancel(one)
-    return {"jobs": [_told(daemon, one) for one in found]}
+        engine.board.cancel(one)
+    return {"jobs": [_told(engine, one) for one in found]}
 
 
-def signal_job(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
+def signal_job(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body:
     asked = msgspec.convert(body, SignalJob)
-    one = _seen(daemon, asked.job, peer)
+    one = _seen(engine, asked.job, peer)
     _must_command(one, peer)
-    nodes = daemon.nodes
+    nodes = engine.nodes
     for member, at in enumerate(one.nodes):
         known = nodes.nodes.get(at)
         wanted = asked.member in (None, member) and member not in one.exits and not one.state.over
         if wanted and known is not None and nodes.reports(known):
             order = SignalOrder(nodes.term, one.id, one.epoch, member, asked.signal)
             nodes.order(known, order, lambda _: None, time.monotonic(), one.id)
-    return {"job": _told(daemon, one)}
+    return {"job": _told(engine, one)}
 
 
-def job_logs(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body | Waiter:
+def job_logs(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body | Waiter:
     """A piece of what a member has said in its latest attempt, from its node."""
     asked = msgspec.convert(body, Logs)
-    one = _seen(daemon, asked.job, peer)
+    one = _seen(engine, asked.job, peer)
     nothing = {"offset": asked.offset, "data": b"", "end": one.state.over, "epoch": one.epoch}
     if not one.nodes:
         return nothing
@@ -251,8 +251,8 @@ def job_logs(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body | Waiter:
         raise Refused("not_found", f"the job '{one.id}' has {len(one.nodes)} members, from 0")
     order = OutputOrder(one.id, one.epoch, asked.member, asked.stream, asked.offset, asked.limit)
     at = one.nodes[asked.member]
-    node = daemon.nodes.nodes.get(at)
-    if node is None or not daemon.nodes.reports(node):
+    node = engine.nodes.nodes.get(at)
+    if node is None or not engine.nodes.reports(node):
         raise Refused("failed", f"node '{at}', which keeps the output, does not answer now")
     # What it was before: with what is read after its end, there is all.
     over, epoch = one.state.over, one.epoch
@@ -261,7 +261,7 @@ def job_logs(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body | Waiter:
 
     def answered(answer: Piece | HalError) -> None:
         found.append(answer)
-        daemon.waiters.touch(name)
+        engine.waiters.touch(name)
 
     def look() -> wire.Body | None:
         if not found:
@@ -278,33 +278,33 @@ def job_logs(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body | Waiter:
     def late() -> wire.Body:
         raise Refused("failed", f"node '{at}' has not answered in time")
 
-    daemon.nodes.order(node, order, answered, time.monotonic())
+    engine.nodes.order(node, order, answered, time.monotonic())
     answer = look()
     return _Once(name, time.monotonic() + _NODE_SECONDS, look, late) if answer is None else answer
 
 
-def accounting(daemon: Daemon, body: wire.Body, peer: Peer) -> wire.Body:
+def accounting(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body:
     """What was used, as far as the peer may see it."""
     asked = msgspec.convert(body, Accounting)
     rows = (
         row
-        for row in daemon.board.accounts.between(asked.since, asked.until)
+        for row in engine.board.accounts.between(asked.since, asked.until)
         if peer.sees(row.uid) and asked.owner in (None, row.owner)
     )
     return {"accounts": together(rows, asked.by)}
 
 
-def _seen(daemon: Daemon, id: str, peer: Peer) -> Job:
+def _seen(engine: Engine, id: str, peer: Peer) -> Job:
     """To whom it is not shown, it does not exist. Raises Refused."""
-    one = daemon.board.jobs.get(id)
+    one = engine.board.jobs.get(id)
     if one is None or not peer.sees(one.uid):
         raise _no_job(id)
     return one
 
 
-def _told(daemon: Daemon, job: Job) -> dict[str, Any]:
-    lease = daemon.state.leases.get(job.id)
-    return described(job, daemon.now()) | {
+def _told(engine: Engine, job: Job) -> dict[str, Any]:
+    lease = engine.state.leases.get(job.id)
+    return described(job, engine.now()) | {
         "suspended": lease is not None and lease.state is LeaseState.SUSPENDED,
     }
 
@@ -318,7 +318,7 @@ def _must_command(job: Job, peer: Peer) -> None:
         raise Refused("denied", f"the job '{job.id}' is another's")
 
 
-OPERATIONS: dict[str, Callable[[Daemon, wire.Body, Peer], wire.Body | Waiter]] = {
+OPERATIONS: dict[str, Callable[[Engine, wire.Body, Peer], wire.Body | Waiter]] = {
     "submit": submit,
     "jobs": jobs,
     "job": job,
