@@ -18,7 +18,8 @@ import pytest
 
 from hal.backend import HalError, StateError, UnsupportedError
 from hal.scheduler.client import Client
-from hal.scheduler.jobs.table import _alive, _marked
+from hal.scheduler.jobs.marks import strays
+from hal.scheduler.jobs.table import _alive
 from tests.conftest import ALLOCATE, HAL, wait_until
 from tests.integration.support import GIB, Env, all_is_back, kill, line, places, serving, start
 from tests.integration.test_agents import Cluster
@@ -52,7 +53,7 @@ class Site(Cluster):
         wait_until(lambda: text in self.said(id, member), what=text)
 
     def running(self, name: str) -> list[int]:
-        return list(_marked(f"{self.envs[name]['HAL_RUNTIME_DIR']}/jobs/".encode()))
+        return strays(Path(self.envs[name]["HAL_RUNTIME_DIR"]) / "jobs")
 
     def at_rest(self) -> None:
         wait_until(lambda: self.call("list")["leases"] == [])
@@ -338,7 +339,7 @@ def test_a_job_whose_agent_never_comes_back_ends(site: Site) -> None:
 def test_a_job_that_ended_for_want_of_a_scheduler_is_tried_again(machine_env: Env, tmp_path: Path) -> None:
     allow(machine_env)
     script = f"echo x >> {tmp_path}/begun; while [ ! -e {tmp_path}/go ]; do sleep 0.01; done"
-    mark = f"{machine_env['HAL_RUNTIME_DIR']}/jobs/".encode()
+    runs = Path(machine_env["HAL_RUNTIME_DIR"]) / "jobs"
 
     def serve() -> subprocess.Popen[str]:
         one = start(machine_env, *HAL, "serve", "--lost-after", "0.5", "--grace", "2")
@@ -354,8 +355,8 @@ def test_a_job_that_ended_for_want_of_a_scheduler_is_tried_again(machine_env: En
     (id,) = ask("submit", key="k", job=spec, request={"members": [member("nvidia")]}, retries=1)["jobs"]
     wait_until((tmp_path / "begun").exists)
     kill(first.pid)
-    assert list(_marked(mark))
-    wait_until(lambda: not list(_marked(mark)))
+    assert strays(runs)
+    wait_until(lambda: not strays(runs))
     second = serve()
     wait_until(lambda: (tmp_path / "begun").read_text() == "x\nx\n")
     (tmp_path / "go").touch()
@@ -466,7 +467,7 @@ def test_follow_ends_with_the_job_and_cancel_ends_it(hal_here: Run, machine_env:
         assert [job.split("_")[0] for job in array["jobs"]] == [array["array"]] * 3
         hal_here("job", "wait", array["array"])
         assert daemon.poll() is None
-    assert not list(_marked(f"{machine_env['HAL_RUNTIME_DIR']}/jobs/".encode()))
+    assert not strays(Path(machine_env["HAL_RUNTIME_DIR"]) / "jobs")
 
 
 @pytest.mark.parametrize(

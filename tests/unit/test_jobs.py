@@ -20,9 +20,11 @@ import pytest
 from hal.backend import GoneError, StateError
 from hal.enforce.cgroup import Group, Tree
 from hal.scheduler.jobs import output, supervisor
+from hal.scheduler.jobs.marks import MARK, strays
 from hal.scheduler.jobs.spec import Ended, JobSpec, Launch
-from hal.scheduler.jobs.table import Jobs, RunId, _alive, _marked
+from hal.scheduler.jobs.table import Jobs, RunId, _alive
 from tests.conftest import wait_until
+from tests.disks import Disk
 
 RUN = ("l", 1, 0)
 
@@ -42,7 +44,7 @@ def jobs(directory: Path) -> Iterator[Jobs]:
 
 
 def running(directory: Path) -> list[int]:
-    return list(_marked(str(directory).encode() + b"/"))
+    return strays(directory)
 
 
 def launch(*command: str, **more: object) -> Launch:
@@ -390,6 +392,26 @@ def test_what_nobody_knows_of_is_swept_at_the_start(directory: Path) -> None:
     second.open()
     wait_until(lambda: running(directory) == [])
     second.close()
+
+
+def test_nothing_is_swept_of_an_agent_in_another_container(directory: Path) -> None:
+    name = directory / "l.1.0"
+    with contextlib.ExitStack() as stack:
+        disk = Disk(stack, directory)  # to who is in there, this is another directory
+        there = disk.command("sh", "-c", "echo && exec sleep 1000")
+        theirs, ours = (
+            subprocess.Popen(words, env={MARK: str(name), "PATH": os.environ["PATH"]}, stdout=subprocess.PIPE)
+            for words in (there, ["sh", "-c", "echo && exec sleep 1000"])
+        )
+        for one in theirs, ours:
+            stack.enter_context(one)
+            stack.callback(one.kill)
+            assert one.stdout is not None and one.stdout.readline() == b"\n"
+        jobs = Jobs(directory)
+        jobs.open()
+        jobs.close()
+        assert ours.wait(10) == -signal.SIGKILL
+        assert theirs.poll() is None
 
 
 def test_a_run_that_no_supervisor_has_begun_is_begun_when_it_is_ordered_again(directory: Path) -> None:

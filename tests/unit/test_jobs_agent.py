@@ -17,10 +17,10 @@ from hal.scheduler.agent.until import Until, clock
 from hal.scheduler.core.fleet import Spot
 from hal.scheduler.core.shape import Shape
 from hal.scheduler.jobs.launch import Launcher, owner_name
+from hal.scheduler.jobs.marks import strays
 from hal.scheduler.jobs.rendezvous import FIRST_PORT, PORTS, _listening, free_port, rendezvous
 from hal.scheduler.jobs.spec import Ended, JobSpec
 from hal.scheduler.jobs.supervisor import CUT_OFF
-from hal.scheduler.jobs.table import _marked
 from hal.scheduler.places import Places
 from hal.scheduler.sections import JobsSection
 from tests.conftest import wait_until
@@ -57,7 +57,7 @@ def begin(directory: Path) -> Agent:
 
 
 def running(directory: Path) -> list[int]:
-    return list(_marked(str(directory / "jobs").encode() + b"/"))
+    return strays(directory / "jobs")
 
 
 def bound(agent: Agent, lease: str = "l", epoch: int = 1) -> None:

@@ -17,7 +17,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Container, Iterator
 from pathlib import Path
 
 import msgspec
@@ -25,11 +24,11 @@ import msgspec
 from hal.backend import GoneError, StateError
 from hal.enforce.cgroup import Tree
 from hal.scheduler.jobs import output, supervisor
+from hal.scheduler.jobs.marks import MARK, marked, strays
 from hal.scheduler.jobs.spec import LAST_SIGNAL, Ended, Launch
 
 __all__ = ["Jobs", "RunId"]
 
-MARK = "HAL_RUN"  # in the environment of each run's processes: its directory
 _LOOK = 0.5  # seconds between looks at runs that cannot be watched
 _KEPT = 256  # runs that have ended and were told
 # What the supervisor takes for "kill at once", "pass SIGTERM on", and with N added for "pass N on".
@@ -107,8 +106,8 @@ class Jobs:
             new = path.with_name(f".{path.name}")
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir(mode=0o700)
-            marked = {**launch.environment, MARK: str(path)}
-            launch = msgspec.structs.replace(launch, environment=marked, cgroup=self._group(path))
+            environment = {**launch.environment, MARK: str(path)}
+            launch = msgspec.structs.replace(launch, environment=environment, cgroup=self._group(path))
             file = os.open(new / "spec.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with os.fdopen(file, "wb") as spec:
                 spec.write(msgspec.json.encode(launch))
@@ -241,7 +240,7 @@ class Jobs:
         self._orphaned.add(run)
         group = self._groups.group(f"run-{path.name}")
         group.kill()
-        left = list(_marked(str(path).encode()))
+        left = marked(path)
         for pid in left:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
@@ -256,7 +255,7 @@ class Jobs:
     def _sweep_unknown(self) -> None:
         """Kill what runs in this node's name and belongs to no run that lives."""
         known = {str(run.path).encode() for run in self._living.values()}
-        for pid in _marked(str(self._directory).encode() + b"/", known):
+        for pid in strays(self._directory, known):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         for path in self._directory.glob(".*"):  # never begun
@@ -340,22 +339,6 @@ def _send(path: Path, number: int) -> bool:
     finally:
         os.close(pidfd)
     return True
-
-
-def _marked(directory: bytes, but: Container[bytes] = ()) -> Iterator[int]:
-    """Processes whose environment says that they belong to this run, or with "/" to any in this directory."""
-    mark = MARK.encode() + b"=" + directory
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            variables = (entry / "environ").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        for variable in variables:
-            whole = variable == mark or (directory.endswith(b"/") and variable.startswith(mark))
-            if whole and variable.partition(b"=")[2] not in but:
-                yield int(entry.name)
 
 
 def _ended(run: RunId, path: Path) -> Ended:
