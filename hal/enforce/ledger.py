@@ -98,19 +98,26 @@ class Ledger:
         check_limits(limits)
         if lib.hal_ledger_create(os.fsencode(path), name.encode()[: lib.HAL_LEDGER_ID - 1], len(limits)) != 0:
             raise StateError(f"cannot make the slice file {path}: {os.strerror(ffi.errno)}")
-        return cls.begin(path, name, limits)
-
-    @classmethod
-    def begin(cls, path: Path, name: str, limits: Sequence[tuple[str, int]]) -> Ledger:
-        """Open a fresh file that nobody else knows of, and say in it whose it is. Raises as ``create``."""
-        check_limits(limits)
         ledger = cls.open(path)
-        ledger._ledger.name = name.encode()[: lib.HAL_LEDGER_ID - 1]
-        ledger._ledger.devices = len(limits)
-        for index, (device, limit) in enumerate(limits):
-            ledger._ledger.device[index].id = device.encode()[: lib.HAL_LEDGER_ID - 1]
-            ledger._ledger.device[index].limit = limit
+        ledger._begin(name, limits)
         return ledger
+
+    def move(self, path: Path, name: str, limits: Sequence[tuple[str, int]]) -> bool:
+        """Give a fresh file, of which nobody else knows, its name, and say in it whose it is. False: it was
+        removed by somebody, the file system cannot, or a file has that name, which is never replaced."""
+        if lib.hal_ledger_move(self._ledger, os.fsencode(path)) != 0:
+            return False
+        self.path = path
+        self._begin(name, limits)
+        return True
+
+    def _begin(self, name: str, limits: Sequence[tuple[str, int]]) -> None:
+        self._ledger.name = name.encode()[: lib.HAL_LEDGER_ID - 1]
+        self._ledger.devices = len(limits)
+        for index, (device, limit) in enumerate(limits):
+            row = self._ledger.device[index]
+            row.id = device.encode()[: lib.HAL_LEDGER_ID - 1]
+            row.limit = limit
 
     @classmethod
     def open(cls, path: Path) -> Ledger:

@@ -1,13 +1,12 @@
 """Slice files made ahead of time, and unmapped afterwards, by a thread.
 
-A slice file has 300 pages, which the kernel hands out and takes back one by one: that takes longer than all
-else that is done for a slice.
+A slice file has 300 pages, which the kernel hands out, maps and takes back one by one: that takes longer than
+all else that is done for a slice.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
 import secrets
 import threading
@@ -32,7 +31,7 @@ class Spares:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._ready: deque[Path] = deque()
+        self._ready: deque[Ledger] = deque()
         self._asked = 0  # made, or being made
         self._taken = 0
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -47,8 +46,10 @@ class Spares:
             self._asked += 1
             self._do(self._make)
         self._taken += 1
-        if spare is not None and _given(spare, path):
-            return Ledger.begin(path, name, limits)
+        if spare is not None:
+            if spare.move(path, name, limits):
+                return spare
+            self.retire(spare)
         return Ledger.create(path, name, limits)
 
     def retire(self, ledger: Ledger) -> None:
@@ -59,7 +60,7 @@ class Spares:
 
     def sweep(self) -> None:
         """Remove what one that was killed has left."""
-        made = set(self._ready.copy())
+        made = {spare.path for spare in self._ready.copy()}
         for path in self._directory.glob(f"*{_SUFFIX}"):
             if path not in made:
                 path.unlink(missing_ok=True)
@@ -70,7 +71,9 @@ class Spares:
             self._thread.join()
             self._thread = None
         while self._ready:
-            self._ready.popleft().unlink(missing_ok=True)
+            spare = self._ready.popleft()
+            spare.unlink()
+            spare.close()
         self._asked = 0
 
     # ---- the thread -------------------------------------------------------------------------
@@ -88,17 +91,4 @@ class Spares:
     def _make(self) -> None:
         path = self._directory / f"{secrets.token_hex(8)}{_SUFFIX}"
         with contextlib.suppress(StateError):  # a full disk, for one: whoever needs one is told then
-            Ledger.create(path, "", [("", 0)]).close()
-            self._ready.append(path)
-
-
-def _given(spare: Path, path: Path) -> bool:
-    """False: it was removed by somebody, or there is a file of that name, which is never replaced."""
-    try:
-        os.link(spare, path)
-    except OSError:
-        return False
-    finally:
-        with contextlib.suppress(OSError):
-            spare.unlink(missing_ok=True)
-    return True
+            self._ready.append(Ledger.create(path, "", [("", 0)]))

@@ -19,7 +19,6 @@ import secrets
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO
 
 import msgspec
 from msgspec import Struct
@@ -117,7 +116,8 @@ class Book:
     def __init__(self, directory: Path | None = None) -> None:
         named = os.environ.get("HAL_NODE_DIR")
         self.directory = directory or (Path(named).absolute() if named else Path("/dev/shm/hal-node"))  # noqa: S108
-        self._mine: dict[str, IO[bytes]] = {}  # claims that live as long as this process does
+        self._root = str(self.directory)
+        self._mine: dict[str, int] = {}  # descriptors: these claims live as long as this process does
         self._known: dict[str, Held] = {}  # of these, those that this process has made: they need no reading
 
     def claims(self) -> list[Held]:
@@ -158,8 +158,8 @@ class Book:
             path = self._path(wanted.id)
             self._known.pop(wanted.id, None)
             try:
-                with path.open("r+b") as file:
-                    file.write(msgspec.json.encode(wanted).ljust(_LARGEST // 16))
+                with open(path, "r+b") as file:
+                    file.write(_written(wanted))
             except OSError as error:
                 raise StateError(f"cannot change the claim {path}: {error.strerror}") from None
 
@@ -171,7 +171,7 @@ class Book:
         if claim_id in self._mine:
             return
         try:
-            file = self._path(claim_id).open("r+b")
+            file = os.open(self._path(claim_id), os.O_RDWR | os.O_CLOEXEC)
             fcntl.flock(file, fcntl.LOCK_SH)  # who looks whether it is alive holds it for a moment
         except OSError as error:
             raise StateError(f"cannot hold the claim {claim_id}: {error.strerror}") from None
@@ -180,12 +180,14 @@ class Book:
     def end(self, claim_id: str) -> None:
         """Give a claim back. One that is not there is no error; another user's raises StateError."""
         try:
-            self._path(claim_id).unlink(missing_ok=True)
+            os.unlink(self._path(claim_id))
+        except FileNotFoundError:
+            pass
         except OSError as error:
             raise StateError(f"cannot end the claim {claim_id}: {error.strerror}") from None
         self._known.pop(claim_id, None)
         if (file := self._mine.pop(claim_id, None)) is not None:
-            file.close()
+            os.close(file)
 
     def close(self) -> None:
         """Let go of all; those that are not kept end with it."""
@@ -194,10 +196,11 @@ class Book:
 
     # ---- files ------------------------------------------------------------------------------
 
-    def _path(self, claim_id: str) -> Path:
+    def _path(self, claim_id: str) -> str:
+        """As text: several of pathlib's steps for each claim would take as long as all else."""
         if not claim_id.isalnum():
             raise StateError(f"'{claim_id}' is no claim's id")
-        return self.directory / f"{claim_id}{_SUFFIX}"
+        return f"{self._root}/{claim_id}{_SUFFIX}"
 
     def ledger_file(self, claim_id: str) -> Path:
         """Where the ledger of a claim's slice lies: in a directory of this user's own, made when it is
@@ -228,23 +231,25 @@ class Book:
                 "set HAL_NODE_DIR to a directory that all who share the devices can write to"
             ) from error
 
-    def _lock(self) -> Path:
+    def _lock(self) -> str:
         """A directory that somebody made by hand has none yet."""
-        path = self.directory / "lock"
-        if not path.exists():
+        path = f"{self._root}/lock"
+        if not os.path.exists(path):
             draft = self.directory / f".lock-{secrets.token_hex(8)}"
             draft.touch()
             try:
                 draft.chmod(0o666)
                 with contextlib.suppress(FileExistsError):
-                    path.hardlink_to(draft)
+                    os.link(draft, path)
             finally:
                 draft.unlink()
         return path
 
     def _make(self) -> None:
         """Once per node and whole from the start, whatever the umask: all users take turns with the lock."""
-        if not self.directory.exists():
+        try:
+            status = os.lstat(self._root)
+        except FileNotFoundError:
             draft = self.directory.with_name(f".{self.directory.name}-{secrets.token_hex(8)}")
             draft.mkdir()
             (draft / "lock").touch()
@@ -255,7 +260,7 @@ class Book:
             except OSError:  # another was first
                 (draft / "lock").unlink()
                 draft.rmdir()
-        status = self.directory.lstat()
+            status = os.lstat(self._root)
         shared = stat.S_IMODE(status.st_mode) & 0o1777 == 0o1777
         if not stat.S_ISDIR(status.st_mode) or not (shared or status.st_uid == os.geteuid()):
             raise StateError(
@@ -264,33 +269,35 @@ class Book:
 
     def _enter(self, claim: Claim) -> None:
         path = self._path(claim.id)
-        draft = path.with_suffix(".new")
-        file = draft.open("xb+")
+        draft = f"{path}.new"
+        file = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
-            draft.chmod(0o644)
-            file.write(msgspec.json.encode(claim).ljust(_LARGEST // 16))
-            file.flush()
+            os.fchmod(file, 0o644)  # whatever the umask
+            content = _written(claim)
+            if os.write(file, content) != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if not claim.kept:
                 fcntl.flock(file, fcntl.LOCK_SH)  # before anybody can see it
-            draft.rename(path)
+            os.rename(draft, path)
         except BaseException:
-            file.close()
-            draft.unlink(missing_ok=True)
+            os.close(file)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(draft)
             raise
         if claim.kept:
-            file.close()
+            os.close(file)
         else:
             self._mine[claim.id] = file
             self._known[claim.id] = Held(claim, os.geteuid())
 
     def _living(self) -> Iterator[Held]:
-        names = sorted(name for name in os.listdir(self.directory) if name.endswith(_SUFFIX))  # noqa: PTH208
+        names = sorted(name for name in os.listdir(self._root) if name.endswith(_SUFFIX))
         for name in names[:_MOST_FILES]:
-            held = self._known.get(name.removesuffix(_SUFFIX)) or self._read(self.directory / name)
+            held = self._known.get(name.removesuffix(_SUFFIX)) or self._read(f"{self._root}/{name}")
             if held is not None:
                 yield held
 
-    def _read(self, path: Path) -> Held | None:
+    def _read(self, path: str) -> Held | None:
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError as error:
@@ -302,7 +309,11 @@ class Book:
             if not stat.S_ISREG(status.st_mode):
                 return None
             claim = msgspec.json.decode(os.pread(descriptor, _LARGEST, 0), type=Claim)
-            if claim.id != path.stem or claim.memory_bytes < 0 or not 0 <= claim.compute_milli <= ALL_MILLI:
+            if (
+                f"{claim.id}{_SUFFIX}" != path.rpartition("/")[2]
+                or claim.memory_bytes < 0
+                or not 0 <= claim.compute_milli <= ALL_MILLI
+            ):
                 return None
             if (
                 not claim.kept
@@ -316,15 +327,21 @@ class Book:
         finally:
             os.close(descriptor)
 
-    def _is_dead(self, descriptor: int, path: Path, uid: int) -> bool:
+    def _is_dead(self, descriptor: int, path: str, uid: int) -> bool:
         """Nobody holds it. What is left of a dead maker's is removed by who may."""
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         if os.geteuid() in (0, uid):
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
         return True
+
+
+def _written(claim: Claim) -> bytes:
+    """All claims are as long: one that is changed has no rest of the one before."""
+    return msgspec.json.encode(claim).ljust(_LARGEST // 16)
 
 
 def _gib(size: int) -> str:

@@ -135,6 +135,10 @@ struct hal_ledger *hal_ledger_open(const char *path, enum hal_ledger_error *erro
 /* Unmaps it. Slots that this process joined stay its own until it ends. */
 void hal_ledger_close(struct hal_ledger *l);
 
+/* Gives the file of a ledger that nobody else uses yet the name `path`, where there must be none. 0, or -1 with
+ * errno: EINVAL where the file system cannot do that (NFS). */
+int hal_ledger_move(struct hal_ledger *l, const char *path);
+
 /* What is wrong with a ledger's fields, for a person; NULL for nothing. */
 const char *hal_ledger_damage(const struct hal_ledger *l);
 

@@ -85,6 +85,13 @@ bool hal_ledger_attach(struct hal_ledger *l, const char *path, int fd, uint64_t 
     return true;
 }
 
+int hal_ledger_move(struct hal_ledger *l, const char *path) {
+    struct hal_home *home = hal_home_of(l);
+    if (renameat2(AT_FDCWD, home->path, AT_FDCWD, path, RENAME_NOREPLACE) != 0) return -1;
+    absolute(home->path, path);
+    return 0;
+}
+
 void hal_ledger_detach(struct hal_ledger *l) {
     struct hal_home *home = hal_home_of(l);
     if (home != NULL) atomic_store(&home->ledger, NULL);

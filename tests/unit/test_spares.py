@@ -9,9 +9,11 @@ import pytest
 from hal.backend import StateError
 from hal.enforce.ledger import Ledger
 from hal.enforce.spares import Spares
+from hal_native import lib
 from tests.conftest import wait_until
 
 GIB = 1 << 30
+UNVOUCHED = 1 << 31  # hal_ledger.h, hal_ledger_slot.owner
 
 
 def filled(directory: Path) -> Spares:
@@ -38,6 +40,16 @@ def test_a_spare_is_as_one_that_was_made_for_it(tmp_path: Path) -> None:
     assert again.devices()[0].limit_bytes == 5
     for ledger in (mine, plain, again):
         ledger.close()
+    spares.close()
+
+
+def test_the_kernel_vouches_for_who_joins_one(tmp_path: Path) -> None:
+    spares = filled(tmp_path)
+    moved = spares.take(tmp_path / "mine.ledger", "mine", [("d", GIB)])
+    slot = lib.hal_ledger_join(moved._ledger)
+    assert not moved._ledger.slot[slot].owner & UNVOUCHED  # its file is found under its new name
+    lib.hal_ledger_leave(moved._ledger, slot)
+    moved.close()
     spares.close()
 
 

@@ -8,6 +8,8 @@ this one leaves. Orders carry the scheduler's *term*, which rises with each of i
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -346,9 +348,14 @@ def _forget(path: Path) -> None:
 
 def _write(path: Path, data: bytes) -> None:
     """Whole or not at all. Raises StateError."""
-    fresh = path.with_name(path.name + ".new")
+    fresh = f"{path}.new"
     try:
-        fresh.write_bytes(data)
-        fresh.replace(path)
+        file = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            if os.write(file, data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        finally:
+            os.close(file)
+        os.replace(fresh, path)  # noqa: PTH105 – each of pathlib's steps takes as long as the system's
     except OSError as error:
         raise StateError(f"cannot write {path}: {error.strerror}") from None

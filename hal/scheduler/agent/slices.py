@@ -53,8 +53,9 @@ class Slices:
             _check_files()
             self._claim(binding, anyway=False)
             for number, limits in _limits(binding).items():
-                made[number] = self._spares.take(self._file(binding, number), binding.name, limits)
-                _give(self._file(binding, number), binding.uid)
+                path = self._file(binding, number)
+                made[number] = self._spares.take(path, binding.name, limits)
+                _give(path, binding.uid)
                 self._share(made[number], binding, number)
                 _verify(made[number], limits)
         except HalError as error:
