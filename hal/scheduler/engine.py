@@ -146,6 +146,8 @@ class Engine:
         for id, reason in self.nodes.failures():
             lease = self.state.leases.get(id)
             if lease is not None and lease.state is not core.LeaseState.ENDING:
+                if not self.nodes.was_usable(id):
+                    self.unwatch(id)  # its holder, who was told nothing, has nothing to notice
                 self.happens(core.HolderGone(id))
                 self.over[id] = ("failed", reason)
                 self.past.because(id, reason)

@@ -65,6 +65,7 @@ class _Held(Struct, eq=False):
     bound: dict[str, on.Bound] = {}
     ended: set[str] = set()
     ending: bool = False
+    usable: bool = False  # all of it was bound at a time: who holds it may have been told how to use it
 
 
 class _Order(Struct, eq=False):
@@ -121,6 +122,7 @@ class Nodes:
         held = self._hold(lease, now)
         here = [id for id in held.nodes if self._is_own(id)]
         if all(self._own.take_over(on.binding_of(lease, id)) for id in here):
+            held.usable = True
             return True
         self.forget(lease.id)
         return False
@@ -138,6 +140,10 @@ class Nodes:
             self._held[lease].nodes.remove(id)
             self._held[lease].bound.pop(id, None)
         self._changed.add(id)
+
+    def was_usable(self, lease: str) -> bool:
+        """Whoever holds it may have been told how: it was bound at a time, or is from before a restart."""
+        return lease in self._held and self._held[lease].usable
 
     def is_bound(self, lease: Lease) -> bool:
         held = self._held.get(lease.id)
@@ -446,6 +452,7 @@ class Nodes:
                 self._failed.append((lease.id, str(answer)))
             else:
                 held.bound[node.id] = answer
+                held.usable = held.usable or len(held.bound) == len(held.nodes)
 
         prefix = "" if self._is_own(node.id) else node.prefix
         order = on.BindOrder(self.term, on.binding_of(lease, node.id, prefix))

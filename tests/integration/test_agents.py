@@ -113,6 +113,15 @@ def test_a_gang_runs_on_two_nodes_and_each_holds_its_part(cluster: Cluster) -> N
     wait_until(lambda: cluster.call("list")["leases"] == [])
 
 
+def test_what_a_node_could_not_make_is_free_at_once(cluster: Cluster) -> None:
+    cluster.add("green", "l40s-4")
+    slices = Path(cluster.envs["green"]["HAL_RUNTIME_DIR"], "slices")
+    slices.rename(slices.with_name("elsewhere"))
+    with pytest.raises(StateError, match=r"cannot write .*/slices/"):
+        cluster.acquire("k", of("nvidia"), ttl=600)
+    wait_until(lambda: cluster.call("list")["leases"] == [])
+
+
 def test_the_same_ids_on_two_nodes_are_two_devices(cluster: Cluster) -> None:
     cluster.add("a", "l40s-4")
     cluster.add("b", "l40s-4")
