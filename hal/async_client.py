@@ -22,9 +22,10 @@ import zmq.asyncio
 
 from hal.backend import GoneError, HalError, StateError
 from hal.scheduler import wire
-from hal.scheduler.client import Unreachable, refusal
+from hal.scheduler.client import refusal
 from hal.scheduler.core.request import Request
 from hal.scheduler.endpoint import Endpoint
+from hal.scheduler.errors import Unreachable
 from hal.scheduler.places import Places
 from hal.scheduler.security.keys import read_client_key
 from hal.scheduler.told import Event, Explanation, LeaseTold, QueueTold, SchedulerTold, WaitingTold

@@ -18,7 +18,8 @@ from hal.scheduler.agent.agent import Agent
 from hal.scheduler.agent.service import Service
 from hal.scheduler.agent.slices import Slices
 from hal.scheduler.config import Config, configuration_file, load_config, reloaded
-from hal.scheduler.endpoint import Endpoint, Unreachable
+from hal.scheduler.endpoint import Endpoint
+from hal.scheduler.errors import Unreachable
 from hal.scheduler.jobs.launch import Launcher
 from hal.scheduler.logs import Log
 from hal.scheduler.places import Places

@@ -21,7 +21,8 @@ from hal.emulation.description import load
 from hal.emulation.run import emulated
 from hal.inventory import Machine
 from hal.model import Device, Rung
-from hal.scheduler.client import Client, Unreachable
+from hal.scheduler.client import Client
+from hal.scheduler.errors import Unreachable
 from hal.scheduler.lease import HeldLease, lease
 from hal.scheduler.places import Places
 from hal.units import format_bytes

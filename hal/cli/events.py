@@ -12,7 +12,8 @@ from typing import Any
 
 from hal.cli.exits import UsageError
 from hal.cli.output import note
-from hal.scheduler.client import Client, Unreachable
+from hal.scheduler.client import Client
+from hal.scheduler.errors import Unreachable
 from hal.units import parse_seconds
 
 _WAIT = 20.0  # seconds that the scheduler keeps a question before it says that nothing has happened

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hal.backend import GoneError, HalError, StateError, TemporaryError, UnsupportedError
+from hal.scheduler.errors import MalformedError
 
 __all__ = ["CommandNotFound", "CommandNotRunnable", "UsageError", "exit_code"]
 
@@ -22,6 +23,7 @@ class CommandNotRunnable(HalError):
 # The first class that an error is an instance of gives the code; the shell's own come last.
 _CODES: tuple[tuple[type[BaseException], int], ...] = (
     (UsageError, 2),
+    (MalformedError, 2),
     (GoneError, 3),
     (TemporaryError, 4),
     (UnsupportedError, 5),

@@ -283,7 +283,7 @@ def _told(one: dict[str, Any]) -> str:
 
 
 def _wait(options: argparse.Namespace) -> int:
-    from hal.scheduler.client import Unreachable
+    from hal.scheduler.errors import Unreachable
 
     with reaching() as client:
         try:

@@ -14,9 +14,10 @@ import msgspec
 from hal.inventory import Machine
 from hal.scheduler.agent.agent import Agent
 from hal.scheduler.agent.slices import Slices
-from hal.scheduler.client import Client, Unreachable
+from hal.scheduler.client import Client
 from hal.scheduler.config import Config, configuration_file, keys_directory, load_config
 from hal.scheduler.daemon import AlreadyRunning, Daemon
+from hal.scheduler.errors import Unreachable
 from hal.scheduler.jobs.launch import Launcher
 from hal.scheduler.logs import Log
 from hal.scheduler.pages import Pages

@@ -14,7 +14,8 @@ from hal.backend import HalError, StateError
 from hal.cli.exits import CommandNotFound, CommandNotRunnable, UsageError
 from hal.cli.job import OVER, Reader, pass_on
 from hal.cli.output import note
-from hal.scheduler.client import Client, Unreachable
+from hal.scheduler.client import Client
+from hal.scheduler.errors import Unreachable
 from hal.scheduler.lease import HeldLease
 
 __all__ = ["run_there"]

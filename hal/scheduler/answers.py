@@ -82,6 +82,8 @@ def fault(wrong: Exception) -> wire.ErrorBody:
             return wire.ErrorBody(wrong.code, str(wrong))
         case wire.Malformed():
             return wire.ErrorBody("malformed", str(wrong))
+        case msgspec.ValidationError(__cause__=ValueError() as own):  # a sentence of ours
+            return wire.ErrorBody("malformed", str(own))
         case msgspec.ValidationError():
             return wire.ErrorBody("malformed", f"the request's body does not fit: {wrong}")
         case core.InvalidError():

@@ -10,14 +10,11 @@ import zmq
 
 from hal.backend import GoneError, HalError, StateError, TemporaryError, UnsupportedError
 from hal.scheduler import wire
-from hal.scheduler.endpoint import Endpoint, Unreachable
+from hal.scheduler.endpoint import Endpoint
+from hal.scheduler.errors import MalformedError
 from hal.scheduler.places import Places
 
-__all__ = ["Client", "MalformedError", "Unreachable", "refusal"]
-
-
-class MalformedError(HalError):
-    """The scheduler can make nothing of the request; the message names the field."""
+__all__ = ["Client", "refusal"]
 
 
 _BY_CODE: dict[str, type[HalError]] = {

@@ -15,16 +15,13 @@ from typing import Any
 import zmq
 
 from hal.backend import StateError
+from hal.scheduler.errors import Unreachable
 from hal.scheduler.places import Places
 from hal.scheduler.security.keys import ClientKey, read_client_key
 
-__all__ = ["Endpoint", "Unreachable"]
+__all__ = ["Endpoint"]
 
 _FAILED = (zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL, zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL, zmq.EVENT_DISCONNECTED)
-
-
-class Unreachable(StateError):
-    """No scheduler answers."""
 
 
 class Endpoint:

@@ -15,9 +15,10 @@ import msgspec
 
 from hal.backend import GoneError, HalError
 from hal.model import Enforcement, Rung
-from hal.scheduler.client import Client, Unreachable
+from hal.scheduler.client import Client
 from hal.scheduler.core.request import Request
 from hal.scheduler.endpoint import Endpoint
+from hal.scheduler.errors import Unreachable
 from hal.scheduler.places import Places
 from hal.scheduler.private import ensure_daemon
 

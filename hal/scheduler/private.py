@@ -7,8 +7,9 @@ import sys
 import time
 
 from hal.backend import StateError
-from hal.scheduler.client import Client, Unreachable
+from hal.scheduler.client import Client
 from hal.scheduler.endpoint import Endpoint
+from hal.scheduler.errors import Unreachable
 from hal.scheduler.places import Places
 
 __all__ = ["ensure_daemon"]

@@ -32,7 +32,8 @@ HOLDER = """
 import json, random, secrets, sys, time
 from pathlib import Path
 from hal.backend import GoneError, HalError, TemporaryError, UnsupportedError
-from hal.scheduler.client import Client, Unreachable
+from hal.scheduler.client import Client
+from hal.scheduler.errors import Unreachable
 from hal.scheduler.places import Places
 
 def say(what, **more):

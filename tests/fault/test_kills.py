@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from hal.enforce.ledger import Ledger
-from hal.scheduler.client import Client, Unreachable
+from hal.scheduler.client import Client
+from hal.scheduler.errors import Unreachable
 from tests.conftest import ALLOCATE, HAL, wait_until
 from tests.integration.support import (
     GIB,

@@ -21,7 +21,7 @@ import hal
 from hal.backend import HalError, StateError, TemporaryError, UnsupportedError
 from hal.scheduler import core, wire
 from hal.scheduler.bench.rows import simulated
-from hal.scheduler.client import Unreachable
+from hal.scheduler.errors import Unreachable
 from tests.conftest import HAL, wait_until
 from tests.integration.support import start
 

@@ -140,7 +140,7 @@ def test_output_that_cannot_be_is_refused_and_the_scheduler_goes_on(site: Site) 
     job = site.submit("echo up; sleep 600")
     site.has_said(job, "up")
     for nonsense in ({"stream": "nonsense"}, {"offset": -1}, {"limit": 0}, {"limit": 1 << 40}):
-        with pytest.raises(HalError, match=r"does not fit: (stream|offset)"):
+        with pytest.raises(HalError, match=r"^(stream|offset)"):
             site.call("job_logs", job=job, **nonsense)
     assert site.said(job) == "up\n"
     site.call("cancel_job", job=job)
@@ -398,7 +398,7 @@ def test_it_is_accounted_for_at_the_price_of_the_list(site: Site) -> None:
     assert (by_model["model"], by_model["queue"], by_model["node"]) == ("NVIDIA L40S", "default", "green")
     assert by_model["price"] == row["price"]
     for wrong in ([], ["colour"], ["day", "day"]):
-        with pytest.raises(HalError, match="does not fit: by has some of day, user"):
+        with pytest.raises(HalError, match=r"^by has some of day, user"):
             site.call("accounting", by=wrong)
     assert site.job(id)["price"] == job["price"]
 

@@ -21,8 +21,9 @@ import pytest
 from hal.backend import GoneError, StateError, TemporaryError, UnsupportedError
 from hal.emulation.description import load
 from hal.emulation.run import emulated
-from hal.scheduler.client import Client, Unreachable
+from hal.scheduler.client import Client
 from hal.scheduler.endpoint import Endpoint
+from hal.scheduler.errors import Unreachable
 from hal.scheduler.places import Places
 from hal.scheduler.security.keys import read_client_key
 from tests.conftest import HAL, wait_until
