@@ -116,8 +116,8 @@ class Engine:
                 case core.Grant(lease=lease, again=False):
                     self.waiters.touch(lease.id)
                     self._begin(lease)
-                case core.Queued(id=id, again=False):
-                    self.watch_ring.queued(self.state.waiting[id], now, decision.reason)
+                case core.Queued(id=id, again=False) if (one := self.state.waiting.get(id)) is not None:
+                    self.watch_ring.queued(one, now, decision.reason)  # else it is granted in the same go
                     self.holders.hear(id)
                 case core.Revoke(lease=lease) | core.Preempt(lease=lease):
                     self.over[lease.id] = ("ended", f"the lease '{lease.id}' has ended: {decision.reason}")

@@ -302,6 +302,21 @@ def test_a_job_that_is_preempted_is_tried_again(site: Site) -> None:
     site.at_rest()
 
 
+def test_a_job_that_is_drained_goes_on_elsewhere_at_once(site: Site) -> None:
+    """Its lease ends and is granted anew in one go: it never waits in between."""
+    site.add("green", "l40s-4")
+    id = site.submit("echo up; exec sleep 100", request=on("nvidia"), retries=1)
+    site.has_said(id, "up")
+    (before,) = site.job(id)["devices"]
+    site.call("drain", target=before)
+    wait_until(lambda: (site.job(id)["attempt"], site.job(id)["state"]) == (2, "running"))
+    assert site.job(id)["devices"] != [before]
+    told = site.call("watch", after=0, lease=id)["events"]
+    assert [one["kind"] for one in told] == ["granted", "ending", "ended", "granted"]
+    site.call("cancel_job", job=id)
+    site.at_rest()
+
+
 def test_a_killed_supervisor_fails_its_job_and_nothing_runs_on(site: Site) -> None:
     site.add("green", "l40s-4")
     id = site.submit("(sleep 1000 &); (setsid sleep 1000 &); echo up; sleep 1000", request=on("nvidia"))
