@@ -1,20 +1,21 @@
 """Who has used what, for how long and at what price.
 
-A row for each user, queue, node and kind of device on each day (UTC). A lease is charged when it ends, and
-once a day while it goes on: until when is written down with the same commit, so that nothing is charged
-twice.
+A row for each user, queue, node and kind of device on each day (UTC), with what was used on it. A lease is
+charged when it ends, and once a day while it goes on: until when is written down with the same commit, so
+that nothing is charged twice.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from hal.scheduler.core.fleet import Fleet
+from hal.scheduler.core.facts import DeviceFacts
 from hal.scheduler.core.lease import Lease, charge
 from hal.scheduler.core.records import Row
 from hal.scheduler.jobs.launch import owner_name
@@ -30,13 +31,14 @@ _MOST = 200_000  # rows; beyond, the oldest day goes, however few days that leav
 
 KINDS = ("day", "user", "queue", "node", "vendor", "model")  # of what it is told by
 _Key = tuple[str, int, str, str, str, str]  # as KINDS, with the user's number
+_Device = Callable[[str], DeviceFacts | None]  # None: it has gone for good
 
 
 class Account(Struct):
     """``queue`` and what is after it is empty in rows of before it was told apart, and of devices that have
     gone before the lease has ended."""
 
-    day: str  # 2026-01-31: on which it was charged
+    day: str  # 2026-01-31: on which it was used
     uid: int
     owner: str
     leases: int = 0  # that have ended
@@ -58,7 +60,6 @@ class Accounts:
         self._changed: set[_Key] = set()
         self._gone: list[str] = []  # ids of rows that are no more
         self._recharged: set[str] = set()
-        self._today = (-1, "")
 
     def load(self, rows: Iterable[Row]) -> None:
         """Take what is ours. Raises msgspec.DecodeError."""
@@ -72,29 +73,37 @@ class Accounts:
 
     def know(self, name: str, uid: int) -> None:
         """Who asks for a lease: when that ends, they need not be there any more."""
-        if uid not in self._names or self._names[uid].startswith("uid:"):
+        known = self._names.get(uid)
+        if known is None or (known.startswith("uid:") and not name.startswith("uid:")):
             self._names[uid] = owner_name(name, uid)
 
     def name_of(self, uid: int) -> str:
-        return self._names.get(uid) or owner_name(f"uid:{uid}", uid)
+        self.know(f"uid:{uid}", uid)  # the system is asked once: it may have to ask others
+        return self._names[uid]
 
-    def charge(self, lease: Lease, fleet: Fleet, now: int, *, job: bool, ended: bool) -> Usage:
-        """What it has used since it was charged last; with ``ended`` for the last time."""
-        day, total, count = self._day(now), Usage(), int(ended)
-        since = max(lease.granted, self._charged.get(lease.id, 0))
-        for (node, vendor, model), usage in _shares(lease, fleet, max(now - since, 0) / 1000).items():
-            key = (day, lease.uid, lease.request.queue, node, vendor, model)
-            account = self._rows.get(key)
-            if account is None:
-                account = self._begin(key)
-            account.usage += usage
-            account.leases += count
-            account.jobs += count if job else 0
-            self._changed.add(key)
-            total += usage
-            count = 0  # on its first node and kind
+    def charged_until(self, lease: Lease) -> int:
+        """In ms; when it was granted, if it was not charged yet."""
+        return max(lease.granted, self._charged.get(lease.id, 0))
+
+    def charge(self, lease: Lease, device: _Device, now: int, *, job: bool, ended: bool) -> Usage:
+        """What it has used since it was charged last, by days; with ``ended`` for the last time."""
+        total, shares = Usage(), _shares(lease, device)
+        for day, seconds, is_last in _days(self.charged_until(lease), now):
+            count = int(ended and is_last)
+            for (node, vendor, model), each in shares.items():
+                key = (day, lease.uid, lease.request.queue, node, vendor, model)
+                account = self._rows.get(key)
+                if account is None:
+                    account = self._begin(key)
+                usage = each.during(seconds)
+                account.usage += usage
+                account.leases += count
+                account.jobs += count if job else 0
+                self._changed.add(key)
+                total += usage
+                count = 0  # on its first node and kind
         if not ended:
-            self._charged[lease.id] = now
+            self._charged[lease.id] = max(now, self.charged_until(lease))
             self._recharged.add(lease.id)
         elif self._charged.pop(lease.id, None) is not None:
             self._recharged.add(lease.id)
@@ -133,12 +142,6 @@ class Accounts:
 
     # ---- inside -----------------------------------------------------------------------------
 
-    def _day(self, now: int) -> str:
-        number = now // DAY_MS
-        if number != self._today[0]:
-            self._today = (number, time.strftime("%Y-%m-%d", time.gmtime(now / 1000)))
-        return self._today[1]
-
     def _begin(self, key: _Key) -> Account:
         day, uid, queue, node, vendor, model = key
         account = Account(day, uid, self.name_of(uid), queue=queue, node=node, vendor=vendor, model=model)
@@ -155,9 +158,28 @@ class Accounts:
         self._days.setdefault(account.day, []).append(key)
 
 
-def _shares(lease: Lease, fleet: Fleet, seconds: float) -> dict[tuple[str, str, str], Usage]:
-    """By node and kind of device what was held for so long, at today's prices; of a device that is not there
-    any more, its part of what the queue is charged, at no price."""
+@lru_cache(maxsize=4)
+def _name(day: int) -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime(day * DAY_MS // 1000))
+
+
+def _days(since: int, now: int) -> Iterator[tuple[str, float, bool]]:
+    """The days from then to now, the seconds of each, and whether it is the last. What was before the days
+    that are kept counts on the first of these."""
+    now = max(since, now)
+    first = now // DAY_MS - _DAYS + 1
+    while True:
+        day = max(since // DAY_MS, first)
+        until = min((day + 1) * DAY_MS, now)
+        yield _name(day), (until - since) / 1000, until == now
+        if until == now:
+            return
+        since = until
+
+
+def _shares(lease: Lease, device: _Device) -> dict[tuple[str, str, str], Usage]:
+    """By node and kind of device what is used in a second, at today's prices; of a device that has gone for
+    good, its part of what the queue is charged, at no price."""
     found: dict[tuple[str, str, str], Usage] = {}
     spots = lease.spots()
     number = sum(len(spot.devices) for spot in spots)
@@ -165,20 +187,15 @@ def _shares(lease: Lease, fleet: Fleet, seconds: float) -> dict[tuple[str, str, 
         if not spot.devices:
             found.setdefault((spot.node, "", ""), Usage())
         for id in spot.devices:
-            device = fleet.device(id)
-            if device is None:
-                milli, size, micros = (
-                    lease.charge.devices_milli / number,
-                    lease.charge.memory_bytes / number,
-                    0,
-                )
-                key = (spot.node, "", "")
+            one = device(id)
+            if one is None:
+                milli, size = lease.charge.devices_milli / number, lease.charge.memory_bytes / number
+                key, micros = (spot.node, "", ""), 0
             else:
-                amount = charge(device, spot)
-                milli, size, micros = amount.devices_milli, amount.memory_bytes, device.micros_per_hour
-                key = (spot.node, device.vendor, device.model)
-            share = seconds * milli / 1000
-            used = Usage(share, seconds * size, micros * share / 3600)
+                amount = charge(one, spot)
+                milli, size = amount.devices_milli, amount.memory_bytes
+                key, micros = (spot.node, one.vendor, one.model), one.micros_per_hour
+            used = Usage(milli / 1000, size, micros * milli / 1000 / 3600)
             found[key] = found[key] + used if key in found else used
     return found
 

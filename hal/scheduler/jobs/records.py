@@ -42,6 +42,10 @@ class Usage(Struct, frozen=True):
             self.micros + other.micros,
         )
 
+    def during(self, seconds: float) -> Usage:
+        """Of what is used in one."""
+        return Usage(self.device_seconds * seconds, self.memory_byte_seconds * seconds, self.micros * seconds)
+
 
 class Job(Struct):
     """Its lease has the same id. Times are milliseconds on the scheduler's clock."""
