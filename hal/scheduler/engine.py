@@ -312,7 +312,7 @@ class Engine:
 
     def commit(self, *, quiet: bool = False) -> bool:
         """False: it cannot be written now, and is kept until it can. Memory may be ahead: nobody is told."""
-        changes = [*records.changes(self.state), *self.nodes.changes(), *self.board.changes()]
+        changes = self._changes()
         begun = time.monotonic()
         self.store.put(changes)
         if self.store.wants_base(quiet=quiet):
@@ -334,11 +334,14 @@ class Engine:
             self.waiters.touch_all()
         return True
 
+    def _changes(self) -> list[records.Row]:
+        return [*records.changes(self.state), *self.nodes.changes(), *self.board.changes()]
+
     def recover(self) -> None:
         now = time.monotonic()
         try:
             rows = self.store.rows()
-            saved = records.read(rows)
+            saved, seen = records.read(rows), self.store.seen()
             self._load_apart(rows, now)
             if saved.counters is not None:
                 self.state.world.counters = saved.counters  # has the labels to be laid over nodes
@@ -363,7 +366,8 @@ class Engine:
             handed_on = clock.handed_on(self.places.clock)
             self._zero = self._zero if handed_on is None else handed_on
         # The clock may have been set back since, or be another machine's: time goes on from what was seen.
-        self._zero += max(_latest(saved) - self.now(), 0)
+        charged = max(map(self.board.accounts.charged_until, saved.leases), default=0)
+        self._zero += max(_latest(saved) - self.now(), charged - self.now(), 0)
         clock.keep(self.places.clock, self._zero)
         self.started_ms = self.now()
         self.seen = now
@@ -375,10 +379,12 @@ class Engine:
         ids = tuple(lease.id for lease in gone)
         self.noted(journal.Began(counters.term, self.state.grace_ms, ids, tuple(nodes)))
         self.watch_ring.begin(self.nodes.term, [*self.state.leases.values(), *self.state.waiting.values()])
-        self.store.put(records.changes(self.state))
+        for lease in gone:
+            self.board.charge(lease, until=min(seen, self.now()))
+        self.store.put(self._changes())
         self.store.commit()
         self._resume(now)
-        self.store.put(records.changes(self.state))
+        self.store.put(self._changes())
         self.store.commit()
 
     def _load_apart(self, rows: list[records.Row], now: float) -> None:

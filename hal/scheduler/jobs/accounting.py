@@ -110,7 +110,7 @@ class Accounts:
         return total
 
     def forget_all_but(self, leases: Iterable[str]) -> None:
-        """Other leases have ended without a charge, as with what they were on."""
+        """Of other leases nothing is to be charged any more."""
         for id in set(self._charged).difference(leases):
             del self._charged[id]
             self._recharged.add(id)
