@@ -9,15 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hal.scheduler import wire
 from hal.scheduler.core.facts import DeviceFacts, NodeFacts
 from hal.scheduler.core.fleet import Fleet
 from hal.scheduler.core.lease import Amount, Lease, Part
 from hal.scheduler.core.records import Row
 from hal.scheduler.core.request import Request
 from hal.scheduler.core.shape import Shape, Spot
+from hal.scheduler.daemon import _packed
 from hal.scheduler.jobs import accounting as module
-from hal.scheduler.jobs.accounting import DAY_MS, Accounts, together
+from hal.scheduler.jobs.accounting import DAY_MS, Account, Accounts, together
 from hal.scheduler.jobs.board import Board
+from hal.scheduler.jobs.records import Job, Usage, described
+from hal.scheduler.jobs.spec import JobSpec
 
 GIB = 1 << 30
 NOON = 20_000 * DAY_MS + DAY_MS // 2
@@ -223,3 +227,44 @@ def test_the_oldest_days_go(days: int, most: int, fleet: Fleet, monkeypatch: pyt
     assert len(kept.rows) == len(kept.accounts) == 3
     kept.restart()
     assert [row.day for row in kept.accounts.between("", "")] == ["2024-10-11", "2024-10-12", "2024-10-13"]
+
+
+def test_an_answer_is_one_that_a_client_takes(fleet: Fleet) -> None:
+    """A frame that is larger ends the connection, and the client is told that nobody answers."""
+    longest = "\U0001f600" * 64
+    rows = [
+        Account("2026-01-31", number, f"{longest}{number}"[-64:], usage=Usage(1.1, 1e20, 1e9))
+        for number in range(module.MOST_TOLD)
+    ]
+    answer = {"accounts": together(rows, ["user"])}
+    assert len(answer["accounts"]) == module.MOST_TOLD
+    reply = wire.pack(wire.Reply(wire.VERSION, "0" * 16, True, answer))
+    assert len(reply) < wire.MAX_REPLY_BYTES
+    with pytest.raises(module.TooMany, match="more than 50000 rows: name fewer days"):
+        together([*rows, Account("2026-01-31", 0, "one more")], ["user"])
+
+
+def test_a_large_cluster_comes_past_64_bits() -> None:
+    """And what is 2^64 or more is no whole number of a message."""
+    month = Usage(100 * 30 * 86400.0, 100 * 30 * 86400.0 * 80 * GIB)
+    (row,) = together([Account("2026-01-31", 7, "alice", usage=month)], ["user"])
+    assert row["memory_byte_seconds"] == month.memory_byte_seconds > 1 << 64
+    job = Job("j", 7, "alice", "k", Request(), JobSpec(["true"], {}, "/"), 0, 1, usage=month)
+    for said in (row, described(job, 1)):
+        assert wire.pack(wire.Reply(wire.VERSION, "1", True, said))
+    (small,) = together([Account("2026-01-31", 7, "alice", usage=Usage(1.0, 3.4))], ["user"])
+    assert small["memory_byte_seconds"] == 3 and isinstance(small["memory_byte_seconds"], int)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"n": 1 << 64}, "the answer cannot be written: "),
+        ({"n": "\ud800"}, "the answer cannot be written: "),
+        ({"n": "x" * wire.MAX_REPLY_BYTES}, "bytes: ask for less at a time"),
+    ],
+)
+def test_an_answer_that_cannot_be_said_is_an_error_and_not_the_end(body: wire.Body, said: str) -> None:
+    reply = wire.unpack_reply(_packed(wire.Reply(wire.VERSION, "1", True, body)))
+    assert (reply.id, reply.ok) == ("1", False)
+    assert reply.error is not None and reply.error.code == "failed" and said in reply.error.message

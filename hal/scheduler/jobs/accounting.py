@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -21,7 +22,7 @@ from hal.scheduler.core.records import Row
 from hal.scheduler.jobs.launch import owner_name
 from hal.scheduler.jobs.records import Usage
 
-__all__ = ["CHARGED", "DAY_MS", "KIND", "KINDS", "Account", "Accounts", "together"]
+__all__ = ["CHARGED", "DAY_MS", "KIND", "KINDS", "MOST_TOLD", "Account", "Accounts", "TooMany", "together"]
 
 KIND = "account"
 CHARGED = "charged"  # of rows: by lease, until when it was charged while it went on
@@ -29,9 +30,15 @@ DAY_MS = 24 * 3600 * 1000
 _DAYS = 800  # that are kept
 _MOST = 200_000  # rows; beyond, the oldest day goes, however few days that leaves
 
+MOST_TOLD = 50_000  # rows of an answer, which is to fit its frame and to be made while nobody waits for long
+
 KINDS = ("day", "user", "queue", "node", "vendor", "model")  # of what it is told by
 _Key = tuple[str, int, str, str, str, str]  # as KINDS, with the user's number
 _Device = Callable[[str], DeviceFacts | None]  # None: it has gone for good
+
+
+class TooMany(ValueError):
+    """More rows than one answer has; ``str()`` says what to do."""
 
 
 class Account(Struct):
@@ -201,24 +208,29 @@ def _shares(lease: Lease, device: _Device) -> dict[tuple[str, str, str], Usage]:
 
 
 def together(accounts: Iterable[Account], by: Sequence[str]) -> list[dict[str, Any]]:
-    """Sums by these of KINDS, in their order: as ``accounting`` answers (docs/protocol.md)."""
+    """Sums by these of KINDS, in their order: as ``accounting`` answers. Raises TooMany."""
     names = ["owner" if kind == "user" else kind for kind in by]
-    sums: dict[tuple[str, ...], Account] = {}
+    key_of = attrgetter(*names)
+    sums: dict[Any, list[float]] = {}  # leases, jobs and what Usage has
     for one in accounts:
-        key = tuple(getattr(one, name) for name in names)
+        key, usage = key_of(one), one.usage
         if (there := sums.get(key)) is None:
-            there = sums[key] = Account(one.day, one.uid, one.owner)
-        there.leases += one.leases
-        there.jobs += one.jobs
-        there.usage += one.usage
+            there = sums[key] = [0, 0, 0.0, 0.0, 0.0]
+            if len(sums) > MOST_TOLD:
+                raise TooMany(f"there are more than {MOST_TOLD} rows: name fewer days, or less to tell it by")
+        there[0] += one.leases
+        there[1] += one.jobs
+        there[2] += usage.device_seconds
+        there[3] += usage.memory_byte_seconds
+        there[4] += usage.micros
     return [
         {
-            **dict(zip(names, key, strict=True)),
-            "leases": sums[key].leases,
-            "jobs": sums[key].jobs,
-            "device_seconds": round(sums[key].usage.device_seconds, 3),
-            "memory_byte_seconds": round(sums[key].usage.memory_byte_seconds),
-            "price": round(sums[key].usage.micros / 1e6, 6),
+            **dict(zip(names, key if len(names) > 1 else [key], strict=True)),
+            "leases": leases,
+            "jobs": jobs,
+            "device_seconds": round(seconds, 3),
+            "memory_byte_seconds": Usage(seconds, memory).whole_byte_seconds,
+            "price": round(micros / 1e6, 6),
         }
-        for key in sorted(sums)
+        for key, (leases, jobs, seconds, memory, micros) in sorted(sums.items())
     ]
