@@ -147,7 +147,7 @@ class Daemon(Engine):
         self._door.flush(durable=self.trouble is None)
         self.monitor.flush()
         # A client that has gone in the meantime is no error: its lease ends with its process.
-        messages = [(address, wire.pack(reply)) for address, reply in replies]
+        messages = [(address, _packed(reply)) for address, reply in replies]
         if self.trouble is None:
             messages += self.nodes.outbox
             self.nodes.outbox = []
@@ -342,6 +342,19 @@ class Daemon(Engine):
             self.store.unlink()
             if self.agent is not None:
                 self.agent.forget()
+
+
+def _packed(reply: wire.Reply) -> bytes:
+    """Or that it cannot be said: one answer that is of no use does not end what all others use."""
+    try:
+        found = wire.pack(reply)
+    except (OverflowError, UnicodeError) as wrong:
+        return wire.pack(error(reply.id, "failed", f"the answer cannot be written: {wrong}"))
+    if len(found) > wire.MAX_REPLY_BYTES:
+        return wire.pack(
+            error(reply.id, "failed", f"the answer has {len(found)} bytes: ask for less at a time")
+        )
+    return found
 
 
 def _id(message: wire.Request | wire.Reply | None) -> str:

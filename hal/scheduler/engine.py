@@ -19,7 +19,7 @@ from hal.scheduler.agent.binding import Beat, Join
 from hal.scheduler.answers import Later, Peer, Refused, Waiter, code_of
 from hal.scheduler.config import Config
 from hal.scheduler.core import records
-from hal.scheduler.core.facts import NodeFacts
+from hal.scheduler.core.facts import DeviceFacts, NodeFacts
 from hal.scheduler.holders import Holders
 from hal.scheduler.jobs.board import Board
 from hal.scheduler.monitor import Monitor
@@ -76,6 +76,7 @@ class Engine:
         self.joined: dict[str, Peer] = {}  # who speaks for each other node
         self.speakers: dict[bytes, str] = {}  # their names, by what ZeroMQ calls them
         self.ending: dict[str, float] = {}  # lease id -> since when
+        self._departed: dict[str, DeviceFacts] = {}  # that no node has any more, and leases are still on
         self.monitor = monitor
         self.watch_ring = Watch(tell=monitor.happened)
         self.trouble: str | None = None  # why nothing can be written
@@ -155,7 +156,9 @@ class Engine:
     def look_at_devices(self) -> None:
         """Ask this node again what others use of its devices, unless it was asked a moment ago."""
         if self.agent is not None and time.monotonic() - self.seen >= _FRESH:
-            self.happens(core.InventoryChanged(self.laid_over(self.agent.facts())))
+            facts = self.laid_over(self.agent.facts())
+            self._departs(self.nodes.nodes[facts.id].facts, facts)
+            self.happens(core.InventoryChanged(facts))
             self.seen = time.monotonic()
 
     # ---- nodes -----------------------------------------------------------------------------
@@ -164,6 +167,24 @@ class Engine:
         """Of a node: what its agent says, and over that what operators have set."""
         known = self.nodes.nodes.get(node)
         return ({} if known is None else known.labels) | self.state.world.counters.labels.get(node, {})
+
+    def device(self, id: str) -> DeviceFacts | None:
+        """As it is, or was when it was heard of last; None: it has gone, and no lease was on it then."""
+        found = self.state.world.fleet.device(id)
+        if found is None and (name := self.nodes.node_of(id)) is not None:
+            facts = self.nodes.nodes[name].facts
+            there = () if facts is None else self.laid_over(facts).devices
+            found = next((one for one in there if one.id == id), None)
+        return self._departed.get(id) if found is None else found
+
+    def _departs(self, before: NodeFacts | None, after: NodeFacts | None) -> None:
+        """What a node has no more is remembered for the leases on it, until they have been charged."""
+        there = () if after is None else {device.id for device in after.devices}
+        if before is None or all(device.id in there for device in before.devices):
+            return
+        for device in self.laid_over(before).devices:
+            if device.id not in there and self.state.world.on_device(device.id):
+                self._departed[device.id] = device
 
     def host_of(self, node: str) -> str:
         """Where its agent has joined from; "": this machine."""
@@ -177,8 +198,11 @@ class Engine:
     def join(self, joining: Join, who: Peer) -> wire.Body:
         """An agent reports for its node. Raises Refused."""
         _must_speak_for(who, joining.node)
+        known = self.nodes.nodes.get(joining.node)
+        had = None if known is None else known.facts
         answer = self.nodes.join(who.address, joining, self.state.leases, time.monotonic())
         facts = self.nodes.nodes[joining.node].facts
+        self._departs(had, facts)
         if (before := self.joined.get(joining.node)) is not None:
             self.speakers.pop(before.address.identity, None)
         self.joined[joining.node] = who
@@ -193,17 +217,21 @@ class Engine:
     def beat(self, beat: Beat, who: Peer) -> None:
         """Raises Refused when the agent has to join first."""
         _must_speak_for(who, beat.node)
+        known = self.nodes.nodes.get(beat.node)
+        had = None if known is None else known.facts
         if not self.nodes.beat(who.address, beat, time.monotonic()):
             raise Refused("not_joined", f"node '{beat.node:.64}' has to join first")
         self.board.ended(beat.node, beat.runs)
         facts = self.nodes.nodes[beat.node].facts
         if beat.facts is not None and facts is not None:
+            self._departs(had, facts)
             self.happens(core.InventoryChanged(self.laid_over(facts)))
 
     def forget(self, node: str) -> None:
         """Listen no longer to who spoke for a node that is no more."""
         if (who := self.joined.pop(node, None)) is not None:
             self.speakers.pop(who.address.identity, None)
+        self._departs(self.nodes.nodes[node].facts, None)
         self.nodes.forget_node(node)
 
     def drop_revoked(self, still: Callable[[Peer], bool]) -> None:
@@ -278,12 +306,15 @@ class Engine:
         self.holders.unwatch(lease.id)
         self.board.charge(lease)
         self.happens(core.Ended(lease.id))
+        if self._departed:
+            on = self.state.world.on_device
+            self._departed = {id: device for id, device in self._departed.items() if on(id)}
 
     # ---- store -----------------------------------------------------------------------------
 
     def commit(self, *, quiet: bool = False) -> bool:
         """False: it cannot be written now, and is kept until it can. Memory may be ahead: nobody is told."""
-        changes = [*records.changes(self.state), *self.nodes.changes(), *self.board.changes()]
+        changes = self._changes()
         begun = time.monotonic()
         self.store.put(changes)
         if self.store.wants_base(quiet=quiet):
@@ -305,11 +336,14 @@ class Engine:
             self.waiters.touch_all()
         return True
 
+    def _changes(self) -> list[records.Row]:
+        return [*records.changes(self.state), *self.nodes.changes(), *self.board.changes()]
+
     def recover(self) -> None:
         now = time.monotonic()
         try:
             rows = self.store.rows()
-            saved = records.read(rows)
+            saved, seen = records.read(rows), self.store.seen()
             self._load_apart(rows, now)
             if saved.counters is not None:
                 self.state.world.counters = saved.counters  # has the labels to be laid over nodes
@@ -325,13 +359,17 @@ class Engine:
             raise StateError(f"the lease store {self.places.store} is damaged: {wrong}") from None
         for facts in nodes:
             self.nodes.know(facts, now)
+        for facts in saved.nodes:
+            if facts.id in lost:
+                self.nodes.know(facts, now)
         for id in lost:
             self.nodes.know_lost(id, now)
         if saved.leases or saved.waiting:
             handed_on = clock.handed_on(self.places.clock)
             self._zero = self._zero if handed_on is None else handed_on
         # The clock may have been set back since, or be another machine's: time goes on from what was seen.
-        self._zero += max(_latest(saved) - self.now(), 0)
+        charged = max(map(self.board.accounts.charged_until, saved.leases), default=0)
+        self._zero += max(_latest(saved) - self.now(), charged - self.now(), 0)
         clock.keep(self.places.clock, self._zero)
         self.started_ms = self.now()
         self.seen = now
@@ -343,10 +381,12 @@ class Engine:
         ids = tuple(lease.id for lease in gone)
         self.noted(journal.Began(counters.term, self.state.grace_ms, ids, tuple(nodes)))
         self.watch_ring.begin(self.nodes.term, [*self.state.leases.values(), *self.state.waiting.values()])
-        self.store.put(records.changes(self.state))
+        for lease in gone:
+            self.board.charge(lease, until=min(seen, self.now()))
+        self.store.put(self._changes())
         self.store.commit()
         self._resume(now)
-        self.store.put(records.changes(self.state))
+        self.store.put(self._changes())
         self.store.commit()
 
     def _load_apart(self, rows: list[records.Row], now: float) -> None:

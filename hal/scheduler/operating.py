@@ -150,7 +150,7 @@ def forget(engine: Engine, body: wire.Body, _peer: Peer) -> wire.Body:
         raise Refused("failed", f"node '{node.id}' may run something for {left:.0f} s more, unless --force")
     counters = engine.state.world.counters
     marked = sorted(id for id in {*counters.cordoned, *counters.failed} if id.startswith(node.prefix))
-    for lease in leases:  # what it has used so far, while its devices are known
+    for lease in leases:  # what it has used so far, at the price of devices that are known now
         engine.board.charge(lease, ended=False)
     engine.forget(node.id)
     engine.decide(core.NodeForgotten(node.id, tuple(marked)))

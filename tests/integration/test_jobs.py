@@ -18,6 +18,7 @@ import pytest
 
 from hal.backend import HalError, StateError, UnsupportedError
 from hal.scheduler.client import Client
+from hal.scheduler.core.request import Alternative
 from hal.scheduler.jobs.marks import strays
 from hal.scheduler.jobs.table import _alive
 from tests.conftest import ALLOCATE, HAL, wait_until
@@ -416,6 +417,31 @@ def test_it_is_accounted_for_at_the_price_of_the_list(site: Site) -> None:
         with pytest.raises(HalError, match=r"^by has some of day, user"):
             site.call("accounting", by=wrong)
     assert site.job(id)["price"] == job["price"]
+
+
+@pytest.mark.parametrize("how", ["given up", "after a restart", "forgotten", "other devices"])
+def test_what_ends_with_its_node_is_accounted_for_at_its_price(site: Site, how: str) -> None:
+    config = Path(site.head["HAL_RUNTIME_DIR"], "hal.toml")
+    config.write_text("[prices]\n'vendor == \"nvidia\"' = 3600\n")
+    config.chmod(0o600)
+    site.scheduler.send_signal(signal.SIGHUP)
+    site.add("green", "l40s-4")
+    site.acquire("a", Alternative('vendor == "nvidia"', None), ttl=4)
+    kill(site.agents["green"].pid)
+    wait_until(lambda: site.call("nodes", node="green")["nodes"][0]["state"] == "lost")
+    if how == "forgotten":
+        site.call("forget", node="green", force=True)
+    if how == "other devices":
+        site.add("green", "mi210-4")
+    if how == "after a restart":
+        kill(site.scheduler.pid)
+        site.serve()
+        assert site.call("nodes", node="green")["nodes"][0]["devices"]
+    site.at_rest()
+    (row,) = site.call("accounting", by=["node", "vendor", "model"])["accounts"]
+    assert (row["node"], row["vendor"], row["model"], row["leases"]) == ("green", "nvidia", "NVIDIA L40S", 1)
+    assert row["price"] == pytest.approx(row["device_seconds"], rel=0.01)
+    assert row["device_seconds"] >= 1.0
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only an agent of root's needs leave")

@@ -160,6 +160,7 @@ class Scheduler:
     def saved(self) -> list[records.Row]:
         rows = [("node", id, msgspec.msgpack.encode(facts)) for id, facts in self.node_rows.items()]
         self.told |= {id: value for _, id, value in self.nodes.changes()}
+        self.told = {id: value for id, value in self.told.items() if value is not None}
         return [*records.everything(self.state), *rows, *(("told", *one) for one in self.told.items())]
 
     def happens(self, event: core.Event, now: float) -> list[core.Decision]:
@@ -171,6 +172,12 @@ class Scheduler:
                 case core.Revoke(lease=lease) | core.Preempt(lease=lease):
                     self.nodes.unbind(lease, now)
         return decisions
+
+    def forget(self, name: str, now: float) -> None:
+        """As ``forget`` by force does (hal/scheduler/operating.py)."""
+        self.nodes.forget_node(name)
+        self.node_rows.pop(name, None)
+        self.happens(core.NodeForgotten(name), now)
 
     def hear(self, identity: bytes, message: bytes, now: float) -> None:
         address = Address(self.network.router, identity)
@@ -356,6 +363,15 @@ class Cluster(RuleBasedStateMachine):
     @rule(name=st.sampled_from(NAMES))
     def an_agent_turns(self, name: str) -> None:
         self.agent_turn(name)
+
+    # ---- what operators do -------------------------------------------------------------------
+
+    @rule(name=st.sampled_from(NAMES))
+    def a_node_is_forgotten(self, name: str) -> None:
+        """By force, whatever it may still run: nothing of it is lent again before it has ended that."""
+        node = self.scheduler.nodes.nodes.get(name)
+        if node is not None and not self.scheduler.nodes.reports(node):
+            self.scheduler.forget(name, self.now)
 
     # ---- what dies --------------------------------------------------------------------------
 

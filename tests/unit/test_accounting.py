@@ -9,15 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hal.scheduler import wire
 from hal.scheduler.core.facts import DeviceFacts, NodeFacts
 from hal.scheduler.core.fleet import Fleet
 from hal.scheduler.core.lease import Amount, Lease, Part
 from hal.scheduler.core.records import Row
 from hal.scheduler.core.request import Request
 from hal.scheduler.core.shape import Shape, Spot
+from hal.scheduler.daemon import _packed
 from hal.scheduler.jobs import accounting as module
-from hal.scheduler.jobs.accounting import DAY_MS, Accounts, together
+from hal.scheduler.jobs.accounting import DAY_MS, Account, Accounts, together
 from hal.scheduler.jobs.board import Board
+from hal.scheduler.jobs.records import Job, Usage, described
+from hal.scheduler.jobs.spec import JobSpec
 
 GIB = 1 << 30
 NOON = 20_000 * DAY_MS + DAY_MS // 2
@@ -69,7 +73,7 @@ class Kept:
 
 def test_each_node_and_kind_has_its_part_and_the_lease_counts_once(fleet: Fleet) -> None:
     accounts = Accounts()
-    usage = accounts.charge(lease(WHOLE, HALF), fleet, NOON + HOUR, job=True, ended=True)
+    usage = accounts.charge(lease(WHOLE, HALF), fleet.device, NOON + HOUR, job=True, ended=True)
     assert usage.device_seconds == 3600 * 1.5
     assert usage.micros == 4_000_000 + 1_000_000
     rows = together(accounts.between("", ""), ["queue", "model"])
@@ -86,7 +90,7 @@ def test_each_node_and_kind_has_its_part_and_the_lease_counts_once(fleet: Fleet)
 def test_what_has_gone_costs_nothing_and_counts_as_the_queue_was_charged(fleet: Fleet) -> None:
     fleet.leave("red")
     accounts = Accounts()
-    accounts.charge(lease(HALF), fleet, NOON + HOUR, job=False, ended=True)
+    accounts.charge(lease(HALF), fleet.device, NOON + HOUR, job=False, ended=True)
     (row,) = together(accounts.between("", ""), ["node", "vendor"])
     assert (row["node"], row["vendor"], row["device_seconds"], row["price"]) == ("red", "", 5400, 0)
 
@@ -100,13 +104,13 @@ def test_it_adds_up_over_days_and_restarts(steps: list[tuple[int, str]]) -> None
     fleet.join(NodeFacts("green", 1, 1, (DeviceFacts("g0", "nvidia", "H100", 80 * GIB),)))
     for hours, what in steps:
         now += hours * HOUR
-        kept.accounts.charge(held, fleet, now, job=False, ended=False)
+        kept.accounts.charge(held, fleet.device, now, job=False, ended=False)
         if what != "crash":
             kept.commit()
         if what != "daily":
             kept.restart()
     now += HOUR
-    kept.accounts.charge(held, fleet, now, job=False, ended=True)
+    kept.accounts.charge(held, fleet.device, now, job=False, ended=True)
     kept.commit()
     kept.restart()
     (row,) = together(kept.accounts.between("", ""), ["user"])
@@ -117,7 +121,7 @@ def test_it_adds_up_over_days_and_restarts(steps: list[tuple[int, str]]) -> None
 def test_what_goes_on_is_charged_at_midnight(fleet: Fleet) -> None:
     engine = Mock(private=False)
     engine.state.leases = {"l": lease(WHOLE)}
-    engine.state.world.fleet = fleet
+    engine.device = fleet.device
     board = Board(engine)
 
     def days_at(now: int) -> list[tuple[str, float]]:
@@ -127,14 +131,67 @@ def test_what_goes_on_is_charged_at_midnight(fleet: Fleet) -> None:
 
     assert days_at(NOON + 2 * HOUR) == []
     assert days_at(NOON + 11 * HOUR) == []
-    assert days_at(NOON + 13 * HOUR) == days_at(NOON + 20 * HOUR) == [("2024-10-05", 13 * 3600.0)]
-    assert days_at(NOON + 37 * HOUR)[1] == ("2024-10-06", 24 * 3600.0)
+    two = [("2024-10-04", 12 * 3600.0), ("2024-10-05", 3600.0)]
+    assert days_at(NOON + 13 * HOUR) == days_at(NOON + 20 * HOUR) == two
+    assert days_at(NOON + 37 * HOUR)[1:] == [("2024-10-05", 24 * 3600.0), ("2024-10-06", 3600.0)]
+
+
+def test_each_day_has_what_was_used_on_it(fleet: Fleet) -> None:
+    accounts, midnight = Accounts(), NOON + 12 * HOUR
+    usage = accounts.charge(lease(WHOLE), fleet.device, midnight + 26 * HOUR, job=False, ended=True)
+    assert [(row.day, row.usage.device_seconds / 3600, row.leases) for row in accounts.between("", "")] == [
+        ("2024-10-04", 12, 0),
+        ("2024-10-05", 24, 0),
+        ("2024-10-06", 2, 1),
+    ]
+    assert usage.device_seconds == 38 * 3600
+    long = Accounts()  # what was before the days that are kept is not lost
+    long.charge(lease(WHOLE), fleet.device, NOON + 1000 * DAY_MS, job=False, ended=True)
+    rows = list(long.between("", ""))
+    assert len(rows) == len(long) == 800
+    assert sum(row.usage.device_seconds for row in rows) == 1000 * 24 * 3600
+    back = Accounts()  # the clock was set back: nothing is taken away
+    back.charge(lease(WHOLE), fleet.device, NOON - HOUR, job=False, ended=False)
+    back.charge(lease(WHOLE), fleet.device, NOON + HOUR, job=False, ended=True)
+    assert [(row.usage.device_seconds, row.leases) for row in back.between("", "")] == [(3600, 1)]
+
+
+def test_of_many_leases_some_are_charged_in_each_turn(fleet: Fleet) -> None:
+    """Who asks something at midnight does not wait for all of them."""
+    engine = Mock(private=False)
+    engine.state.leases = {f"l{number}": lease(WHOLE, id=f"l{number}") for number in range(1000)}
+    engine.device = fleet.device
+    board, turns = Board(engine), []
+    engine.now.return_value = NOON
+    board._charge_each_day()
+    engine.now.return_value = NOON + 12 * HOUR
+    for _ in range(6):
+        board._charge_each_day()
+        turns.append(sum(kind == "charged" for kind, _, _ in board.changes()))
+    assert max(turns) < 300
+    assert (sum(turns), turns[-1]) == (1000, 0)
+    (row,) = board.accounts.between("", "")
+    assert row.usage.device_seconds == 1000 * 12 * 3600
+
+
+def test_the_system_is_asked_once_who_somebody_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have to ask a directory on the network."""
+    asked = Mock(side_effect=lambda name, uid: name)
+    monkeypatch.setattr(module, "owner_name", asked)
+    accounts = Accounts()
+    for _ in range(3):
+        assert accounts.name_of(1 << 32) == "uid:4294967296"
+        accounts.know("uid:4294967296", 1 << 32)
+    assert asked.call_count == 1
+    accounts.know("alice", 1 << 32)
+    accounts.know("uid:4294967296", 1 << 32)
+    assert accounts.name_of(1 << 32) == "alice"
 
 
 def test_leases_that_ended_without_a_charge_are_forgotten(fleet: Fleet) -> None:
     kept = Kept()
     for id in ("stays", "gone"):
-        kept.accounts.charge(lease(WHOLE, id=id), fleet, NOON + HOUR, job=False, ended=False)
+        kept.accounts.charge(lease(WHOLE, id=id), fleet.device, NOON + HOUR, job=False, ended=False)
     kept.commit()
     kept.restart()
     kept.accounts.forget_all_but({"stays": None})
@@ -165,8 +222,49 @@ def test_the_oldest_days_go(days: int, most: int, fleet: Fleet, monkeypatch: pyt
     kept = Kept()
     for day in range(10):
         at = NOON + day * DAY_MS
-        kept.accounts.charge(lease(WHOLE, granted=at), fleet, at + HOUR, job=False, ended=True)
+        kept.accounts.charge(lease(WHOLE, granted=at), fleet.device, at + HOUR, job=False, ended=True)
         kept.commit()
     assert len(kept.rows) == len(kept.accounts) == 3
     kept.restart()
     assert [row.day for row in kept.accounts.between("", "")] == ["2024-10-11", "2024-10-12", "2024-10-13"]
+
+
+def test_an_answer_is_one_that_a_client_takes(fleet: Fleet) -> None:
+    """A frame that is larger ends the connection, and the client is told that nobody answers."""
+    longest = "\U0001f600" * 64
+    rows = [
+        Account("2026-01-31", number, f"{longest}{number}"[-64:], usage=Usage(1.1, 1e20, 1e9))
+        for number in range(module.MOST_TOLD)
+    ]
+    answer = {"accounts": together(rows, ["user"])}
+    assert len(answer["accounts"]) == module.MOST_TOLD
+    reply = wire.pack(wire.Reply(wire.VERSION, "0" * 16, True, answer))
+    assert len(reply) < wire.MAX_REPLY_BYTES
+    with pytest.raises(module.TooMany, match="more than 50000 rows: name fewer days"):
+        together([*rows, Account("2026-01-31", 0, "one more")], ["user"])
+
+
+def test_a_large_cluster_comes_past_64_bits() -> None:
+    """And what is 2^64 or more is no whole number of a message."""
+    month = Usage(100 * 30 * 86400.0, 100 * 30 * 86400.0 * 80 * GIB)
+    (row,) = together([Account("2026-01-31", 7, "alice", usage=month)], ["user"])
+    assert row["memory_byte_seconds"] == month.memory_byte_seconds > 1 << 64
+    job = Job("j", 7, "alice", "k", Request(), JobSpec(["true"], {}, "/"), 0, 1, usage=month)
+    for said in (row, described(job, 1)):
+        assert wire.pack(wire.Reply(wire.VERSION, "1", True, said))
+    (small,) = together([Account("2026-01-31", 7, "alice", usage=Usage(1.0, 3.4))], ["user"])
+    assert small["memory_byte_seconds"] == 3 and isinstance(small["memory_byte_seconds"], int)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"n": 1 << 64}, "the answer cannot be written: "),
+        ({"n": "\ud800"}, "the answer cannot be written: "),
+        ({"n": "x" * wire.MAX_REPLY_BYTES}, "bytes: ask for less at a time"),
+    ],
+)
+def test_an_answer_that_cannot_be_said_is_an_error_and_not_the_end(body: wire.Body, said: str) -> None:
+    reply = wire.unpack_reply(_packed(wire.Reply(wire.VERSION, "1", True, body)))
+    assert (reply.id, reply.ok) == ("1", False)
+    assert reply.error is not None and reply.error.code == "failed" and said in reply.error.message

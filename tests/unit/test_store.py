@@ -17,9 +17,11 @@ from hal.scheduler.core import (
     NodeFacts,
     NodeJoined,
     Queue,
+    Resumed,
     SetQueue,
     State,
     Submit,
+    Tick,
 )
 from hal.scheduler.core.records import DamagedError, Row, changes, everything, read, restore
 from hal.scheduler.core.request import Request
@@ -297,3 +299,15 @@ def test_a_damaged_store_of_format_1_stays_as_it_is(path: Path) -> None:
     with pytest.raises(StateError, match="is damaged"):
         Store(path)
     assert path.read_bytes()[100:] == before[100:]
+
+
+def test_when_something_has_happened_last_is_known_and_a_backup_put_back_is_none(path: Path) -> None:
+    one = Store(path)
+    assert one.seen() == 0
+    for at, entry in ((5, Tick()), (7, Resumed()), (900, journal.Restored(1001, 1001))):
+        one.note(at, entry)
+        one.commit(all=True)
+    one.put([row("a")])
+    one.commit()
+    assert one.seen() == 7
+    one.close()

@@ -1,26 +1,28 @@
 """Who has used what, for how long and at what price.
 
-A row for each user, queue, node and kind of device on each day (UTC). A lease is charged when it ends, and
-once a day while it goes on: until when is written down with the same commit, so that nothing is charged
-twice.
+A row for each user, queue, node and kind of device on each day (UTC), with what was used on it. A lease is
+charged when it ends, and once a day while it goes on: until when is written down with the same commit, so
+that nothing is charged twice.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from hal.scheduler.core.fleet import Fleet
+from hal.scheduler.core.facts import DeviceFacts
 from hal.scheduler.core.lease import Lease, charge
 from hal.scheduler.core.records import Row
 from hal.scheduler.jobs.launch import owner_name
 from hal.scheduler.jobs.records import Usage
 
-__all__ = ["CHARGED", "DAY_MS", "KIND", "KINDS", "Account", "Accounts", "together"]
+__all__ = ["CHARGED", "DAY_MS", "KIND", "KINDS", "MOST_TOLD", "Account", "Accounts", "TooMany", "together"]
 
 KIND = "account"
 CHARGED = "charged"  # of rows: by lease, until when it was charged while it went on
@@ -28,15 +30,22 @@ DAY_MS = 24 * 3600 * 1000
 _DAYS = 800  # that are kept
 _MOST = 200_000  # rows; beyond, the oldest day goes, however few days that leaves
 
+MOST_TOLD = 50_000  # rows of an answer, which is to fit its frame and to be made while nobody waits for long
+
 KINDS = ("day", "user", "queue", "node", "vendor", "model")  # of what it is told by
 _Key = tuple[str, int, str, str, str, str]  # as KINDS, with the user's number
+_Device = Callable[[str], DeviceFacts | None]  # None: it has gone for good
+
+
+class TooMany(ValueError):
+    """More rows than one answer has; ``str()`` says what to do."""
 
 
 class Account(Struct):
     """``queue`` and what is after it is empty in rows of before it was told apart, and of devices that have
     gone before the lease has ended."""
 
-    day: str  # 2026-01-31: on which it was charged
+    day: str  # 2026-01-31: on which it was used
     uid: int
     owner: str
     leases: int = 0  # that have ended
@@ -58,7 +67,6 @@ class Accounts:
         self._changed: set[_Key] = set()
         self._gone: list[str] = []  # ids of rows that are no more
         self._recharged: set[str] = set()
-        self._today = (-1, "")
 
     def load(self, rows: Iterable[Row]) -> None:
         """Take what is ours. Raises msgspec.DecodeError."""
@@ -72,36 +80,44 @@ class Accounts:
 
     def know(self, name: str, uid: int) -> None:
         """Who asks for a lease: when that ends, they need not be there any more."""
-        if uid not in self._names or self._names[uid].startswith("uid:"):
+        known = self._names.get(uid)
+        if known is None or (known.startswith("uid:") and not name.startswith("uid:")):
             self._names[uid] = owner_name(name, uid)
 
     def name_of(self, uid: int) -> str:
-        return self._names.get(uid) or owner_name(f"uid:{uid}", uid)
+        self.know(f"uid:{uid}", uid)  # the system is asked once: it may have to ask others
+        return self._names[uid]
 
-    def charge(self, lease: Lease, fleet: Fleet, now: int, *, job: bool, ended: bool) -> Usage:
-        """What it has used since it was charged last; with ``ended`` for the last time."""
-        day, total, count = self._day(now), Usage(), int(ended)
-        since = max(lease.granted, self._charged.get(lease.id, 0))
-        for (node, vendor, model), usage in _shares(lease, fleet, max(now - since, 0) / 1000).items():
-            key = (day, lease.uid, lease.request.queue, node, vendor, model)
-            account = self._rows.get(key)
-            if account is None:
-                account = self._begin(key)
-            account.usage += usage
-            account.leases += count
-            account.jobs += count if job else 0
-            self._changed.add(key)
-            total += usage
-            count = 0  # on its first node and kind
+    def charged_until(self, lease: Lease) -> int:
+        """In ms; when it was granted, if it was not charged yet."""
+        return max(lease.granted, self._charged.get(lease.id, 0))
+
+    def charge(self, lease: Lease, device: _Device, now: int, *, job: bool, ended: bool) -> Usage:
+        """What it has used since it was charged last, by days; with ``ended`` for the last time."""
+        total, shares = Usage(), _shares(lease, device)
+        for day, seconds, is_last in _days(self.charged_until(lease), now):
+            count = int(ended and is_last)
+            for (node, vendor, model), each in shares.items():
+                key = (day, lease.uid, lease.request.queue, node, vendor, model)
+                account = self._rows.get(key)
+                if account is None:
+                    account = self._begin(key)
+                usage = each.during(seconds)
+                account.usage += usage
+                account.leases += count
+                account.jobs += count if job else 0
+                self._changed.add(key)
+                total += usage
+                count = 0  # on its first node and kind
         if not ended:
-            self._charged[lease.id] = now
+            self._charged[lease.id] = max(now, self.charged_until(lease))
             self._recharged.add(lease.id)
         elif self._charged.pop(lease.id, None) is not None:
             self._recharged.add(lease.id)
         return total
 
     def forget_all_but(self, leases: Iterable[str]) -> None:
-        """Other leases have ended without a charge, as with what they were on."""
+        """Of other leases nothing is to be charged any more."""
         for id in set(self._charged).difference(leases):
             del self._charged[id]
             self._recharged.add(id)
@@ -133,12 +149,6 @@ class Accounts:
 
     # ---- inside -----------------------------------------------------------------------------
 
-    def _day(self, now: int) -> str:
-        number = now // DAY_MS
-        if number != self._today[0]:
-            self._today = (number, time.strftime("%Y-%m-%d", time.gmtime(now / 1000)))
-        return self._today[1]
-
     def _begin(self, key: _Key) -> Account:
         day, uid, queue, node, vendor, model = key
         account = Account(day, uid, self.name_of(uid), queue=queue, node=node, vendor=vendor, model=model)
@@ -155,9 +165,28 @@ class Accounts:
         self._days.setdefault(account.day, []).append(key)
 
 
-def _shares(lease: Lease, fleet: Fleet, seconds: float) -> dict[tuple[str, str, str], Usage]:
-    """By node and kind of device what was held for so long, at today's prices; of a device that is not there
-    any more, its part of what the queue is charged, at no price."""
+@lru_cache(maxsize=4)
+def _name(day: int) -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime(day * DAY_MS // 1000))
+
+
+def _days(since: int, now: int) -> Iterator[tuple[str, float, bool]]:
+    """The days from then to now, the seconds of each, and whether it is the last. What was before the days
+    that are kept counts on the first of these."""
+    now = max(since, now)
+    first = now // DAY_MS - _DAYS + 1
+    while True:
+        day = max(since // DAY_MS, first)
+        until = min((day + 1) * DAY_MS, now)
+        yield _name(day), (until - since) / 1000, until == now
+        if until == now:
+            return
+        since = until
+
+
+def _shares(lease: Lease, device: _Device) -> dict[tuple[str, str, str], Usage]:
+    """By node and kind of device what is used in a second, at today's prices; of a device that has gone for
+    good, its part of what the queue is charged, at no price."""
     found: dict[tuple[str, str, str], Usage] = {}
     spots = lease.spots()
     number = sum(len(spot.devices) for spot in spots)
@@ -165,43 +194,43 @@ def _shares(lease: Lease, fleet: Fleet, seconds: float) -> dict[tuple[str, str, 
         if not spot.devices:
             found.setdefault((spot.node, "", ""), Usage())
         for id in spot.devices:
-            device = fleet.device(id)
-            if device is None:
-                milli, size, micros = (
-                    lease.charge.devices_milli / number,
-                    lease.charge.memory_bytes / number,
-                    0,
-                )
-                key = (spot.node, "", "")
+            one = device(id)
+            if one is None:
+                milli, size = lease.charge.devices_milli / number, lease.charge.memory_bytes / number
+                key, micros = (spot.node, "", ""), 0
             else:
-                amount = charge(device, spot)
-                milli, size, micros = amount.devices_milli, amount.memory_bytes, device.micros_per_hour
-                key = (spot.node, device.vendor, device.model)
-            share = seconds * milli / 1000
-            used = Usage(share, seconds * size, micros * share / 3600)
+                amount = charge(one, spot)
+                milli, size = amount.devices_milli, amount.memory_bytes
+                key, micros = (spot.node, one.vendor, one.model), one.micros_per_hour
+            used = Usage(milli / 1000, size, micros * milli / 1000 / 3600)
             found[key] = found[key] + used if key in found else used
     return found
 
 
 def together(accounts: Iterable[Account], by: Sequence[str]) -> list[dict[str, Any]]:
-    """Sums by these of KINDS, in their order: as ``accounting`` answers (docs/protocol.md)."""
+    """Sums by these of KINDS, in their order: as ``accounting`` answers. Raises TooMany."""
     names = ["owner" if kind == "user" else kind for kind in by]
-    sums: dict[tuple[str, ...], Account] = {}
+    key_of = attrgetter(*names)
+    sums: dict[Any, list[float]] = {}  # leases, jobs and what Usage has
     for one in accounts:
-        key = tuple(getattr(one, name) for name in names)
+        key, usage = key_of(one), one.usage
         if (there := sums.get(key)) is None:
-            there = sums[key] = Account(one.day, one.uid, one.owner)
-        there.leases += one.leases
-        there.jobs += one.jobs
-        there.usage += one.usage
+            there = sums[key] = [0, 0, 0.0, 0.0, 0.0]
+            if len(sums) > MOST_TOLD:
+                raise TooMany(f"there are more than {MOST_TOLD} rows: name fewer days, or less to tell it by")
+        there[0] += one.leases
+        there[1] += one.jobs
+        there[2] += usage.device_seconds
+        there[3] += usage.memory_byte_seconds
+        there[4] += usage.micros
     return [
         {
-            **dict(zip(names, key, strict=True)),
-            "leases": sums[key].leases,
-            "jobs": sums[key].jobs,
-            "device_seconds": round(sums[key].usage.device_seconds, 3),
-            "memory_byte_seconds": round(sums[key].usage.memory_byte_seconds),
-            "price": round(sums[key].usage.micros / 1e6, 6),
+            **dict(zip(names, key if len(names) > 1 else [key], strict=True)),
+            "leases": leases,
+            "jobs": jobs,
+            "device_seconds": round(seconds, 3),
+            "memory_byte_seconds": Usage(seconds, memory).whole_byte_seconds,
+            "price": round(micros / 1e6, 6),
         }
-        for key in sorted(sums)
+        for key, (leases, jobs, seconds, memory, micros) in sorted(sums.items())
     ]

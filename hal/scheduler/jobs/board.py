@@ -38,6 +38,7 @@ _TTL_MS = 3600 * 1000  # the scheduler renews it itself, long before
 _AGAIN = "tried again: "
 _RENEW = 60.0  # seconds
 _REFUSALS = 10  # by nodes, one after the other, that a job is given time for
+_AT_ONCE = 256  # leases that are charged in one turn while they go on
 _LONGEST_PAUSE = 60.0  # seconds between two of them; the first is one, and each is twice as long
 
 
@@ -64,7 +65,8 @@ class Board:
         self._own: list[Ended] = []  # of this node, to be acknowledged once they are written down
         self._by_key: dict[tuple[int, str], list[str]] = {}
         self._renewed = 0.0
-        self._day = -1  # for which all leases that go on were charged
+        self._day = -1  # for which all leases that go on were charged, but those that are
+        self._due: list[str] = []
         self._order = 0
 
     # ---- store ------------------------------------------------------------------------------
@@ -217,29 +219,31 @@ class Board:
                 self._ordered[id] = self._ordered.get(id, set()) - here
                 self._touched[id] = None
 
-    def charge(self, lease: core.Lease, *, ended: bool = True) -> None:
-        """Its owner, and if it is a job's that one, is charged for what a lease has used."""
+    def charge(self, lease: core.Lease, *, ended: bool = True, until: int | None = None) -> None:
+        """Its owner, and if it is a job's that one, is charged for what a lease has used, up to now or
+        ``until`` then (ms)."""
         job = self.jobs.get(lease.id)
         if job is None and self._engine.private:
             return
-        fleet, now = self._engine.state.world.fleet, self._engine.now()
-        usage = self.accounts.charge(lease, fleet, now, job=job is not None, ended=ended)
+        until = self._engine.now() if until is None else until
+        usage = self.accounts.charge(lease, self._engine.device, until, job=job is not None, ended=ended)
         if job is not None and not job.state.over:
             job.usage += usage
             self._touch(job.id)
 
     def _charge_each_day(self) -> None:
-        """So that what goes on for weeks is seen before it ends."""
-        day = self._engine.now() // DAY_MS
-        if day == self._day:
-            return
-        leases = self._engine.state.leases
-        if self._day < 0:
-            self.accounts.forget_all_but(leases)
-        else:
-            for lease in leases.values():
+        """So that what goes on for weeks is seen before it ends; some at a time, as others wait meanwhile."""
+        day, leases = self._engine.now() // DAY_MS, self._engine.state.leases
+        if day != self._day:
+            if self._day < 0:
+                self.accounts.forget_all_but(leases)
+            begun = day * DAY_MS
+            self._due = [one.id for one in leases.values() if self.accounts.charged_until(one) < begun]
+            self._day = day
+        for id in self._due[-_AT_ONCE:]:
+            if (lease := leases.get(id)) is not None:
                 self.charge(lease, ended=False)
-        self._day = day
+        del self._due[-_AT_ONCE:]
 
     def turn(self) -> None:
         """Look at those to which something has happened."""

@@ -17,7 +17,7 @@ from hal.scheduler.agent.binding import OutputOrder, SignalOrder
 from hal.scheduler.answers import Later, Peer, Refused, Waiter
 from hal.scheduler.core.lease import LeaseState
 from hal.scheduler.core.request import Request
-from hal.scheduler.jobs.accounting import KINDS, together
+from hal.scheduler.jobs.accounting import KINDS, TooMany, together
 from hal.scheduler.jobs.board import waiting_for
 from hal.scheduler.jobs.output import Piece
 from hal.scheduler.jobs.records import Job, described
@@ -291,7 +291,10 @@ def accounting(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body:
         for row in engine.board.accounts.between(asked.since, asked.until)
         if peer.sees(row.uid) and asked.owner in (None, row.owner)
     )
-    return {"accounts": together(rows, asked.by)}
+    try:
+        return {"accounts": together(rows, asked.by)}
+    except TooMany as wrong:
+        raise Refused("too_large", str(wrong)) from None
 
 
 def _seen(engine: Engine, id: str, peer: Peer) -> Job:

@@ -42,6 +42,19 @@ class Usage(Struct, frozen=True):
             self.micros + other.micros,
         )
 
+    @property
+    def whole_byte_seconds(self) -> int | float:
+        """A hundred devices come past 64 bits, which is the largest whole number of a message, in a month."""
+        return (
+            round(self.memory_byte_seconds)
+            if self.memory_byte_seconds < 1 << 63
+            else self.memory_byte_seconds
+        )
+
+    def during(self, seconds: float) -> Usage:
+        """Of what is used in one."""
+        return Usage(self.device_seconds * seconds, self.memory_byte_seconds * seconds, self.micros * seconds)
+
 
 class Job(Struct):
     """Its lease has the same id. Times are milliseconds on the scheduler's clock."""
@@ -119,7 +132,7 @@ def described(job: Job, now: int) -> dict[str, Any]:
         "exits": [msgspec.to_builtins(job.exits[member]) for member in sorted(job.exits)],
         "cpu_seconds": _total([one.cpu_seconds for one in job.exits.values()]),
         "device_seconds": round(job.usage.device_seconds, 3),
-        "memory_byte_seconds": round(job.usage.memory_byte_seconds),
+        "memory_byte_seconds": job.usage.whole_byte_seconds,
         "price": round(job.usage.micros / 1e6, 6),
     }
 

@@ -126,6 +126,16 @@ class Store:
         with damage(self.path):
             return list(self._db.execute("SELECT kind, id, value FROM record ORDER BY kind, id"))
 
+    def seen(self) -> int:
+        """When something has happened last, in ms; 0: it is not known. Raises StateError."""
+        with damage(self.path):
+            values = self._db.execute("SELECT value FROM journal WHERE events > 0 ORDER BY number DESC")
+            for (value,) in values:
+                for at, entry in reversed(journal.decode_entries(value)):
+                    if not isinstance(entry, journal.Restored):
+                        return at
+        return 0
+
     def put(self, rows: Iterable[Row]) -> None:
         """Write rows, or delete those whose value is None."""
         for kind, id, value in rows:
