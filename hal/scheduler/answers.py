@@ -85,10 +85,15 @@ def fault(wrong: Exception) -> wire.ErrorBody:
         case msgspec.ValidationError(__cause__=ValueError() as own):  # a sentence of ours
             return wire.ErrorBody("malformed", str(own))
         case msgspec.ValidationError():
-            return wire.ErrorBody("malformed", f"the request's body does not fit: {wrong}")
+            return wire.ErrorBody("malformed", f"the request's body does not fit: {_short(str(wrong))}")
         case core.InvalidError():
             return wire.ErrorBody("not_found" if wrong.field == "class" else "malformed", str(wrong))
     return wire.ErrorBody("failed", str(wrong))
+
+
+def _short(text: str) -> str:
+    """What was sent may be in it; where in the body it was is at its end."""
+    return text if len(text) <= 400 else f"{text[:200]}…{text[-200:]}"
 
 
 def error(id: str, code: str, message: str) -> wire.Reply:

@@ -33,6 +33,7 @@ __all__ = [
 _LONGEST_WAIT = 60.0
 _MOST_AT_ONCE = 256
 _MOST_ON_A_PAGE = 1000
+_NOTHING = (None, None, None, "", 15.0)  # of one plain slice's fields
 
 
 class Acquire(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,8 +55,11 @@ class Acquire(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("a request names a vendor or a device, not both")
         if not 1 <= self.ttl_seconds <= 86400:
             raise ValueError("ttl_seconds is between 1 and 86400")
-        if self.request is not None and (self.memory_bytes, self.vendor, self.device) != (None,) * 3:
-            raise ValueError("beside request there is no memory_bytes, vendor or device")
+        if self.request is not None and self._plain() != _NOTHING:
+            raise ValueError("beside request there is no memory_bytes, vendor, device, name or ttl_seconds")
+
+    def _plain(self) -> tuple[int | None, str | None, str | None, str, float]:
+        return self.memory_bytes, self.vendor, self.device, self.name, self.ttl_seconds
 
     def wanted(self, presets: Mapping[str, Preset]) -> Request:
         """Raises InvalidError for a class that is not known."""
@@ -92,19 +96,19 @@ class AcquireMany(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     requests: list[Acquire]
 
     def __post_init__(self) -> None:
-        _check_number(len(self.requests))
+        _check_number("requests", len(self.requests))
 
 
 class ReleaseMany(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     leases: list[str]
 
     def __post_init__(self) -> None:
-        _check_number(len(self.leases))
+        _check_number("leases", len(self.leases))
 
 
-def _check_number(number: int) -> None:
+def _check_number(field: str, number: int) -> None:
     if not 1 <= number <= _MOST_AT_ONCE:
-        raise ValueError(f"a message is for 1 to {_MOST_AT_ONCE} of them")
+        raise ValueError(f"{field} has 1 to {_MOST_AT_ONCE} of them")
 
 
 class Page(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -68,7 +68,8 @@ class WatchBody(Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"timeout_seconds is between 0 and {_LONGEST_WAIT:.0f}")
         for kind in self.kinds or ():
             if kind not in KINDS:
-                raise ValueError(f"there is no kind of event '{kind:.40}'; there are {', '.join(KINDS)}")
+                known = ", ".join(KINDS)
+                raise ValueError(f"kinds: there is no kind of event '{kind:.40}'; there are {known}")
 
 
 class Happening(Struct, frozen=True, omit_defaults=True):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from hal.emulation.description import load
 from hal.emulation.run import emulated
-from hal.scheduler import core, wire
+from hal.scheduler import core, operations, wire
 from hal.scheduler.client import Client
 from hal.scheduler.store.care import journal_of
 from hal.scheduler.store.journal import Batch
@@ -139,6 +139,11 @@ MALFORMED = {
     "acquire: for less than no time": [acquire(ttl_seconds=-1)],
     "acquire: for years": [acquire(ttl_seconds=1e300)],
     "acquire: vendor a list": [acquire(vendor=["amd"])],
+    "acquire: a request and a name": [packed(op="acquire", body={"key": "k", "request": {}, "name": "n"})],
+    "acquire: a request and a time": [
+        packed(op="acquire", body={"key": "k", "request": {}, "ttl_seconds": 60})
+    ],
+    "acquire: a field of 60 KB": [packed(op="acquire", body={"key": "k", "x" * 60_000: 1})],
     "renew: no lease": [packed(op="renew", body={})],
     "release: lease a number": [packed(op="release", body={"lease": 2**63})],
 }
@@ -257,6 +262,158 @@ def test_no_frames_kill_the_daemon(env: Env, frames: list[bytes]) -> None:
             assert client.answer(packed(op="release", body={"lease": lease}))["ok"]
     finally:
         client.close()
+
+
+# ---- every field of every operation ----------------------------------------------------------
+
+ALTERNATIVE = {
+    "selector": "kind == 'gpu'",
+    "memory_bytes": 1 << 50,
+    "compute_milli": 1,
+    "count": 1,
+    "weight": 1,
+    "cpu_milli": 1,
+    "ram_bytes": 1,
+    "topology": "any",
+    "isolation": "any",
+    "max_micros_per_hour": 1,
+    "slack_ms": 1,
+}
+MEMBER = {"alternatives": [ALTERNATIVE], "replicas": 1}
+REQUEST = {
+    "members": [MEMBER],
+    "name": "n",
+    "queue": "default",
+    "priority": 1,
+    "preemptible": True,
+    "price_weight": 1,
+    "duration_ms": 1,
+    "deadline_ms": 1,
+    "wait": False,
+    "requeue": False,
+    "movable": False,
+    "ttl_ms": 1000,
+}
+PLAIN = {
+    "memory_bytes": 1 << 50,
+    "vendor": "amd",
+    "device": None,
+    "name": "n",
+    "ttl_seconds": 15,
+    "class": "batch",
+}
+JOB = {
+    "command": ["true"],
+    "environment": {"environment": "A"},  # a name that an error can be seen to name
+    "directory": "/",
+    "output_bytes": 8192,
+    "umask": 0,
+}
+SOUND: dict[str, dict[str, Any]] = {
+    "acquire": {"key": "k"} | PLAIN,
+    "acquire_many": {"requests": [{"key": "k", "request": REQUEST}]},
+    "wait": {"lease": "none", "timeout_seconds": 0},
+    "renew": {"lease": "none"},
+    "release": {"lease": "none"},
+    "release_many": {"leases": ["none"]},
+    "list": {"limit": 1, "after": 0},
+    "lease": {"lease": "none"},
+    "explain": {"lease": "none"},
+    "watch": {
+        "after": 0,
+        "limit": 1,
+        "timeout_seconds": 0,
+        "lease": "none",
+        "node": "local",
+        "kinds": ["queued"],
+        "owner": "root",
+        "since_ms": 0,
+    },
+    "set_queue": {
+        "name": "default",
+        "parent": "",
+        "weight": 1,
+        "quota_devices_milli": -1,
+        "quota_memory_bytes": -1,
+        "limit_devices_milli": -1,
+        "limit_memory_bytes": -1,
+    },
+    "nodes": {"limit": 1, "after": "", "node": "local"},
+    "cordon": {"target": "none", "reason": ""},
+    "drain": {"target": "none", "reason": ""},
+    "uncordon": {"target": "none", "reason": ""},
+    "label": {"node": "local", "labels": {"labels": "b"}},
+    "forget": {"node": "none", "force": False},
+    "submit": {
+        "key": "k",
+        "job": JOB,
+        "request": REQUEST,
+        "class": "batch",
+        "retries": 0,
+        "array": [1],
+        "lease": None,
+    },
+    "jobs": {"limit": 1, "after": 0, "array": "none", "over": True},
+    "job": {"job": "none"},
+    "wait_job": {"job": "none", "timeout_seconds": 0},
+    "cancel_job": {"job": "none"},
+    "signal_job": {"job": "none", "signal": 1, "member": 0},
+    "job_logs": {"job": "none", "member": 0, "stream": "stdout", "offset": 0, "limit": 1},
+    "accounting": {"since": "2026-01-31", "until": "2026-01-31", "owner": "root", "by": ["day"]},
+}
+UNREAD = {"hello", "queues", "status"}  # have no body that is read
+OF_AGENTS = {"join", "beat"}
+WRONG: list[Any] = [
+    True,
+    -(2**63),
+    2**63,
+    2**64 - 1,
+    1.5,
+    float("nan"),
+    "\0",
+    "x" * 300,
+    b"x",
+    [],
+    [[]],
+    {},
+    {"x": 1},
+]
+CODES = {"malformed", "not_found", "no_room", "no_device", "too_large", "failed", "ended", "limit"}
+
+
+def with_wrong(value: Any, wrong: Any) -> Iterator[tuple[str, Any]]:
+    """The value with one of all that is in it replaced, and the name of the field that is or holds it."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for at, one in inner:
+        for name, changed in [("", wrong), *with_wrong(one, wrong)]:
+            copy = value.copy()
+            copy[at] = changed
+            yield name or (at if isinstance(at, str) else ""), copy
+
+
+def test_every_operation_is_tried() -> None:
+    assert set(SOUND) | UNREAD | OF_AGENTS == set(operations.OPERATIONS)
+
+
+@pytest.mark.parametrize("op", SOUND)
+def test_whatever_is_in_a_field_is_answered_and_one_that_is_wrong_is_named(
+    op: str, raw: Raw, env: Env
+) -> None:
+    for wrong in WRONG:
+        for field, body in with_wrong(SOUND[op], wrong):
+            reply = raw.answer(packed(op=op, body=body))
+            if reply["ok"]:
+                continue  # it may be right here
+            error = reply["error"]
+            assert error["code"] in CODES, body
+            assert len(error["message"]) < 1000 and "\n" not in error["message"], body
+            if error["code"] == "malformed":
+                assert field in error["message"], (body, error)
+    for body in (dict.fromkeys(SOUND[op], 0), SOUND[op] | {"unknown": 1}):
+        assert raw.answer(packed(op=op, body=body))["error"]["code"] == "malformed", body
+    for lease in leases(env):  # a body that was sound after all
+        raw.answers(packed(op="release", body={"lease": lease["id"]}))
+    wait_until(lambda: leases(env) == [])
 
 
 def test_a_renewal_of_what_is_not_there_is_no_event(env: Env, raw: Raw) -> None:

@@ -140,7 +140,8 @@ def test_output_that_cannot_be_is_refused_and_the_scheduler_goes_on(site: Site) 
     site.add("green", "l40s-4")
     job = site.submit("echo up; sleep 600")
     site.has_said(job, "up")
-    for nonsense in ({"stream": "nonsense"}, {"offset": -1}, {"limit": 0}, {"limit": 1 << 40}):
+    wrong = [{"stream": "nonsense"}, {"limit": 0}, {"limit": 1 << 40}, {"offset": -1}, {"offset": 1 << 63}]
+    for nonsense in wrong:
         with pytest.raises(HalError, match=r"^(stream|offset)"):
             site.call("job_logs", job=job, **nonsense)
     assert site.said(job) == "up\n"
@@ -190,6 +191,22 @@ def test_a_job_waits_is_cancelled_and_leaves_nothing(site: Site) -> None:
     site.call("cancel_job", job=third)
     assert site.job(third)["state"] == "completed"
     site.at_rest()
+
+
+def test_no_id_is_that_of_no_job(site: Site) -> None:
+    """An empty one, as of a variable that was not set, is not that of all that are in no array."""
+    site.add("green", "l40s-4")
+    job = site.submit("echo up; sleep 600", request=on("nvidia"))
+    site.has_said(job, "up")
+    for op in ("cancel_job", "job", "wait_job"):
+        with pytest.raises(HalError, match="there is no job ''"):
+            site.call(op, job="")
+    assert site.call("jobs", array="")["jobs"] == []
+    assert site.job(job)["state"] == "running"
+    with pytest.raises(HalError, match="has 1 members"):
+        site.call("signal_job", job=job, signal=9, member=1)
+    site.call("signal_job", job=job, signal=9, member=0)
+    assert site.over(job)["exits"][0]["signal"] == 9
 
 
 def test_the_same_request_again_is_the_same_job_and_nonsense_is_none(site: Site) -> None:
@@ -410,6 +427,9 @@ def test_it_is_accounted_for_at_the_price_of_the_list(site: Site) -> None:
     site.serve()
     assert site.call("accounting")["accounts"] == [row]
     assert site.call("accounting", owner="nobody-else")["accounts"] == []
+    for day in ("yesterday", "2026-13-01", "2026-1-1", "20260101", "\0"):
+        with pytest.raises(HalError, match="until is a day, as in 2026-01-31"):
+            site.call("accounting", since=row["day"], until=day)
     (by_model,) = site.call("accounting", by=["model", "queue", "node"])["accounts"]
     assert (by_model["model"], by_model["queue"], by_model["node"]) == ("NVIDIA L40S", "default", "green")
     assert by_model["price"] == row["price"]

@@ -739,11 +739,11 @@ def test_a_malformed_request_gets_an_error_that_names_the_field(request_: Reques
         (Queue(""), "name"),
         (Queue("a b"), "name"),
         (Queue("../x"), "name"),
-        (Queue("x", quota=Limits(9), limit=Limits(1)), "quota.devices_milli"),
+        (Queue("x", quota=Limits(9), limit=Limits(1)), "quota_devices_milli"),
         (Queue("x", weight=0), "weight"),
         (Queue("x", "nobody's"), "parent"),
         (Queue("default", "x"), "parent"),
-        (Queue("x", quota=Limits(-1)), "quota.devices_milli"),
+        (Queue("x", quota=Limits(-1)), "quota_devices_milli"),
     ],
 )
 def test_a_malformed_queue_gets_an_error_that_names_the_field(queue: Queue, field: str) -> None:

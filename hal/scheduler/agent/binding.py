@@ -41,6 +41,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # as host names, and so
 
 _MOST_USE = 1 << 50  # of a device
 _MOST_SIGNAL = 128
+_MOST_OUTPUT = 1 << 60  # bytes of a stream; no file can be read at 1 << 63
 
 
 class BoundPart(Struct, frozen=True):
@@ -129,8 +130,8 @@ class OutputOrder(Struct, frozen=True):
     def __post_init__(self) -> None:
         if self.stream not in STREAMS:
             raise ValueError("stream is stdout or stderr")
-        if self.offset < 0 or not 1 <= self.limit <= 32768:
-            raise ValueError("offset is at least 0, and limit between 1 and 32768")
+        if not 0 <= self.offset <= _MOST_OUTPUT or not 1 <= self.limit <= 32768:
+            raise ValueError(f"offset is between 0 and {_MOST_OUTPUT}, and limit between 1 and 32768")
 
 
 Order = BindOrder | UnbindOrder | RunOrder | SignalOrder | OutputOrder

@@ -87,11 +87,11 @@ class Tree:
             for name in ("devices_milli", "memory_bytes"):
                 amount = getattr(getattr(queue, field), name)
                 if amount is not None and not 0 <= amount < 1 << 63:
-                    raise QueueError(f"{field}.{name}", "it is 0 or more")
+                    raise QueueError(f"{field}_{name}", f"it is between 0 and {(1 << 63) - 1}")
         for name in ("devices_milli", "memory_bytes"):
             quota, limit = getattr(queue.quota, name), getattr(queue.limit, name)
             if quota is not None and limit is not None and quota > limit:
-                raise QueueError(f"quota.{name}", "it is more than the queue's own limit")
+                raise QueueError(f"quota_{name}", "it is more than the queue's own limit")
         if queue.parent != ROOT and queue.parent not in self.queues:
             raise QueueError("parent", f"there is no queue '{queue.parent:.64}'")
         above = list(self.path(queue.parent)) if queue.parent != ROOT else []

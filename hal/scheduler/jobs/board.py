@@ -170,6 +170,8 @@ class Board:
         """The job of this id, or all of an array."""
         if id in self.jobs:
             return [self.jobs[id]]
+        if not id:  # no array's: that of jobs that are in none
+            return []
         return sorted((job for job in self.jobs.values() if job.array == id), key=lambda job: job.order)
 
     # ---- what has happened ------------------------------------------------------------------

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import re
 import time
 from collections.abc import Callable
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -36,6 +38,7 @@ _MOST_RETRIES = 1000
 _LONGEST_WAIT = 60.0
 _NODE_SECONDS = 5.0  # in which a node answers for what it keeps
 _MOST_ON_A_PAGE = 500
+_DAY = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 _numbers = itertools.count()
 
 
@@ -129,6 +132,16 @@ class Accounting(_Body, frozen=True):
     def __post_init__(self) -> None:
         if not self.by or not set(self.by) <= set(KINDS) or len(set(self.by)) < len(self.by):
             raise ValueError(f"by has some of {', '.join(KINDS)}, each once")
+        for name, day in (("since", self.since), ("until", self.until)):
+            if day and not _is_day(day):
+                raise ValueError(f"{name} is a day, as in 2026-01-31, not '{day:.40}'")
+
+
+def _is_day(text: str) -> bool:
+    try:
+        return _DAY.fullmatch(text) is not None and date.fromisoformat(text) is not None
+    except ValueError:
+        return False
 
 
 class _Once(Later):
@@ -187,7 +200,7 @@ def jobs(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body:
         for job in engine.board.jobs.values()
         if job.order > page.after
         and peer.sees(job.uid)
-        and page.array in (None, job.array)
+        and (page.array is None or (page.array == job.array != ""))
         and (page.over or not job.state.over)
     )
     shown = heapq.nsmallest(page.limit + 1, seen, key=lambda job: job.order)
@@ -230,6 +243,7 @@ def signal_job(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body:
     asked = msgspec.convert(body, SignalJob)
     one = _seen(engine, asked.job, peer)
     _must_command(one, peer)
+    _check_member(one, asked.member or 0)
     nodes = engine.nodes
     for member, at in enumerate(one.nodes):
         known = nodes.nodes.get(at)
@@ -245,10 +259,9 @@ def job_logs(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body | Waiter:
     asked = msgspec.convert(body, Logs)
     one = _seen(engine, asked.job, peer)
     nothing = {"offset": asked.offset, "data": b"", "end": one.state.over, "epoch": one.epoch}
+    _check_member(one, asked.member)
     if not one.nodes:
         return nothing
-    if not 0 <= asked.member < len(one.nodes):
-        raise Refused("not_found", f"the job '{one.id}' has {len(one.nodes)} members, from 0")
     order = OutputOrder(one.id, one.epoch, asked.member, asked.stream, asked.offset, asked.limit)
     at = one.nodes[asked.member]
     node = engine.nodes.nodes.get(at)
@@ -281,6 +294,13 @@ def job_logs(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body | Waiter:
     engine.nodes.order(node, order, answered, time.monotonic())
     answer = look()
     return _Once(name, time.monotonic() + _NODE_SECONDS, look, late) if answer is None else answer
+
+
+def _check_member(job: Job, member: int) -> None:
+    """Raises Refused."""
+    members = len(job.nodes) or sum(one.replicas for one in job.request.members)
+    if not 0 <= member < members:
+        raise Refused("not_found", f"the job '{job.id}' has {members} members, from 0")
 
 
 def accounting(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body:
