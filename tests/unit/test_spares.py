@@ -14,6 +14,7 @@ from hal.scheduler.agent.binding import Binding, BoundPart
 from hal.scheduler.agent.slices import Slices
 from hal.scheduler.core.shape import Shape, Spot
 from hal.scheduler.places import Places
+from hal.slices.claims import Book
 from hal_native import lib
 from tests.conftest import wait_until
 
@@ -146,4 +147,20 @@ def test_the_next_agent_takes_away_what_a_killed_one_had_made_ahead(tmp_path: Pa
     assert not slices.adopt(Binding("l", 1, "l", 0, 1, (BoundPart(0, (spot,)),)))
     Ledger.create(places.slice_file("m"), "m", [("nvidia:x", GIB)]).close()
     assert slices.adopt(Binding("m", 1, "m", 0, 1, (BoundPart(0, (spot,)),)))
+    slices.close()
+
+
+def test_a_slice_that_cannot_be_given_to_its_user_leaves_no_claim(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a user namespace root cannot give files to all: what was claimed would be lent to nobody again."""
+    tmp_path.chmod(0o700)
+    places, book = Places(tmp_path), Book(tmp_path / "node")
+    places.make()
+    slices = Slices(Mock(), places, book)
+    monkeypatch.setattr("hal.scheduler.agent.slices._give", Mock(side_effect=OSError(22, "Invalid argument")))
+    spot = Spot("a", ("nvidia:x",), Shape(memory_bytes=GIB))
+    with pytest.raises(StateError, match="Invalid argument"):
+        slices.create(Binding("l", 1, "l", 7, 1, (BoundPart(0, (spot,)),)))
+    assert (book.claims(), slices.use("l"), list(places.slices.iterdir())) == ([], [], [])
     slices.close()

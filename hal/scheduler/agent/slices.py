@@ -58,7 +58,7 @@ class Slices:
                 _give(path, binding.uid)
                 self._share(made[number], binding, number)
                 _verify(made[number], limits)
-        except HalError as error:
+        except (HalError, OSError) as error:
             self.remove(binding.lease)
             raise error if isinstance(error, StateError) else StateError(str(error)) from error
 
