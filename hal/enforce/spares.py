@@ -33,6 +33,7 @@ class Spares:
         self._directory = directory
         self._ready: deque[Ledger] = deque()
         self._asked = 0  # made, or being made
+        self._failed: deque[None] = deque()  # that could not be made
         self._taken = 0
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -42,6 +43,9 @@ class Spares:
         check_limits(limits)
         spare = self._ready.popleft() if self._ready else None
         self._asked -= spare is not None
+        while self._failed:
+            self._failed.pop()
+            self._asked -= 1
         while self._asked < min(self._taken, _MOST):
             self._asked += 1
             self._do(self._make)
@@ -63,7 +67,8 @@ class Spares:
         made = {spare.path for spare in self._ready.copy()}
         for path in self._directory.glob(f"*{_SUFFIX}"):
             if path not in made:
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
 
     def close(self) -> None:
         if self._thread is not None:
@@ -72,7 +77,8 @@ class Spares:
             self._thread = None
         while self._ready:
             spare = self._ready.popleft()
-            spare.unlink()
+            with contextlib.suppress(OSError):
+                spare.unlink()
             spare.close()
         self._asked = 0
 
@@ -90,5 +96,7 @@ class Spares:
 
     def _make(self) -> None:
         path = self._directory / f"{secrets.token_hex(8)}{_SUFFIX}"
-        with contextlib.suppress(StateError):  # a full disk, for one: whoever needs one is told then
+        try:
             self._ready.append(Ledger.create(path, "", [("", 0)]))
+        except StateError:  # a full disk, for one: whoever needs one is told then
+            self._failed.append(None)

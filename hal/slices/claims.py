@@ -159,7 +159,7 @@ class Book:
             self._known.pop(wanted.id, None)
             try:
                 with open(path, "r+b") as file:
-                    file.write(_written(wanted))
+                    file.write(_written(wanted, os.fstat(file.fileno()).st_size))
             except OSError as error:
                 raise StateError(f"cannot change the claim {path}: {error.strerror}") from None
 
@@ -268,12 +268,11 @@ class Book:
             )
 
     def _enter(self, claim: Claim) -> None:
-        path = self._path(claim.id)
+        path, content = self._path(claim.id), _written(claim)
         draft = f"{path}.new"
         file = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
             os.fchmod(file, 0o644)  # whatever the umask
-            content = _written(claim)
             if os.write(file, content) != len(content):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if not claim.kept:
@@ -339,9 +338,13 @@ class Book:
         return True
 
 
-def _written(claim: Claim) -> bytes:
-    """All claims are as long: one that is changed has no rest of the one before."""
-    return msgspec.json.encode(claim).ljust(_LARGEST // 16)
+def _written(claim: Claim, size: int = 0) -> bytes:
+    """As long as most are, and as the one before: one that is changed has no rest of that. Raises StateError
+    for one that others would not read."""
+    content = msgspec.json.encode(claim).ljust(max(_LARGEST // 16, size))
+    if len(content) > _LARGEST:
+        raise StateError(f"a claim has at most {_LARGEST} bytes, and this one {len(content)}")
+    return content
 
 
 def _gib(size: int) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -48,3 +50,21 @@ def test_a_node_that_cannot_be_looked_at_ends_no_scheduler(machine_env: Env) -> 
         node.unlink()
         node.with_name("away").rename(node)
         del held
+
+
+@pytest.mark.parametrize("size", [1 << 62, 10**31, -1])
+def test_what_others_write_into_the_book_ends_no_scheduler(machine_env: Env, size: int) -> None:
+    """Any user of the machine can. What they claim is not lent, and all else is."""
+    node = Path(machine_env["HAL_NODE_DIR"])
+    with serving(machine_env), Client(places(machine_env)) as client:
+        device = client.call("acquire", key="a", memory_bytes=1 << 30)["lease"]["device"]
+    for id in ("one", "two"):
+        claim = {"id": id, "device": device, "memory_bytes": size, "kept": True}
+        (node / f"{id}.claim").write_text(json.dumps(claim))
+    with serving(machine_env) as daemon, Client(places(machine_env)) as client:
+        assert (client.call("acquire", key="b", memory_bytes=1 << 30)["lease"]["device"] == device) is (
+            size < 0
+        )
+        with nullcontext() if size < 0 else pytest.raises(HalError, match="free"):
+            client.call("acquire", key="c", memory_bytes=1 << 30, device=device)
+        assert daemon.poll() is None

@@ -209,3 +209,13 @@ def test_without_files_nothing_is_taken_for_free(book: Book) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         os.close(lowest)
     assert len(other.claims()) == 1
+
+
+def test_a_claim_that_others_would_not_read_is_none(book: Book) -> None:
+    with pytest.raises(StateError, match="at most 16384 bytes"):
+        book.claim(claim(name="x" * 20_000), 10 * GIB)
+    assert not list(book.directory.glob("*.claim*"))
+    long = book.claim(claim(GIB, group="/" + "x" * 2000, kept=True), 10 * GIB)
+    book.change(Claim(id=long.id, device=DEVICE, memory_bytes=2 * GIB, kept=True), 10 * GIB)
+    (held,) = Book(book.directory).claims()
+    assert held.claim.memory_bytes == 2 * GIB

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from hal.backend import StateError
 from hal.enforce.ledger import Ledger
 from hal.enforce.spares import Spares
+from hal.scheduler.agent.binding import Binding, BoundPart
+from hal.scheduler.agent.slices import Slices
+from hal.scheduler.core.shape import Shape, Spot
+from hal.scheduler.places import Places
+from hal.slices.claims import Book
 from hal_native import lib
 from tests.conftest import wait_until
 
@@ -112,3 +118,49 @@ def test_limits_are_checked_as_without_it(tmp_path: Path) -> None:
         spares.take(tmp_path / "mine.ledger", "mine", [("d", -1)])
     assert not (tmp_path / "mine.ledger").exists()
     spares.close()
+
+
+def test_spares_are_made_again_once_there_is_room(tmp_path: Path) -> None:
+    directory = tmp_path / "full"
+    spares = Spares(directory)
+    for number in range(40):
+        spares.retire(spares.take(tmp_path / f"{number}.ledger", "first", [("d", GIB)]))
+    wait_until(lambda: spares._work.empty(), what="all to have been tried")
+    directory.mkdir()
+    for number in range(40, 42):
+        spares.retire(spares.take(tmp_path / f"{number}.ledger", "first", [("d", GIB)]))
+    wait_until(lambda: bool(spares._ready), what="spares to be made")
+    spares.close()
+
+
+def test_the_next_agent_takes_away_what_a_killed_one_had_made_ahead(tmp_path: Path) -> None:
+    """And takes over no slice of nobody's: that one was killed between a spare's new name and its limits."""
+    places = Places(tmp_path)
+    tmp_path.chmod(0o700)
+    places.make()
+    (tmp_path / "0123.spare").write_bytes(b"left")
+    slices = Slices(Mock(), places, Mock())
+    slices.sweep([])
+    assert not list(tmp_path.glob("*.spare"))
+    Ledger.create(places.slice_file("l"), "", [("", 0)]).close()
+    spot = Spot("a", ("nvidia:x",), Shape(memory_bytes=GIB))
+    assert not slices.adopt(Binding("l", 1, "l", 0, 1, (BoundPart(0, (spot,)),)))
+    Ledger.create(places.slice_file("m"), "m", [("nvidia:x", GIB)]).close()
+    assert slices.adopt(Binding("m", 1, "m", 0, 1, (BoundPart(0, (spot,)),)))
+    slices.close()
+
+
+def test_a_slice_that_cannot_be_given_to_its_user_leaves_no_claim(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a user namespace root cannot give files to all: what was claimed would be lent to nobody again."""
+    tmp_path.chmod(0o700)
+    places, book = Places(tmp_path), Book(tmp_path / "node")
+    places.make()
+    slices = Slices(Mock(), places, book)
+    monkeypatch.setattr("hal.scheduler.agent.slices._give", Mock(side_effect=OSError(22, "Invalid argument")))
+    spot = Spot("a", ("nvidia:x",), Shape(memory_bytes=GIB))
+    with pytest.raises(StateError, match="Invalid argument"):
+        slices.create(Binding("l", 1, "l", 7, 1, (BoundPart(0, (spot,)),)))
+    assert (book.claims(), slices.use("l"), list(places.slices.iterdir())) == ([], [], [])
+    slices.close()

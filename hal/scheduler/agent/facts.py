@@ -42,7 +42,7 @@ def node_facts(
         here = [claim for claim in claims if claim.device == device.id]
         if here:
             claimed = total if any(claim.whole for claim in here) else sum(c.memory_bytes for c in here)
-            outside = max(outside or 0, claimed)
+            outside = max(outside or 0, min(claimed, total))  # anybody can write any number into the book
         limits = machine.limits(device.id)
         found.append(
             DeviceFacts(

@@ -58,7 +58,7 @@ class Slices:
                 _give(path, binding.uid)
                 self._share(made[number], binding, number)
                 _verify(made[number], limits)
-        except HalError as error:
+        except (HalError, OSError) as error:
             self.remove(binding.lease)
             raise error if isinstance(error, StateError) else StateError(str(error)) from error
 
@@ -68,7 +68,10 @@ class Slices:
         try:
             for number, limits in _limits(binding).items():
                 opened[number] = Ledger.open(self._file(binding, number))
-                if len(opened[number].devices()) != len(limits):
+                there = [use.device for use in opened[number].devices()]
+                if there != [
+                    device for device, _ in limits
+                ]:  # or nobody's yet: an agent was killed just then
                     raise StateError("it is of another lease")
         except StateError:
             for ledger in opened.values():
@@ -96,6 +99,7 @@ class Slices:
             if path not in known:
                 with suppress(OSError):  # read-only now: at another time
                     path.unlink(missing_ok=True)
+        self._spares.sweep()
 
     def environments(self, binding: Binding) -> dict[int, dict[str, str]]:
         """For each member, what a program needs to run in its slice and see nothing else. Without the
