@@ -326,6 +326,8 @@ class Daemon(Engine):
             message = wire.pack(leaving(id))
             with contextlib.suppress(zmq.ZMQError):
                 address.socket.send_multipart([address.identity, message], flags=zmq.DONTWAIT)
+        for router in self._routers:  # what is asked from now on waits at the client for the next one
+            router.close(linger=200)
         if self.private:
             for id in [*self.state.waiting, *self.state.leases]:
                 self.holders.unwatch(id)
