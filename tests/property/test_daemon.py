@@ -31,7 +31,7 @@ from hal.scheduler.places import Places
 from hal.scheduler.store import Store
 from hal.scheduler.store.file import NotDurable
 
-HISTORIES = int(os.environ.get("HAL_HISTORIES", "100"))
+HISTORIES = max(100, int(os.environ.get("HAL_HISTORIES", "100")) // 5)  # each takes a tenth of a second
 GIB = 1 << 30
 MEMORY = 10 * GIB
 NAMES = ("a", "b", "c")
@@ -481,9 +481,10 @@ class Machine(RuleBasedStateMachine):
                 self.ask("uncordon", target=name)
             self.obeying(100)
             for id in [*self.daemon.state.leases, *self.daemon.state.waiting]:
-                self.ask(
-                    "cancel_job" if id in self.daemon.board.jobs else "release", **_named(self.daemon, id)
-                )
+                if id in self.daemon.board.jobs:
+                    self.ask("cancel_job", job=id)
+                else:
+                    self.ask("release", lease=id)
             self.obeying(100)
             assert not self.daemon.state.leases and not self.daemon.state.waiting
             assert not any(node.held for node in self.nodes.values())
@@ -499,10 +500,6 @@ class Machine(RuleBasedStateMachine):
             self.settle(1.0)
             for name in NAMES:
                 self.work(name, "obey")
-
-
-def _named(daemon: Daemon, id: str) -> dict[str, str]:
-    return {"job": id} if id in daemon.board.jobs else {"lease": id}
 
 
 TestDaemon = Machine.TestCase
