@@ -92,6 +92,8 @@ class Nodes:
         self.settled: set[str] = set()  # leases of which a node has answered since it was last looked at
         self._held: dict[str, _Held] = {}
         self._failed: list[tuple[str, str]] = []
+        self._refused: dict[tuple[str, str], None] = {}  # leases that are to end, and nodes that could not
+        self._refused_until = float("-inf")  # they are not asked again before
         self._orders: dict[str, _Order] = {}
         self._own_orders: list[tuple[on.Order, Callable[[Any], None]]] = []
         self._numbered = 0
@@ -340,6 +342,9 @@ class Nodes:
                     order.sent = now
                     self.outbox.append((order.node.address, order.message))
             self._asked_until = min((one.sent for one in self._orders.values()), default=now) + _AGAIN
+        if self._refused and now >= self._refused_until:
+            self._refused_until = now + _AGAIN
+            self._end_refused(now)
         if self._agent is None:
             return
         if now >= self._allowed_until:
@@ -460,10 +465,21 @@ class Nodes:
 
     def _order_unbind(self, lease: str, held: _Held, node: Node, now: float) -> None:
         def done(answer: on.Unbound | HalError) -> None:
-            if isinstance(answer, on.Unbound) and answer.ended:
+            if isinstance(answer, HalError):
+                self._refused[lease, node.id] = None
+            elif answer.ended:
                 self._has_left(lease, held, node)
 
         self.order(node, on.UnbindOrder(self.term, lease, held.epoch), done, now, lease)
+
+    def _end_refused(self, now: float) -> None:
+        """What a node could not end, because of its disk, say, is not forgotten: it is ordered again."""
+        refused, self._refused = self._refused, {}
+        for lease, id in refused:
+            held = self._held.get(lease)
+            wanted = held is not None and held.ending and id in held.nodes and id not in held.ended
+            if held is not None and wanted and self.reports(self.nodes[id]):  # else it is, when that joins
+                self._order_unbind(lease, held, self.nodes[id], now)
 
     def _has_left(self, lease: str, held: _Held, node: Node) -> None:
         held.ended.add(node.id)

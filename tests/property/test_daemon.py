@@ -40,6 +40,7 @@ CODES = {
     *("denied", "busy", "late", "leaving", "failed", "not_joined", "stale"),
 }
 LONGEST_WAIT = 60.0
+SILENCE = 3.0  # hal.scheduler.agent.service
 MINE = f"localhost:{os.geteuid()}:0:{os.getpid()}"
 
 
@@ -107,7 +108,7 @@ class Node:
 
     def __init__(self, name: str) -> None:
         self.name, self.boot, self.joined = name, 1, False
-        self.connection = 1
+        self.connection, self.heard = 1, 0.0
         self.devices = 2
         self.term, self.until, self.cut_off = 0, float("inf"), 50.0
         self.held: dict[str, on.Binding] = {}
@@ -191,6 +192,12 @@ class Node:
     @property
     def identity(self) -> bytes:
         return f"{self.name}-{self.connection}".encode()
+
+    def keep_dialling(self, now: float) -> None:
+        """As hal.scheduler.agent.service does."""
+        if now - self.heard > SILENCE:
+            self.dial()
+            self.heard = now
 
     def dial(self) -> None:
         """What was on its way over the connection before this one is lost."""
@@ -299,6 +306,7 @@ class Machine(RuleBasedStateMachine):
             node.ended = [one for one in node.ended if one not in beat.ended]
             node.ended_runs = [one for one in node.ended_runs if one not in beat.runs]
         node.until = sent + node.cut_off
+        node.heard = max(node.heard, sent)
 
     # ---- what arrives -----------------------------------------------------------------------
 
@@ -390,6 +398,7 @@ class Machine(RuleBasedStateMachine):
     @rule(node=st.sampled_from(NAMES), how=st.sampled_from(["obey", "obey", "obey", "refuse", "lose"]))
     def work(self, node: str, how: str) -> None:
         one = self.nodes[node]
+        one.keep_dialling(self.clock.at)
         orders, one.orders = one.orders, []
         for order in orders if how != "lose" else []:
             if how == "obey":
@@ -434,6 +443,7 @@ class Machine(RuleBasedStateMachine):
                     ]:
                         node.end(lease)
                 if node.name not in silent:
+                    node.keep_dialling(self.clock.at)
                     self.report(node)
                 if self.clock.at > node.until:
                     node.stop_all()
@@ -500,6 +510,19 @@ class Machine(RuleBasedStateMachine):
             self.settle(1.0)
             for name in NAMES:
                 self.work(name, "obey")
+
+
+def test_what_a_node_could_not_end_is_ordered_again() -> None:
+    machine = Machine()
+    machine.time_passes(1.0, set())
+    request = {"gib": 6, "members": 1, "priority": 0, "queue": "default", "requeue": False, "wait": False}
+    machine.acquire(ttl=600_000, duration=None, **request)
+    (lease,) = machine.daemon.state.leases.values()
+    node = lease.spots()[0].node
+    machine.work(node, "obey")
+    machine.about_a_lease(0, "release")
+    machine.work(node, "refuse")
+    machine.teardown()
 
 
 TestDaemon = Machine.TestCase
