@@ -108,6 +108,7 @@ class Service:
         poller.register(self._agent.descriptor, zmq.POLLIN)
         due = 0.05 if self._agent.busy else max(self._beaten + self._pause() - clock(), 0)
         events = dict(poller.poll(int(due * 1000) + 1))
+        self._keep_dialling(clock())  # it may have been stopped for long: orders from before are of no use
         if wakeup.fileno() in events and not self._goes_on(wakeup.recv(64)):
             return False
         if self._socket in events:
