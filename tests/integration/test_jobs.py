@@ -581,6 +581,18 @@ def test_what_run_has_started_on_another_node_outlives_restarts(who: str, site: 
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only an agent of root's needs leave")
+def test_run_says_why_its_program_was_stopped(site: Site) -> None:
+    site.add("green", "l40s-4")
+    program = hal_run(site, "--memory", "1GiB", "--", "sh", "-c", "echo up; exec sleep 1000")
+    assert line(program) == "up"
+    site.call("drain", target="green", reason="dust")
+    _, err = program.communicate(timeout=60)
+    why = f"hal: the lease was taken away: green is to be left: dust (by uid:{os.getuid()})\n"
+    assert (err, program.returncode) == (why, 143)
+    site.call("uncordon", target="green")
+    site.at_rest()
+
+
 def test_what_a_node_refuses_to_run_is_said_with_its_reason(site: Site) -> None:
     site.add("green", "l40s-4")
     kill(site.agents["green"].pid)

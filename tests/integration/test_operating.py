@@ -282,7 +282,7 @@ def test_what_has_become_of_a_lease_can_be_read(client: Client, machine_env: Env
     )
     assert done.returncode == 0, done.stderr
     assert "state       has ended" in done.stdout
-    assert "because     drained: local is to be left" in done.stdout
+    assert "because     drained: local is to be left: dust" in done.stdout
     with pytest.raises(GoneError, match="there is no lease '1234abcd'"):
         client.call("lease", lease="1234abcd")
 
