@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from hal.backend import HalError, StateError, UnsupportedError
+from hal.backend import GoneError, HalError, StateError, UnsupportedError
 from hal.scheduler.client import Client
 from hal.scheduler.jobs.marks import strays
 from hal.scheduler.jobs.table import _alive
@@ -465,6 +465,35 @@ def test_submit_wait_logs_and_list_of_a_private_scheduler(hal_here: Run, machine
     assert id in hal_here("job", "list").stdout
     account = json.loads(hal_here("accounting", "--json").stdout)
     assert [row["jobs"] for row in account["accounts"]] == [1]
+
+
+def test_who_follows_a_job_that_waits_hears_of_one_attempt(site: Site) -> None:
+    site.add("green", "l40s-4")
+    whole = {"members": [member("nvidia", None, replicas=4)]}
+    first = site.submit("exec sleep 1000", request=whole)
+    id = site.submit("echo up; exec sleep 1000", request=whole, retries=1)
+    follower = start(site.head, *HAL, "job", "logs", "-f", id, stdin=subprocess.DEVNULL)
+    time.sleep(0.5)  # so that it has asked before there is anything
+    site.call("cancel_job", job=first)
+    assert line(follower) == "up"
+    site.call("drain", target="green")
+    wait_until(lambda: site.job(id)["state"] == "waiting")
+    site.call("uncordon", target="green")
+    assert line(follower) == "up"
+    site.call("cancel_job", job=id)
+    _, err = follower.communicate(timeout=60)
+    assert (err, follower.returncode) == ("hal: it is tried again\n", 0)
+    site.at_rest()
+
+
+def test_an_array_is_told_from_its_jobs(site: Site) -> None:
+    site.add("green", "l40s-4")
+    array = site.submit("true", array=[3, 4])
+    with pytest.raises(GoneError, match=f"^'{array}' is an array of 2 jobs: .* such as {array}_3$"):
+        site.call("job_logs", job=array)
+    with pytest.raises(GoneError, match="there is no job 'abc'"):
+        site.call("job_logs", job="abc")
+    site.at_rest()
 
 
 def test_follow_ends_with_the_job_and_cancel_ends_it(hal_here: Run, machine_env: Env) -> None:
