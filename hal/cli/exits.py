@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from hal.backend import GoneError, HalError, StateError, TemporaryError, UnsupportedError
 
 __all__ = ["CommandNotFound", "CommandNotRunnable", "UsageError", "exit_code"]
@@ -33,4 +35,7 @@ _CODES: tuple[tuple[type[BaseException], int], ...] = (
 
 
 def exit_code(error: HalError) -> int:
+    client = sys.modules.get("hal.scheduler.client")  # not imported, it has raised nothing
+    if client is not None and isinstance(error, client.MalformedError):
+        return exit_code(UsageError(""))
     return next(code for kind, code in _CODES if isinstance(error, kind))

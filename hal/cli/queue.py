@@ -8,7 +8,7 @@ from typing import Any
 
 from hal.cli.exits import UsageError
 from hal.cli.output import print_json, print_table
-from hal.scheduler.client import Client, MalformedError
+from hal.scheduler.client import Client
 from hal.units import format_bytes, parse_bytes
 
 
@@ -51,10 +51,7 @@ def _run(options: argparse.Namespace) -> int:
         if options.verb == "list":
             queues = client.call("queues")["queues"]
         else:
-            try:
-                queues = client.call("set_queue", **_changes(options))["queues"]
-            except MalformedError as error:
-                raise UsageError(str(error)) from None
+            queues = client.call("set_queue", **_changes(options))["queues"]
     if options.json:
         print_json("hal.queues/1", queues=queues)
         return 0

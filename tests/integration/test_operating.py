@@ -308,7 +308,10 @@ def test_events_that_are_asked_for(client: Client, machine_env: Env) -> None:
     assert events("--since", "2100-01-31T12:00") == []
     for option, value, code, said in (
         ("--since", "yesterday", 2, "hal: 'yesterday' is no time: write it like 30min, 2h, 2026-01-31 or"),
-        ("--kind", "grant", 1, "there is no kind of event 'grant'; there are queued,"),
+        ("--kind", "grant", 2, "hal: there is no kind of event 'grant'; did you mean 'granted'?"),
+        ("--kind", "xyz", 2, "hal: there is no kind of event 'xyz'; there are queued,"),
+        ("--after", str(1 << 70), 2, "hal: a number in the request is larger than any can be"),
+        ("--node", "other", 0, "hal: there is no such event"),
     ):
         command = [*HAL, "events", option, value]
         done = subprocess.run(command, env=machine_env, capture_output=True, text=True, timeout=60)
