@@ -281,6 +281,8 @@ def test_the_wrong_scheduler_and_no_scheduler_are_said_at_once(serving: Head) ->
         serving.client(Endpoint(serving.address, read_client_key(serving.folder / "b.key"))).call("hello")
     with pytest.raises(Unreachable, match=r"no scheduler answers at tcp://127.0.0.1:9"):
         serving.client(Endpoint("tcp://127.0.0.1:9", key)).call("hello")
+    with pytest.raises(StateError, match="'tcp://head' is no scheduler's address; write tcp://HOST:PORT"):
+        serving.client(Endpoint("tcp://head", key)).call("hello")
     with pytest.raises(StateError, match="needs a key: set HAL_KEY"):
         Endpoint(serving.address)
 
@@ -530,7 +532,8 @@ def as_nobody(head: Head, own_environment: Path) -> Iterator[Asked]:
 
 def test_a_private_directory_keeps_others_out(head: Head, as_nobody: Asked) -> None:
     head.serve()
-    assert "no scheduler answers" in as_nobody("hello")["error"]
+    error = as_nobody("hello")["error"]
+    assert "scheduler.sock is not open to this user" in error and "security.group" in error
 
 
 def test_a_group_is_served_each_by_their_user(head: Head, as_nobody: Asked) -> None:
