@@ -265,9 +265,17 @@ def test_what_has_become_of_a_lease_can_be_read(client: Client, machine_env: Env
     held = client.call("acquire", key="a", memory_bytes=GIB, ttl_seconds=60.0)["lease"]["id"]
     told = hal(machine_env, "lease", "show", held)
     assert ([one["id"] for one in told["leases"]], told["waiting"], told["over"]) == ([held], [], [])
+    me = pwd.getpwuid(os.getuid()).pw_name
+    assert told["leases"][0]["owner"] == me
     client.call("cordon", target="local", reason="dust")
     waits = client.call("acquire", key="w", request={"members": [{}], "wait": True})["waiting"]["id"]
     assert hal(machine_env, "lease", "show", waits)["waiting"][0]["id"] == waits
+    listed = hal(machine_env, "lease", "list")
+    assert [one["owner"] for one in (*listed["leases"], *listed["waiting"])] == [me, me]
+    rows = subprocess.run(
+        [*HAL, "lease", "list"], env=machine_env, capture_output=True, text=True, timeout=60
+    )
+    assert [row.split()[1] for row in rows.stdout.splitlines() if row[:8] in (held, waits)] == [me, me]
     client.call("release", lease=waits)
     assert (shown(waits)["state"], shown(waits)["granted_ms"]) == ("withdrawn", None)
     client.call("drain", target="local", reason="dust")
@@ -275,6 +283,7 @@ def test_what_has_become_of_a_lease_can_be_read(client: Client, machine_env: Env
     client.call("release_many", leases=[held])  # it is ending already: no second cause
     wait_until(lambda: client.call("list")["leases"] == [])
     over = shown(held)
+    assert over["owner"] == me
     assert (over["state"], over["cause"], over["by"]) == ("ended", "drained", f"uid:{os.getuid()}")
     assert over["ended_ms"] >= over["at_ms"] >= over["granted_ms"]
     done = subprocess.run(

@@ -133,6 +133,19 @@ def test_what_has_become_of_a_lease_is_told_to_its_owner_readers_and_admins(serv
         bob.call("submit", key="j", job=spec, lease=hers)
 
 
+def test_whose_a_lease_is_is_told_by_name_also_after_a_restart(serving: Head) -> None:
+    hers = acquired(serving.named("alice"))
+    for restarted in (False, True):
+        if restarted:
+            serving.process.kill()
+            serving.process.wait()
+            serving.serve()
+            key = read_client_key(serving.folder / "alice.key")
+            serving.client(Endpoint(serving.address, key)).call("renew", lease=hers)
+        told = serving.client(Endpoint.here(places(serving.env))).call("list")["leases"]
+        assert [(one["id"], one["owner"]) for one in told] == [(hers, "alice")]
+
+
 @pytest.mark.parametrize(
     ("role", "op"), [("user", "set_queue"), ("user", "join"), ("reader", "acquire"), ("agent", "acquire")]
 )
