@@ -20,6 +20,7 @@ from hal.backend import GoneError, HalError, StateError, UnsupportedError
 from hal.scheduler.client import Client
 from hal.scheduler.jobs.marks import strays
 from hal.scheduler.jobs.table import _alive
+from hal.scheduler.places import Places
 from tests.conftest import ALLOCATE, HAL, wait_until
 from tests.integration.support import GIB, Env, all_is_back, kill, line, places, serving, start
 from tests.integration.test_agents import Cluster
@@ -574,6 +575,28 @@ def test_run_passes_output_environment_and_code_through_from_another_node(site: 
     program = hal_run(site, "--memory", "1GiB", "--", "no-such-program")
     _, err = program.communicate(timeout=60)
     assert (err, program.returncode) == ("hal: there is no command 'no-such-program'\n", 127)
+    site.at_rest()
+
+
+def test_run_names_a_device_of_another_node(site: Site) -> None:
+    for name in ("green", "red"):
+        site.add(name, "mi210-4")
+    site.head["HAL_SCHEDULER"] = Places(Path(site.head["HAL_RUNTIME_DIR"])).address
+    (one, *_) = site.call("nodes", node="red")["nodes"][0]["devices"]
+    part = one["id"].removeprefix("red/")
+
+    def said(device: str) -> tuple[str, str, int]:
+        program = hal_run(site, "--device", device, "--memory", "1GiB", "--", "sh", "-c", "echo $HAL_SLICE")
+        out, err = program.communicate(timeout=60)
+        return out, err, program.returncode
+
+    for device in (one["id"], one["id"][:-2].upper()):
+        out, err, code = said(device)
+        assert (out.startswith(site.envs["red"]["HAL_RUNTIME_DIR"]), err, code) == (True, "", 0)
+    fits = f"hal: '{part}' fits 2 devices, such as green/{part} and red/{part}: write more\n"
+    assert said(part) == ("", fits, 3)
+    _, err, code = said("blue/x")
+    assert (err.startswith("hal: there is no device 'blue/x' in this cluster; "), code) == (True, 3)
     site.at_rest()
 
 
