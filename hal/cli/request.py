@@ -140,7 +140,7 @@ def _device(text: str) -> str:
         with Machine() as machine:
             return machine.find(text).id
     with Client(where) as client:
-        there = [device["id"] for node in nodes(client) for device in node["devices"]]
+        there: list[str] = [device["id"] for node in nodes(client) for device in node["devices"]]
     meant = [id for id in there if id == text] or [id for id in there if text.lower() in id.lower()]
     if not meant:
         raise GoneError(f"there is no device '{text}' in this cluster; 'hal node list --devices' has all")

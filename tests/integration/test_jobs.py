@@ -682,6 +682,9 @@ def test_an_agent_reads_its_configuration_again(site: Site) -> None:
     job = site.over(site.submit("true", request=on("nvidia")))
     assert job["state"] == "failed" and "runs no jobs of 'root'" in job["reason"]
     assert "stays as it is" in reload("[jobs")
+    config.unlink()  # of the runtime directory, where it was found
+    agent.send_signal(signal.SIGHUP)
+    assert agent.stderr.readline().endswith("stays as it is: " + f"{config} is no longer there\n")
     assert "jobs.run_as" in reload(before)
     assert site.over(site.submit("true", request=on("nvidia")))["state"] == "completed"
     assert site.job(held)["state"] == "running" and agent.poll() is None
