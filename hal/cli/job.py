@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hal.backend import GoneError, StateError
 from hal.cli.exits import UsageError
-from hal.cli.output import note, print_facts, print_json, print_table
+from hal.cli.output import first_of, note, print_facts, print_json, print_table
 from hal.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def _list(options: argparse.Namespace) -> int:
                     "" if one["exit_code"] is None else str(one["exit_code"]),
                     "" if one["ran_seconds"] is None else format_seconds(one["ran_seconds"]),
                     ",".join(dict.fromkeys(one["nodes"])),
-                    ", ".join(one["devices"]),
+                    first_of(one["devices"]),
                     _short(shlex.join(one["command"]), 40),
                     _short(one["reason"], 60),
                 )

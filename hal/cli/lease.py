@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from hal.backend import GoneError
-from hal.cli.output import print_facts, print_json, print_table
+from hal.cli.output import first_of, print_facts, print_json, print_table
 from hal.cli.request import configure_request
 from hal.scheduler.client import Client
 from hal.units import format_bytes, format_seconds
@@ -205,7 +205,7 @@ def print_leases(leases: list[dict[str, Any]], *, owners: bool = False) -> None:
                 lease["id"],
                 _name(lease),
                 *(lease.get("owner", "") for _ in whose),
-                ", ".join(lease["devices"]),
+                first_of(lease["devices"]),
                 format_bytes(lease["used_bytes"]),
                 format_bytes(lease["memory_bytes"]),
                 lease["enforcement"]["memory"],

@@ -276,7 +276,7 @@ def test_a_node_that_will_not_come_back_is_forgotten(cluster: Cluster, tmp_path:
     cluster.call("cordon", target="green")
     forgotten = forget("--force")
     assert (forgotten.returncode, forgotten.stdout) == (0, ""), forgotten.stderr
-    assert forgotten.stderr == "hal: green: 1 leases are told to end\n"
+    assert forgotten.stderr == "hal: green: 1 lease told to end\n"
     assert [node["id"] for node in cluster.call("nodes")["nodes"]] == ["local", "red"]
     assert cluster.call("status")["nodes"] == {"up": 2}
     with pytest.raises(GoneError, match="node 'green' was given up"):

@@ -295,6 +295,10 @@ def test_a_job_that_is_preempted_is_tried_again(site: Site) -> None:
     low = site.submit("echo up; sleep 0.5", request={"members": whole}, retries=3)
     never = site.submit("sleep 1000", request={"members": whole})
     site.has_said(low, "up")
+    for listing in ("job", "lease"):  # a row has room for one device, whole
+        listed = start(site.head, *HAL, listing, "list", stdin=subprocess.DEVNULL).communicate(timeout=60)[0]
+        (row,) = (one for one in listed.splitlines() if one.startswith(low))
+        assert re.search(r"  green/nvidia:GPU-[0-9a-f-]{36} and 3 more  ", row), row
     high = site.submit("true", request={"members": whole, "priority": 5})
     assert site.over(high)["state"] == "completed"
     job = site.over(low)
