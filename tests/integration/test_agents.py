@@ -113,6 +113,16 @@ def test_a_gang_runs_on_two_nodes_and_each_holds_its_part(cluster: Cluster) -> N
     wait_until(lambda: cluster.call("list")["leases"] == [])
 
 
+def test_an_agent_that_begins_with_nothing_lent_is_not_cut_off(cluster: Cluster) -> None:
+    cluster.add("green", "l40s-4")
+    cluster.call("release", lease=cluster.acquire("a", of("nvidia"))["lease"]["id"])
+    wait_until(lambda: not cluster.ledgers("green"))
+    kill(cluster.agents["green"].pid)
+    promised = Path(cluster.envs["green"]["HAL_RUNTIME_DIR"], "agent.until")
+    os.utime(promised, (1, 1))  # for what was lent long ago
+    cluster.agent("green")  # the first that it says is that it has joined
+
+
 def test_the_same_ids_on_two_nodes_are_two_devices(cluster: Cluster) -> None:
     cluster.add("a", "l40s-4")
     cluster.add("b", "l40s-4")
