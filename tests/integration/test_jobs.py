@@ -532,6 +532,7 @@ def test_follow_ends_with_the_job_and_cancel_ends_it(hal_here: Run, machine_env:
         (("submit", "--output-size", "1KiB", "--", "true"), 2, "output_bytes"),
         (("accounting", "--since", "yesterday"), 2, "no day"),
         (("accounting", "--since", "2026-02-31"), 2, "no day"),
+        (("accounting", "--since", "2026-02-02", "--until", "2026-02-01"), 2, "no days from 2026-02-02"),
         (("accounting", "--by", "user,colour"), 2, "no 'colour' to tell by; there are day, user, queue"),
         (("accounting", "--by", "user,user"), 2, "names something twice"),
         (("job", "list"), 6, "no scheduler"),
