@@ -50,6 +50,9 @@ _COMMANDS = {
     "demo": ("hal.cli.demo", "see slices lent and held, on what this machine has"),
 }
 
+# What a scheduler says before what is wrong: of a command it is the arguments that do not fit.
+_FOR_CLIENTS = "the request's body does not fit: "
+
 # These decide in the scheduler's core, which asks nothing of numpy's BLAS: its threads, one for each core and
 # started with the first import, would only spin, and make a worker process slow to fork.
 _WITHOUT_BLAS = ("admin", "serve", "simulate")
@@ -104,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(arguments)
     except HalError as error:
-        print(f"hal: {error}", file=sys.stderr)
+        print(f"hal: {str(error).removeprefix(_FOR_CLIENTS)}", file=sys.stderr)
         return exit_code(error)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT

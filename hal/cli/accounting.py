@@ -54,6 +54,8 @@ def _accounting(options: argparse.Namespace) -> int:
     from hal.cli.job import reaching
 
     since, until = _day(options.since), _day(options.until)
+    if since and until and since > until:
+        raise UsageError(f"there are no days from {since} to {until}")
     by = ["day", "user"] if options.by_day else _kinds(options.by)
     with reaching() as client:
         rows = client.call("accounting", since=since, until=until, owner=options.user, by=by)["accounts"]

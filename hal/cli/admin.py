@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
+from hal.backend import GoneError
 from hal.cli.output import note, print_facts, print_json
 from hal.scheduler.places import Places
 
@@ -63,7 +65,7 @@ def _run(options: argparse.Namespace) -> int:
     places = Places()
     match options.verb:
         case "backup":
-            care.backup(places.store, options.file)
+            care.backup(_there(places), options.file)
             note(f"wrote {options.file}")
         case "restore":
             old = care.restore(options.file, places)
@@ -76,10 +78,18 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _there(places: Places) -> Path:
+    """The store of these places. Raises GoneError, with what was perhaps forgotten."""
+    if not places.store.is_file() and "HAL_STATE_DIR" not in os.environ:
+        what = "where a scheduler was started with HAL_STATE_DIR, it is named here, too"
+        raise GoneError(f"there is no lease store {places.store}; {what}")
+    return places.store
+
+
 def _check(options: argparse.Namespace, places: Places) -> int:
     from hal.scheduler.store import care
 
-    found = msgspec.structs.asdict(care.check(options.file or places.store))
+    found = msgspec.structs.asdict(care.check(options.file or _there(places)))
     if options.json:
         print_json("hal.store/1", **found)
     else:
@@ -91,7 +101,7 @@ def _journal(options: argparse.Namespace, places: Places) -> None:
     from hal.scheduler.store import care, export
     from hal.scheduler.store.journal import Base, Batch
 
-    kept = care.journal_of(options.store or places.store)
+    kept = care.journal_of(options.store or _there(places))
     base = next(kept)
     assert isinstance(base, Base)
     batches = (one for one in kept if isinstance(one, Batch))

@@ -17,7 +17,7 @@ from hal.inventory import Machine
 from hal.scheduler.agent.agent import Agent
 from hal.scheduler.agent.service import Service
 from hal.scheduler.agent.slices import Slices
-from hal.scheduler.config import Config, configuration_file, load_config, reloaded
+from hal.scheduler.config import Config, check_there, configuration_file, load_config, reloaded
 from hal.scheduler.endpoint import Endpoint
 from hal.scheduler.errors import Unreachable
 from hal.scheduler.jobs.launch import Launcher
@@ -84,6 +84,7 @@ def _agent(options: argparse.Namespace) -> int:
         nonlocal whole
         try:
             after = _configuration(options, places)
+            check_there(whole, after)
             places.make()
         except StateError as wrong:
             log(f"the configuration stays as it is: {wrong}")

@@ -57,7 +57,7 @@ def _run(options: argparse.Namespace) -> int:
     wanted["kinds"] = None if options.kind is None else [one.strip() for one in options.kind.split(",")]
     wanted["since_ms"] = None if options.since is None else _since(options.since)
     wanted = {name: value for name, value in wanted.items() if value is not None}
-    told_gone = False
+    told, told_gone = 0, False
     with Client() as client:
         while True:
             try:
@@ -78,8 +78,11 @@ def _run(options: argparse.Namespace) -> int:
                 note("some events are no longer kept")
             for event in page["events"]:
                 print(_as_json(event) if options.json else line(event), flush=True)
+            told += len(page["events"])
             after = page["next"]
             if not page["events"] and not options.follow:
+                if not told:
+                    note("there is no such event" if wanted or options.after else "nothing has happened yet")
                 return 0
 
 
@@ -104,6 +107,8 @@ def line(event: dict[str, Any]) -> str:
     parts += [about] if about else []
     name = event.get("name", "")
     parts += [name] if name and name != about else []
-    parts += [", ".join(event["devices"])] if event.get("devices") else []
-    why = ": ".join(text for text in (event.get("cause"), event.get("reason")) if text)
+    devices = ", ".join(event.get("devices", ()))
+    parts += [devices] if devices else []
+    reason = event.get("reason", "").removeprefix(f"room on {devices}").strip()  # they are there already
+    why = ": ".join(text for text in (event.get("cause"), reason) if text)
     return "  ".join([*parts, why] if why else parts)

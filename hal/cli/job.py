@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hal.backend import GoneError, StateError
 from hal.cli.exits import UsageError
-from hal.cli.output import note, print_facts, print_json, print_table
+from hal.cli.output import first_of, note, print_facts, print_json, print_table
 from hal.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def _list(options: argparse.Namespace) -> int:
                     "" if one["exit_code"] is None else str(one["exit_code"]),
                     "" if one["ran_seconds"] is None else format_seconds(one["ran_seconds"]),
                     ",".join(dict.fromkeys(one["nodes"])),
-                    ", ".join(one["devices"]),
+                    first_of(one["devices"]),
                     _short(shlex.join(one["command"]), 40),
                     _short(one["reason"], 60),
                 )
@@ -191,7 +191,10 @@ def _logs(options: argparse.Namespace) -> int:
             texts = {name: data.decode(errors="replace") for name, data in said.items()}
             print_json("hal.output/1", job=options.job, member=options.member, **texts)
             return 0
-        follow = {name: Reader(client, options.job, options.member, name) for name in streams}
+        follow = {
+            name: Reader(client, options.job, options.member, name, tells=name == streams[0])
+            for name in streams
+        }
         while True:
             try:
                 went_on = [pass_on(reader) for reader in follow.values()]
@@ -216,14 +219,23 @@ class Reader:
     """A stream, piece by piece; an attempt that is made anew is read from its beginning."""
 
     def __init__(
-        self, client: Client, job: str, member: int, stream: str, *, patience: float = _RESTART
+        self,
+        client: Client,
+        job: str,
+        member: int,
+        stream: str,
+        *,
+        patience: float = _RESTART,
+        tells: bool = True,
     ) -> None:
-        """``patience``: so many seconds for a scheduler or node that does not answer any more."""
+        """``patience``: so many seconds for a scheduler or node that does not answer any more; ``tells``: of
+        an attempt that is made anew."""
         self._client = client
         self._asked: dict[str, Any] = {"job": job, "member": member, "stream": stream, "limit": _PIECE}
         self._offset = 0
         self._epoch: int | None = None
         self._patience = patience
+        self._tells = tells
         self.stream = stream
         self.end = False
 
@@ -237,8 +249,9 @@ class Reader:
                 if self._epoch is None or time.monotonic() >= deadline:
                     raise
                 time.sleep(_POLL)
-        if self._epoch not in (None, answer["epoch"]):
-            note("it is tried again")
+        if self._epoch and self._epoch != answer["epoch"]:  # 0: it had not begun yet
+            if self._tells:
+                note("it is tried again")
             self._epoch, self._offset = answer["epoch"], 0
             return b""
         self._epoch = answer["epoch"]

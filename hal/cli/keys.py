@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,6 +80,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.verb == "new" and options.server_key is not None:
         return _elsewhere(options)
     keys = Keys(_directory(options))
+    _must_be_a_schedulers(keys)
     match options.verb:
         case "new":
             return _new(keys, options)
@@ -89,6 +91,15 @@ def _run(options: argparse.Namespace) -> int:
             return _said(keys, [keys.revoke(options.name)], options)
     keys.refresh()
     return _said(keys, keys.all(), options)
+
+
+def _must_be_a_schedulers(keys: Keys) -> None:
+    """Else a pair would be made for a scheduler that nobody has, and keys that open nothing."""
+    if os.environ.get("HAL_SCHEDULER", "").startswith("tcp://") and not keys.directory.is_dir():
+        raise StateError(
+            f"there is no {keys.directory}: keys are known where the scheduler runs, and HAL_SCHEDULER names "
+            "another machine; one whose secret stays here is made with --server-key"
+        )
 
 
 def _directory(options: argparse.Namespace) -> Path:

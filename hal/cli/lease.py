@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from hal.backend import GoneError
-from hal.cli.output import print_facts, print_json, print_table
+from hal.cli.output import first_of, print_facts, print_json, print_table
 from hal.cli.request import configure_request
 from hal.scheduler.client import Client
 from hal.units import format_bytes, format_seconds
@@ -66,17 +66,18 @@ def _list(options: argparse.Namespace) -> int:
         print_json("hal.leases/1", leases=leases, waiting=waiting)
         return 0
     if leases:
-        print_leases(leases)
+        print_leases(leases, owners=True)
     else:
         print("There are no leases.")
     if waiting:
         print()
         print_table(
-            ("WAITING", "NAME", "QUEUE", ">PRIORITY", ">FOR"),
+            ("WAITING", "NAME", "OWNER", "QUEUE", ">PRIORITY", ">FOR"),
             [
                 (
                     one["id"],
-                    one["name"],
+                    _name(one),
+                    one.get("owner", ""),
                     one["queue"],
                     str(one["priority"]),
                     format_seconds(one["waited_seconds"]),
@@ -129,6 +130,7 @@ def _of_lease(one: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("lease", one["id"]),
         ("name", one["name"]),
+        ("owner", one.get("owner") or "–"),
         ("state", "suspended" if one["suspended"] else one["state"]),
         ("queue", f"{one['queue']}, priority {one['priority']}"),
         ("devices", ", ".join(one["devices"])),
@@ -145,6 +147,7 @@ def _of_waiting(one: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("lease", one["id"]),
         ("name", one["name"]),
+        ("owner", one.get("owner") or "–"),
         ("state", f"waiting for {format_seconds(one['waited_seconds'])}"),
         ("queue", f"{one['queue']}, priority {one['priority']}"),
         ("because", one["reason"]),
@@ -158,6 +161,7 @@ def _of_over(one: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("lease", one["id"]),
         ("name", one["name"]),
+        ("owner", one.get("owner") or "–"),
         (
             "state",
             {"withdrawn": "waits no longer", "ending": "is ending", "ended": "has ended"}[one["state"]],
@@ -186,14 +190,22 @@ def _explain(options: argparse.Namespace) -> int:
     return 0
 
 
-def print_leases(leases: list[dict[str, Any]]) -> None:
+def _name(one: dict[str, Any]) -> str:
+    """What somebody has called it."""
+    return str(one["name"]) if one["name"] != one["id"] else ""
+
+
+def print_leases(leases: list[dict[str, Any]], *, owners: bool = False) -> None:
+    whose = ("OWNER",) if owners else ()
+    columns = (">USED", ">MEMORY", "MEMORY HELD BY", "COMPUTE", "STATE", ">EXPIRES IN")
     print_table(
-        ("LEASE", "NAME", "DEVICE", ">USED", ">MEMORY", "MEMORY HELD BY", "COMPUTE", "STATE", ">EXPIRES IN"),
+        ("LEASE", "NAME", *whose, "DEVICE", *columns),
         [
             (
                 lease["id"],
-                lease["name"],
-                ", ".join(lease["devices"]),
+                _name(lease),
+                *(lease.get("owner", "") for _ in whose),
+                first_of(lease["devices"]),
                 format_bytes(lease["used_bytes"]),
                 format_bytes(lease["memory_bytes"]),
                 lease["enforcement"]["memory"],

@@ -9,7 +9,7 @@ from typing import Any
 
 from hal.backend import TemporaryError
 from hal.cli.exits import UsageError
-from hal.cli.output import note, print_json, print_table
+from hal.cli.output import counted, note, print_json, print_table
 from hal.scheduler.client import Client
 from hal.units import format_bytes, format_seconds
 
@@ -81,7 +81,7 @@ def _run(options: argparse.Namespace) -> int:
             case "forget":
                 said = client.call("forget", node=options.node, force=options.force)
                 if said["leases"]:
-                    note(f"{said['node']}: {said['leases']} leases are told to end")
+                    note(f"{said['node']}: {counted(said['leases'], 'lease')} told to end")
                 return _said(client, said["node"], options)
             case "uncordon":
                 said = client.call("uncordon", target=options.target)
@@ -91,8 +91,8 @@ def _run(options: argparse.Namespace) -> int:
         if options.verb == "drain" and options.wait:
             _wait(client, target)
         elif said["leases"] and options.verb != "uncordon":
-            going = "are told to end" if options.verb == "drain" else "stay"
-            note(f"{target}: {said['leases']} leases {going}")
+            going = "told to end" if options.verb == "drain" else "left there"
+            note(f"{target}: {counted(said['leases'], 'lease')} {going}")
         return _said(client, target, options)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from hal.model import Reading, Status, jsonable
 from hal.units import format_bytes
 
-__all__ = ["cell", "note", "print_facts", "print_json", "print_table"]
+__all__ = ["cell", "counted", "first_of", "note", "print_facts", "print_json", "print_table"]
 
 
 def print_json(schema: str, **content: Any) -> None:
@@ -39,6 +39,16 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         ]
         text = "  ".join(cells).rstrip()
         print(f"{bold}{text}{plain}" if number == 0 else text)
+
+
+def first_of(ids: Sequence[str]) -> str:
+    """For a table: one in full, and how many more; what shows a single thing has all."""
+    return f"{ids[0]} and {len(ids) - 1} more" if len(ids) > 1 else "".join(ids)
+
+
+def counted(number: int, noun: str) -> str:
+    """As in "1 lease" and "2 leases"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def print_facts(facts: Iterable[tuple[str, str]]) -> None:

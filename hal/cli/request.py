@@ -9,10 +9,14 @@ from typing import Any
 
 import msgspec
 
+from hal.backend import GoneError
 from hal.cli.exits import UsageError
+from hal.cli.node import nodes
 from hal.cli.request_file import milli_of, read_request
 from hal.inventory import Machine
+from hal.scheduler.client import Client
 from hal.scheduler.core.request import Alternative, InvalidError, Member, Request, Topology, check
+from hal.scheduler.endpoint import Endpoint
 from hal.units import parse_bytes, parse_seconds
 
 __all__ = ["configure_request", "the_request"]
@@ -25,7 +29,7 @@ def configure_request(parser: argparse.ArgumentParser) -> None:
     )
     which = slices.add_mutually_exclusive_group()
     which.add_argument("--vendor", metavar="NAME", help="a device of this vendor, as 'hal list' shows it")
-    which.add_argument("--device", metavar="ID", help="this device")
+    which.add_argument("--device", metavar="ID", help="this device: its id, or a part of it")
     which.add_argument(
         "--select",
         metavar="SELECTOR",
@@ -120,11 +124,29 @@ def _of_options(options: argparse.Namespace) -> Request:
 
 def _selector(options: argparse.Namespace) -> str:
     if options.device is not None:
-        with Machine() as machine:
-            return f"id == {json.dumps(machine.find(options.device).id)}"
+        return f"id == {json.dumps(_device(options.device))}"
     if options.vendor is not None:
         return f"vendor == {json.dumps(options.vendor)}"
     return options.select or ""
+
+
+def _device(text: str) -> str:
+    """Its id, as the scheduler that is asked knows it: of this machine, or NODE/ID of a cluster.
+
+    Raises GoneError when no device, or more than one, is meant.
+    """
+    where = Endpoint.chosen()
+    if where.places is not None and "/" not in text:
+        with Machine() as machine:
+            return machine.find(text).id
+    with Client(where) as client:
+        there: list[str] = [device["id"] for node in nodes(client) for device in node["devices"]]
+    meant = [id for id in there if id == text] or [id for id in there if text.lower() in id.lower()]
+    if not meant:
+        raise GoneError(f"there is no device '{text}' in this cluster; 'hal node list --devices' has all")
+    if len(meant) > 1:
+        raise GoneError(f"'{text}' fits {len(meant)} devices, such as {meant[0]} and {meant[1]}: write more")
+    return meant[0]
 
 
 def _alternative(text: str, plain: dict[str, Any]) -> Alternative:

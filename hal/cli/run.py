@@ -16,6 +16,7 @@ from hal.cli.output import note
 from hal.cli.request import configure_request
 from hal.cli.there import run_there
 from hal.cli.waiting import leased
+from hal.scheduler.lease import HeldLease
 
 _STOP_SECONDS = 5.0  # from SIGTERM to SIGKILL for a program whose lease is lost
 
@@ -47,21 +48,20 @@ def _run(options: argparse.Namespace) -> int:
             "there is nothing to run; write the program after --, as in: hal run --memory 8GiB -- PROGRAM"
         )
     child: list[subprocess.Popen[bytes]] = []
-    elsewhere = False
+    elsewhere = told = False
 
     def stop(reason: str) -> None:
-        if elsewhere:  # the job says itself what has become of it
+        nonlocal told
+        if elsewhere or told:  # a job says itself what has become of it
             return
+        told = True
         note(f"the lease is lost: {reason}; the program is stopped")
         for process in child:
             with suppress(ProcessLookupError):
                 process.send_signal(signal.SIGTERM)
                 threading.Timer(_STOP_SECONDS, process.kill).start()
 
-    with leased(options, on_lost=stop) as held:
-        if not held.is_here:
-            elsewhere = True
-            return run_there(held, command)
+    def run_here(held: HeldLease) -> int:
         environments = [held.environment(member=number) for number in range(len(held.variables))]
         watch = report_unheld(command, environments[0]) if "HAL_SLICE" in environments[0] else None
 
@@ -71,3 +71,12 @@ def _run(options: argparse.Namespace) -> int:
                 watch(process)
 
         return supervise(command, environments, started=started)
+
+    with leased(options, on_lost=stop) as held:
+        elsewhere = not held.is_here
+        code = run_there(held, command) if elsewhere else run_here(held)
+        if code and not told:  # its node may have stopped it, before this process heard of that
+            told = True
+            if (reason := held.taken_away()) is not None:
+                note(f"the lease was taken away: {reason}")
+        return code

@@ -87,6 +87,10 @@ class Client:
             page = {"after": answer["next"]}
 
     def _exchange(self, request: wire.Request, timeout: float) -> wire.Reply:
+        try:
+            frame = wire.pack(request)
+        except OverflowError:
+            raise MalformedError("a number in the request is larger than any can be") from None
         if self._socket is None:
             self._socket = self._context.socket(zmq.DEALER)
             self._socket.set(zmq.LINGER, 0)
@@ -97,7 +101,7 @@ class Client:
                 self._hang_up()
                 raise
         deadline = time.monotonic() + timeout
-        self._socket.send(wire.pack(request))
+        self._socket.send(frame)
         while (left := deadline - time.monotonic()) > 0 and self._socket.poll(int(left * 1000) + 1):
             try:
                 reply = wire.unpack_reply(self._socket.recv())

@@ -34,6 +34,7 @@ __all__ = [
     "Config",
     "Price",
     "changed",
+    "check_there",
     "configuration_file",
     "keys_directory",
     "load_config",
@@ -241,6 +242,12 @@ def changed(before: Config, after: Config) -> tuple[list[str], list[str]]:
                 (now if is_live else later).append(f"{name}.{key}")
     now += [name for name in _TABLES if getattr(before, name) != getattr(after, name)]
     return now, later
+
+
+def check_there(before: Config, after: Config) -> None:
+    """A file that is gone does not stand for the defaults, which say otherwise who may do what."""
+    if before.file is not None and after.file is None:
+        raise StateError(f"{before.file} is no longer there")
 
 
 def reloaded(before: Config, after: Config) -> str:

@@ -20,7 +20,7 @@ from hal.backend import HalError, StateError
 from hal.scheduler import core, frames, watch, wire
 from hal.scheduler.agent.agent import Agent
 from hal.scheduler.answers import FAULTS, Address, Peer, Refused, Waiter, error, fault, leaving
-from hal.scheduler.config import Config, changed, reloaded
+from hal.scheduler.config import Config, changed, check_there, reloaded
 from hal.scheduler.engine import Engine
 from hal.scheduler.holders import SILENCE, Holders
 from hal.scheduler.logs import Log
@@ -181,6 +181,7 @@ class Daemon(Engine):
             return
         try:
             after = self._reread()
+            check_there(self.config, after)
             self._door.reload(after)
         except StateError as wrong:
             self._door.say(f"the configuration stays as it is: {wrong}")

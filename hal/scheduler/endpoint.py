@@ -5,6 +5,7 @@ Over TCP the handshake is waited for: ZeroMQ itself would try for ever, and not 
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -76,7 +77,8 @@ class Endpoint:
         try:
             dealer.connect(self.address)
         except zmq.ZMQError as error:
-            raise StateError(f"'{self.address}' is no scheduler's address: {error.strerror}") from None
+            what = "write tcp://HOST:PORT or ipc://PATH" if error.errno == errno.EINVAL else error.strerror
+            raise StateError(f"'{self.address}' is no scheduler's address; {what}") from None
 
     def _wait(self, monitor: zmq.Socket[bytes], timeout: float) -> None:
         assert self.key is not None
@@ -115,9 +117,22 @@ class Endpoint:
             return True
 
     def nobody(self) -> Unreachable:
+        if self.address.startswith("ipc://") and _is_shut(path := self.address.removeprefix("ipc://")):
+            return Unreachable(
+                f"{path} is not open to this user: the scheduler's hal.toml has to name a group of theirs "
+                "(security.group), or they use a key (HAL_SCHEDULER=tcp://HOST:PORT, HAL_KEY=FILE)"
+            )
         if self.places is None:
             return Unreachable(f"no scheduler answers at {self.address}")
         return Unreachable(
             f"no scheduler answers at {self.places.socket}; start one with 'hal serve', "
             "or use 'hal run', which starts its own"
         )
+
+
+def _is_shut(path: str) -> bool:
+    """It is there, or may be, and only others can reach it."""
+    try:
+        return Path(path).is_socket() and not os.access(path, os.W_OK)
+    except PermissionError:
+        return True

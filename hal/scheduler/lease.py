@@ -92,6 +92,17 @@ class HeldLease:
             with Client(self._where) as client, contextlib.suppress(GoneError, Unreachable):
                 client.call("release", lease=self.id)
 
+    def taken_away(self) -> str | None:
+        """Why, and by whom, if somebody has ended it; None: nobody has, or the scheduler cannot be asked."""
+        with contextlib.suppress(HalError), Client(self._where, timeout=2.0) as client:
+            over = client.call("lease", lease=self.id).get("over")
+            if over is None or over["cause"] == "holder_gone":
+                return None
+            if over["by"] is None:
+                return None if over["cause"] == "released" else str(over["reason"])
+            return f"{over['reason']} (by {over['by']})"
+        return None
+
     def _renew(self) -> None:
         good_until = time.monotonic() + self._ttl
         with Client(self._where, timeout=min(self._ttl / 3, 2.0)) as client:

@@ -121,6 +121,7 @@ def renew(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body:
     if one is None or peer.uid not in (one.uid, 0):  # what is made up is no event: those are kept
         raise gone(engine, id, peer)
     engine.decide(core.Renew(id, peer.uid))
+    engine.board.accounts.know(peer.name, peer.uid)  # a successor has not heard of its holder yet
     one = engine.state.leases.get(id) or engine.state.waiting.get(id) or one
     if one.holder_pid == peer.pid:
         engine.watch(id, peer.pid)  # a successor has not seen its holder yet; one elsewhere has been heard
@@ -153,10 +154,18 @@ def list_leases(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body:
     seen = (one for one in there if one.order > page.after and peer.sees(one.uid))
     shown = heapq.nsmallest(page.limit + 1, seen, key=lambda one: one.order)
     more, shown = len(shown) > page.limit, shown[: page.limit]
-    now = engine.now()
+    now, name_of = engine.now(), engine.board.accounts.name_of
     return {
-        "leases": [_described(engine, one) for one in shown if isinstance(one, core.Lease)],
-        "waiting": [bodies.queued(one, now) for one in shown if isinstance(one, core.Waiting)],
+        "leases": [
+            _described(engine, one) | {"owner": name_of(one.uid)}
+            for one in shown
+            if isinstance(one, core.Lease)
+        ],
+        "waiting": [
+            bodies.queued(one, now) | {"owner": name_of(one.uid)}
+            for one in shown
+            if isinstance(one, core.Waiting)
+        ],
         "next": shown[-1].order if more else None,
     }
 
@@ -175,14 +184,19 @@ def lease(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body:
     one = engine.state.leases.get(id) or engine.state.waiting.get(id)
     over = engine.past.find(id, engine.now())
     shown = None if over is None or not peer.sees(over.uid) else over.told()
-    if one is None and shown is not None:
-        return {"over": shown}
+    name_of = engine.board.accounts.name_of
+    if shown is not None and over is not None:
+        shown["owner"] = name_of(over.uid)
+        if one is None:
+            return {"over": shown}
     one = _seen(engine, id, peer)
+    owner = {"owner": name_of(one.uid)}
     if isinstance(one, core.Waiting):
         told = engine.state.explain(id, engine.now())
-        return {"waiting": bodies.queued(one, engine.now(), "" if told is None else "; ".join(told.reasons))}
+        reason = "" if told is None else "; ".join(told.reasons)
+        return {"waiting": bodies.queued(one, engine.now(), reason) | owner}
     ends = one.state is core.LeaseState.ENDING and shown is not None  # else that was an earlier time
-    return {"lease": _described(engine, one)} | ({"over": shown} if ends else {})
+    return {"lease": _described(engine, one) | owner} | ({"over": shown} if ends else {})
 
 
 def explain(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body:

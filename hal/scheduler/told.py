@@ -62,6 +62,7 @@ class LeaseTold(Struct, frozen=True):
     expires_in_seconds: float
     enforcement: Enforcement
     parts: list[LeasePart]
+    owner: str = ""  # told where leases are listed
 
 
 class WaitingTold(Struct, frozen=True):
@@ -75,6 +76,7 @@ class WaitingTold(Struct, frozen=True):
     waited_seconds: float
     state: str
     reason: str = ""
+    owner: str = ""
 
 
 class QueueLimits(Struct, frozen=True):

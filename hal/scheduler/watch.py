@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import Struct
 
+from hal.lines import nearest
 from hal.scheduler import core
 from hal.scheduler.answers import Later
 
@@ -68,8 +69,8 @@ class WatchBody(Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"timeout_seconds is between 0 and {_LONGEST_WAIT:.0f}")
         for kind in self.kinds or ():
             if kind not in KINDS:
-                known = ", ".join(KINDS)
-                raise ValueError(f"kinds: there is no kind of event '{kind:.40}'; there are {known}")
+                meant = nearest(kind, KINDS) or f"; there are {', '.join(KINDS)}"
+                raise ValueError(f"kinds: there is no kind of event '{kind:.40}'{meant}")
 
 
 class Happening(Struct, frozen=True, omit_defaults=True):

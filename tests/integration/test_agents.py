@@ -122,6 +122,16 @@ def test_what_a_node_could_not_make_is_free_at_once(cluster: Cluster) -> None:
     wait_until(lambda: cluster.call("list")["leases"] == [])
 
 
+def test_an_agent_that_begins_with_nothing_lent_is_not_cut_off(cluster: Cluster) -> None:
+    cluster.add("green", "l40s-4")
+    cluster.call("release", lease=cluster.acquire("a", of("nvidia"))["lease"]["id"])
+    wait_until(lambda: not cluster.ledgers("green"))
+    kill(cluster.agents["green"].pid)
+    promised = Path(cluster.envs["green"]["HAL_RUNTIME_DIR"], "agent.until")
+    os.utime(promised, (1, 1))  # for what was lent long ago
+    cluster.agent("green")  # the first that it says is that it has joined
+
+
 def test_the_same_ids_on_two_nodes_are_two_devices(cluster: Cluster) -> None:
     cluster.add("a", "l40s-4")
     cluster.add("b", "l40s-4")
@@ -285,7 +295,7 @@ def test_a_node_that_will_not_come_back_is_forgotten(cluster: Cluster, tmp_path:
     cluster.call("cordon", target="green")
     forgotten = forget("--force")
     assert (forgotten.returncode, forgotten.stdout) == (0, ""), forgotten.stderr
-    assert forgotten.stderr == "hal: green: 1 leases are told to end\n"
+    assert forgotten.stderr == "hal: green: 1 lease told to end\n"
     assert [node["id"] for node in cluster.call("nodes")["nodes"]] == ["local", "red"]
     assert cluster.call("status")["nodes"] == {"up": 2}
     with pytest.raises(GoneError, match="node 'green' was given up"):

@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 
-from hal.backend import HalError, StateError, UnsupportedError
+from hal.backend import GoneError, HalError, StateError, UnsupportedError
 from hal.scheduler.client import Client
 from hal.scheduler.core.request import Alternative
 from hal.scheduler.jobs.marks import strays
 from hal.scheduler.jobs.table import _alive
+from hal.scheduler.places import Places
 from tests.conftest import ALLOCATE, HAL, wait_until
 from tests.integration.support import GIB, Env, all_is_back, kill, line, places, serving, start
 from tests.integration.test_agents import Cluster
@@ -312,6 +313,10 @@ def test_a_job_that_is_preempted_is_tried_again(site: Site) -> None:
     low = site.submit("echo up; sleep 0.5", request={"members": whole}, retries=3)
     never = site.submit("sleep 1000", request={"members": whole})
     site.has_said(low, "up")
+    for listing in ("job", "lease"):  # a row has room for one device, whole
+        listed = start(site.head, *HAL, listing, "list", stdin=subprocess.DEVNULL).communicate(timeout=60)[0]
+        (row,) = (one for one in listed.splitlines() if one.startswith(low))
+        assert re.search(r"  green/nvidia:GPU-[0-9a-f-]{36} and 3 more  ", row), row
     high = site.submit("true", request={"members": whole, "priority": 5})
     assert site.over(high)["state"] == "completed"
     job = site.over(low)
@@ -513,6 +518,35 @@ def test_submit_wait_logs_and_list_of_a_private_scheduler(hal_here: Run, machine
     assert [row["jobs"] for row in account["accounts"]] == [1]
 
 
+def test_who_follows_a_job_that_waits_hears_of_one_attempt(site: Site) -> None:
+    site.add("green", "l40s-4")
+    whole = {"members": [member("nvidia", None, replicas=4)]}
+    first = site.submit("exec sleep 1000", request=whole)
+    id = site.submit("echo up; exec sleep 1000", request=whole, retries=1)
+    follower = start(site.head, *HAL, "job", "logs", "-f", id, stdin=subprocess.DEVNULL)
+    time.sleep(0.5)  # so that it has asked before there is anything
+    site.call("cancel_job", job=first)
+    assert line(follower) == "up"
+    site.call("drain", target="green")
+    wait_until(lambda: site.job(id)["state"] == "waiting")
+    site.call("uncordon", target="green")
+    assert line(follower) == "up"
+    site.call("cancel_job", job=id)
+    _, err = follower.communicate(timeout=60)
+    assert (err, follower.returncode) == ("hal: it is tried again\n", 0)
+    site.at_rest()
+
+
+def test_an_array_is_told_from_its_jobs(site: Site) -> None:
+    site.add("green", "l40s-4")
+    array = site.submit("true", array=[3, 4])
+    with pytest.raises(GoneError, match=f"^'{array}' is an array of 2 jobs: .* such as {array}_3$"):
+        site.call("job_logs", job=array)
+    with pytest.raises(GoneError, match="there is no job 'abc'"):
+        site.call("job_logs", job="abc")
+    site.at_rest()
+
+
 def test_follow_ends_with_the_job_and_cancel_ends_it(hal_here: Run, machine_env: Env) -> None:
     with serving(machine_env) as daemon:
         script = "for i in 1 2 3; do echo $i; sleep 0.2; done"
@@ -544,6 +578,7 @@ def test_follow_ends_with_the_job_and_cancel_ends_it(hal_here: Run, machine_env:
         (("submit", "--output-size", "1KiB", "--", "true"), 2, "output_bytes"),
         (("accounting", "--since", "yesterday"), 2, "no day"),
         (("accounting", "--since", "2026-02-31"), 2, "no day"),
+        (("accounting", "--since", "2026-02-02", "--until", "2026-02-01"), 2, "no days from 2026-02-02"),
         (("accounting", "--by", "user,colour"), 2, "no 'colour' to tell by; there are day, user, queue"),
         (("accounting", "--by", "user,user"), 2, "names something twice"),
         (("job", "list"), 6, "no scheduler"),
@@ -594,6 +629,28 @@ def test_run_passes_output_environment_and_code_through_from_another_node(site: 
     site.at_rest()
 
 
+def test_run_names_a_device_of_another_node(site: Site) -> None:
+    for name in ("green", "red"):
+        site.add(name, "mi210-4")
+    site.head["HAL_SCHEDULER"] = Places(Path(site.head["HAL_RUNTIME_DIR"])).address
+    (one, *_) = site.call("nodes", node="red")["nodes"][0]["devices"]
+    part = one["id"].removeprefix("red/")
+
+    def said(device: str) -> tuple[str, str, int]:
+        program = hal_run(site, "--device", device, "--memory", "1GiB", "--", "sh", "-c", "echo $HAL_SLICE")
+        out, err = program.communicate(timeout=60)
+        return out, err, program.returncode
+
+    for device in (one["id"], one["id"][:-2].upper()):
+        out, err, code = said(device)
+        assert (out.startswith(site.envs["red"]["HAL_RUNTIME_DIR"]), err, code) == (True, "", 0)
+    fits = f"hal: '{part}' fits 2 devices, such as green/{part} and red/{part}: write more\n"
+    assert said(part) == ("", fits, 3)
+    _, err, code = said("blue/x")
+    assert (err.startswith("hal: there is no device 'blue/x' in this cluster; "), code) == (True, 3)
+    site.at_rest()
+
+
 def test_run_passes_signals_on_and_its_program_dies_with_it(site: Site) -> None:
     site.add("green", "l40s-4")
     script = "trap 'echo heard; exit 6' TERM; echo up; while :; do sleep 0.01; done"
@@ -627,6 +684,18 @@ def test_what_run_has_started_on_another_node_outlives_restarts(who: str, site: 
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only an agent of root's needs leave")
+def test_run_says_why_its_program_was_stopped(site: Site) -> None:
+    site.add("green", "l40s-4")
+    program = hal_run(site, "--memory", "1GiB", "--", "sh", "-c", "echo up; exec sleep 1000")
+    assert line(program) == "up"
+    site.call("drain", target="green", reason="dust")
+    _, err = program.communicate(timeout=60)
+    why = f"hal: the lease was taken away: green is to be left: dust (by uid:{os.getuid()})\n"
+    assert (err, program.returncode) == (why, 143)
+    site.call("uncordon", target="green")
+    site.at_rest()
+
+
 def test_what_a_node_refuses_to_run_is_said_with_its_reason(site: Site) -> None:
     site.add("green", "l40s-4")
     kill(site.agents["green"].pid)
@@ -664,6 +733,9 @@ def test_an_agent_reads_its_configuration_again(site: Site) -> None:
     job = site.over(site.submit("true", request=on("nvidia")))
     assert job["state"] == "failed" and "runs no jobs of 'root'" in job["reason"]
     assert "stays as it is" in reload("[jobs")
+    config.unlink()  # of the runtime directory, where it was found
+    agent.send_signal(signal.SIGHUP)
+    assert agent.stderr.readline().endswith("stays as it is: " + f"{config} is no longer there\n")
     assert "jobs.run_as" in reload(before)
     assert site.over(site.submit("true", request=on("nvidia")))["state"] == "completed"
     assert site.job(held)["state"] == "running" and agent.poll() is None

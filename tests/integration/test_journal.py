@@ -72,6 +72,9 @@ def test_a_damaged_store_is_refused_until_a_backup_is_restored(machine_env: Env,
         return done.returncode, said + wrong
 
     assert hal("admin", "check") == (3, f"hal: there is no lease store {store}\n")
+    state = machine_env.pop("HAL_STATE_DIR")  # as an operator forgets it
+    assert "started with HAL_STATE_DIR, it is named here, too" in hal("admin", "check")[1]
+    machine_env["HAL_STATE_DIR"] = state
     with serving(machine_env), Client(places(machine_env)) as client:
         request = {"members": [{"alternatives": [{"memory_bytes": 1 << 30}]}], "ttl_ms": 60_000}
         kept = client.call("acquire", key="kept", request=request)["lease"]["id"]

@@ -266,9 +266,17 @@ def test_what_has_become_of_a_lease_can_be_read(client: Client, machine_env: Env
     held = client.call("acquire", key="a", memory_bytes=GIB, ttl_seconds=60.0)["lease"]["id"]
     told = hal(machine_env, "lease", "show", held)
     assert ([one["id"] for one in told["leases"]], told["waiting"], told["over"]) == ([held], [], [])
+    me = pwd.getpwuid(os.getuid()).pw_name
+    assert told["leases"][0]["owner"] == me
     client.call("cordon", target="local", reason="dust")
     waits = client.call("acquire", key="w", request={"members": [{}], "wait": True})["waiting"]["id"]
     assert hal(machine_env, "lease", "show", waits)["waiting"][0]["id"] == waits
+    listed = hal(machine_env, "lease", "list")
+    assert [one["owner"] for one in (*listed["leases"], *listed["waiting"])] == [me, me]
+    rows = subprocess.run(
+        [*HAL, "lease", "list"], env=machine_env, capture_output=True, text=True, timeout=60
+    )
+    assert [row.split()[1] for row in rows.stdout.splitlines() if row[:8] in (held, waits)] == [me, me]
     client.call("release", lease=waits)
     assert (shown(waits)["state"], shown(waits)["granted_ms"]) == ("withdrawn", None)
     client.call("drain", target="local", reason="dust")
@@ -276,6 +284,7 @@ def test_what_has_become_of_a_lease_can_be_read(client: Client, machine_env: Env
     client.call("release_many", leases=[held])  # it is ending already: no second cause
     wait_until(lambda: client.call("list")["leases"] == [])
     over = shown(held)
+    assert over["owner"] == me
     assert (over["state"], over["cause"], over["by"]) == ("ended", "drained", f"uid:{os.getuid()}")
     assert over["ended_ms"] >= over["at_ms"] >= over["granted_ms"]
     done = subprocess.run(
@@ -283,7 +292,7 @@ def test_what_has_become_of_a_lease_can_be_read(client: Client, machine_env: Env
     )
     assert done.returncode == 0, done.stderr
     assert "state       has ended" in done.stdout
-    assert "because     drained: local is to be left" in done.stdout
+    assert "because     drained: local is to be left: dust" in done.stdout
     with pytest.raises(GoneError, match="there is no lease '1234abcd'"):
         client.call("lease", lease="1234abcd")
 
@@ -309,7 +318,10 @@ def test_events_that_are_asked_for(client: Client, machine_env: Env) -> None:
     assert events("--since", "2100-01-31T12:00") == []
     for option, value, code, said in (
         ("--since", "yesterday", 2, "hal: 'yesterday' is no time: write it like 30min, 2h, 2026-01-31 or"),
-        ("--kind", "grant", 2, "hal: there is no kind of event 'grant'; there are queued,"),
+        ("--kind", "grant", 2, "there is no kind of event 'grant'; did you mean 'granted'?"),
+        ("--kind", "xyz", 2, "there is no kind of event 'xyz'; there are queued,"),
+        ("--after", str(1 << 70), 2, "hal: a number in the request is larger than any can be"),
+        ("--node", "other", 0, "hal: there is no such event"),
     ):
         command = [*HAL, "events", option, value]
         done = subprocess.run(command, env=machine_env, capture_output=True, text=True, timeout=60)

@@ -49,6 +49,8 @@ def test_wheel_works_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     assert {"hal/py.typed", "hal_native/libhalguard.so", "hal_native/drivers/libcuda.so.1"} <= names
+    units = {name.rpartition("/")[2] for name in names if ".data/data/share/hal/systemd/" in name}
+    assert units == {"hal-agent.service", "hal-scheduler.service"}
     assert not [name for name in names if "__pycache__" in name or name.startswith("tests/")]
     python = empty_environment(tmp_path / "venv")
     pip("--python", str(python), "install", "--no-deps", str(wheel))

@@ -134,6 +134,19 @@ def test_what_has_become_of_a_lease_is_told_to_its_owner_readers_and_admins(serv
         bob.call("submit", key="j", job=spec, lease=hers)
 
 
+def test_whose_a_lease_is_is_told_by_name_also_after_a_restart(serving: Head) -> None:
+    hers = acquired(serving.named("alice"))
+    for restarted in (False, True):
+        if restarted:
+            serving.process.kill()
+            serving.process.wait()
+            serving.serve()
+            key = read_client_key(serving.folder / "alice.key")
+            serving.client(Endpoint(serving.address, key)).call("renew", lease=hers)
+        told = serving.client(Endpoint.here(places(serving.env))).call("list")["leases"]
+        assert [(one["id"], one["owner"]) for one in told] == [(hers, "alice")]
+
+
 @pytest.mark.parametrize(
     ("role", "op"), [("user", "set_queue"), ("user", "join"), ("reader", "acquire"), ("agent", "acquire")]
 )
@@ -282,6 +295,8 @@ def test_the_wrong_scheduler_and_no_scheduler_are_said_at_once(serving: Head) ->
         serving.client(Endpoint(serving.address, read_client_key(serving.folder / "b.key"))).call("hello")
     with pytest.raises(Unreachable, match=r"no scheduler answers at tcp://127.0.0.1:9"):
         serving.client(Endpoint("tcp://127.0.0.1:9", key)).call("hello")
+    with pytest.raises(StateError, match="'tcp://head' is no scheduler's address; write tcp://HOST:PORT"):
+        serving.client(Endpoint("tcp://head", key)).call("hello")
     with pytest.raises(StateError, match="needs a key: set HAL_KEY"):
         Endpoint(serving.address)
 
@@ -531,7 +546,8 @@ def as_nobody(head: Head, own_environment: Path) -> Iterator[Asked]:
 
 def test_a_private_directory_keeps_others_out(head: Head, as_nobody: Asked) -> None:
     head.serve()
-    assert "no scheduler answers" in as_nobody("hello")["error"]
+    error = as_nobody("hello")["error"]
+    assert "scheduler.sock is not open to this user" in error and "security.group" in error
 
 
 def test_a_group_is_served_each_by_their_user(head: Head, as_nobody: Asked) -> None:

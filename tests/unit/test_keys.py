@@ -196,6 +196,20 @@ def test_a_secret_that_never_travels(hal: Hal, tmp_path: Path) -> None:
     assert json.loads(added.stdout)["keys"][0]["uid"] == 1000
 
 
+def test_no_keys_are_made_where_another_machines_scheduler_is_asked(
+    hal: Hal, tmp_path: Path, own_environment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HAL_SCHEDULER", "tcp://head:7421")
+    for command in (("list",), ("new", "bob"), ("revoke", "bob")):
+        result = hal("keys", *command, cwd=tmp_path)
+        assert (result.returncode, result.stdout) == (6, "")
+        assert "keys are known where the scheduler runs" in result.stderr
+    assert not (own_environment / "keys").exists() and not (tmp_path / "bob.key").exists()
+    other = "x" * 40
+    made = hal("keys", "new", "bob", "--server-key", other, "--output", "b.key", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+
+
 def test_a_key_whose_file_cannot_be_written_is_not_left_in_force(hal: Hal, tmp_path: Path) -> None:
     result = hal("keys", "new", "a", "--output", str(tmp_path / "none" / "a.key"))
     assert result.returncode == 6

@@ -123,8 +123,9 @@ class Agent:
             self._keep_promise()
 
     def allowed(self) -> float | None:
-        """What the agent before this one was allowed, since the boot."""
-        return self._promise.read()
+        """What the agent before this one was allowed, since the boot; None where nothing is lent: what was
+        promised for others that have ended since says nothing."""
+        return self._promise.read() if self._bound else None
 
     def _keep_promise(self) -> None:
         if self._until is not None:

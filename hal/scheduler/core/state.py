@@ -159,7 +159,8 @@ class State:
                 self.world.refresh(event.target)
                 there = {lease.id: lease for lease in self.world.on_device(event.target)}
                 there |= {lease.id: lease for lease in self.world.on_node(event.target)}
-                return self._revoke(there.values(), Cause.DRAINED, f"{event.target} is to be left")
+                why = "" if event.reason == "drained" else f": {event.reason}"
+                return self._revoke(there.values(), Cause.DRAINED, f"{event.target} is to be left{why}")
             case on.Uncordon():
                 self.world.counters.cordoned.pop(event.target, None)
                 self.world.refresh(event.target)

@@ -456,6 +456,7 @@ class Board:
 
     def _add(self, job: Job) -> None:
         self.jobs[job.id] = job
+        self.accounts.know(job.owner, job.uid)
         self._by_key.setdefault((job.uid, job.key), []).append(job.id)
         if not job.state.over:
             self._living.add(job.id)

@@ -321,6 +321,10 @@ def _seen(engine: Engine, id: str, peer: Peer) -> Job:
     """To whom it is not shown, it does not exist. Raises Refused."""
     one = engine.board.jobs.get(id)
     if one is None or not peer.sees(one.uid):
+        many = [job.id for job in engine.board.find(id) if one is None and peer.sees(job.uid)]
+        if many:
+            what = f"'{id}' is an array of {len(many)} jobs: name one of them, such as {many[0]}"
+            raise Refused("not_found", what)
         raise _no_job(id)
     return one
 
