@@ -36,7 +36,8 @@ from hal.scheduler.watch import Watch
 
 __all__ = ["Engine"]
 
-_FRESH = 0.5  # seconds for which the devices' outside use is believed
+_FRESH = 0.5  # seconds for which the devices' outside use is believed at least
+_LOOKING = 9  # times as long as a look has taken: slow drivers keep nobody waiting for long
 _REMEMBERED = 1024  # leases and requests that are over, of which it is known why
 
 
@@ -83,6 +84,7 @@ class Engine:
         self.waiters = Waiters()
         self.say = say
         self.seen = float("-inf")  # when this node's devices were looked at
+        self._fresh = _FRESH  # and for how long that is believed
         self._zero = clock.zero_today()
         self.started_ms = self.now()
 
@@ -155,11 +157,13 @@ class Engine:
 
     def look_at_devices(self) -> None:
         """Ask this node again what others use of its devices, unless it was asked a moment ago."""
-        if self.agent is not None and time.monotonic() - self.seen >= _FRESH:
+        begun = time.monotonic()
+        if self.agent is not None and begun - self.seen >= self._fresh:
             facts = self.laid_over(self.agent.facts())
             self._departs(self.nodes.nodes[facts.id].facts, facts)
             self.happens(core.InventoryChanged(facts))
             self.seen = time.monotonic()
+            self._fresh = max(_FRESH, _LOOKING * (self.seen - begun))
 
     # ---- nodes -----------------------------------------------------------------------------
 

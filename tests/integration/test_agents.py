@@ -132,6 +132,14 @@ def test_an_agent_that_begins_with_nothing_lent_is_not_cut_off(cluster: Cluster)
     cluster.agent("green")  # the first that it says is that it has joined
 
 
+def test_a_node_whose_driver_takes_seconds_joins(cluster: Cluster) -> None:
+    """For longer than an agent listens to silence; nobody answers while it looks at its devices."""
+    slow = ";".join(f"nvmlDeviceGetMemoryInfo{kind}=900000000" for kind in ("", "_v2"))
+    env = cluster._stack.enter_context(emulated(load("l40s-4")))
+    cluster.envs["green"] = {**env, "HAL_EMULATOR_LATENCY": slow}
+    cluster.agent("green")
+
+
 def test_the_same_ids_on_two_nodes_are_two_devices(cluster: Cluster) -> None:
     cluster.add("a", "l40s-4")
     cluster.add("b", "l40s-4")

@@ -33,6 +33,8 @@ __all__ = ["Service"]
 
 _ORDERS: dict[str, type[Order]] = {op: kind for kind, (op, _) in ORDERS.items()}
 _FACTS = 1.0  # seconds between looks at what others use of the devices
+_LOOKING = 9  # times as long as a look has taken nothing is looked at: slow drivers stop no beats
+_SLOW = 1.0  # seconds
 _UNTOLD = 55.0  # seconds: cut off, before a scheduler has said after how long
 _SILENCE = 3.0  # seconds without an answer after which a fresh connection is tried
 _DRAIN = 256
@@ -71,7 +73,7 @@ class Service:
         self._joined: Joined | None = None
         self._answered = clock()  # when the last message that was answered was sent
         self._until = self._answered + _UNTOLD  # without an answer, all that is lent here is stopped then
-        self._connected = self._beaten = self._looked = float("-inf")
+        self._connected = self._beaten = self._look_at = float("-inf")
         self._cut_off = False
         self._cut_off_seconds = _UNTOLD
         self._facts: NodeFacts | None = None
@@ -107,13 +109,18 @@ class Service:
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._agent.descriptor, zmq.POLLIN)
         due = 0.05 if self._agent.busy else max(self._beaten + self._pause() - clock(), 0)
+        began = clock()
         events = dict(poller.poll(int(due * 1000) + 1))
-        self._keep_dialling(clock())  # it may have been stopped for long: orders from before are of no use
+        awake = clock()
+        if awake - began > due + _SILENCE:  # it was stopped (SIGSTOP, a frozen machine): others may have
+            self._joined = None  # been told since what the orders that wait here are about
         if wakeup.fileno() in events and not self._goes_on(wakeup.recv(64)):
             return False
         if self._socket in events:
             self._drain()
         self._advance(clock())
+        if clock() - awake > _SLOW:  # of a driver's: who has answered meanwhile was not listened to
+            self._connected = clock()
         return True
 
     def _goes_on(self, signals: bytes) -> bool:
@@ -177,10 +184,11 @@ class Service:
 
     def _beat(self, now: float) -> None:
         self._beaten = now
-        if self._facts is None or now - self._looked >= _FACTS:
-            self._looked = now
+        if self._facts is None or now >= self._look_at:
             with contextlib.suppress(HalError):  # of a driver that does not answer, the last look counts
                 self._facts = self._agent.facts()
+            done = clock()
+            self._look_at = done + max(_FACTS, _LOOKING * (done - now))
         if self._facts is None:
             return
         if self._joined is None:
