@@ -47,7 +47,7 @@ bench: $(READY) ## Measure, and print the figures
 	@if [ -d benchmarks ]; then $(PYTHON) -m benchmarks; else echo "hal: there are no benchmarks yet"; fi
 
 soak: $(READY) ## Repeat all tests, with 1,000 kills, a million frames and new random cases, for SOAK=600 seconds
-	@unset CI; export HAL_HISTORIES=10000 HAL_FRAMES=1000000 HAL_ROUNDS=500; end=$$(($$(date +%s) + $(SOAK))); \
+	@unset CI; export HAL_HISTORIES=2000 HAL_FRAMES=1000000 HAL_ROUNDS=500; end=$$(($$(date +%s) + $(SOAK))); \
 	while $(PYTHON) -m pytest -q -o timeout=7200; do [ $$(date +%s) -lt $$end ] || exit 0; done; exit 1
 
 clean: ## Remove all that was made here: .venv, build/ and caches
