@@ -31,7 +31,7 @@ from hal.scheduler.places import Places
 from hal.scheduler.store import Store
 from hal.scheduler.store.file import NotDurable
 
-HISTORIES = max(100, int(os.environ.get("HAL_HISTORIES", "100")) // 5)  # each takes a tenth of a second
+HISTORIES = int(os.environ.get("HAL_HISTORIES", "100"))
 GIB = 1 << 30
 MEMORY = 10 * GIB
 NAMES = ("a", "b", "c")
