@@ -148,16 +148,17 @@ class Daemon(Engine):
         self.monitor.flush()
         # A client that has gone in the meantime is no error: its lease ends with its process.
         messages = [(address, _packed(reply)) for address, reply in replies]
+        orders = self.nodes.orders
         if self.trouble is None:
-            messages += self.nodes.outbox
-            self.nodes.outbox = []
+            messages += orders.outbox
+            orders.outbox = []
         else:
-            self.nodes.outbox = list(dict.fromkeys(self.nodes.outbox))  # what is ordered again is one
+            orders.outbox = list(dict.fromkeys(orders.outbox))  # what is ordered again is one
         for address, message in messages:
             with contextlib.suppress(zmq.ZMQError):
                 frames.send(address.socket, address.identity, message)
         if self.trouble is None:
-            self.nodes.carry_out(time.monotonic())
+            orders.carry_out(time.monotonic())
         if self.state.leases or self.state.waiting or self.board.pauses:
             self._needed = time.monotonic()
         elif self.private and time.monotonic() - self._needed > _LINGER:
@@ -248,7 +249,7 @@ class Daemon(Engine):
             if isinstance(message, wire.Reply):
                 # An identity is free again when its connection has ended: the name has to be the same.
                 if self.speakers.get(address.identity) == who.name:
-                    self.nodes.answered(address, message)
+                    self.nodes.orders.answered(address, message)
                 return None
             self._needed = now
             self._door.gate.check(who, message.op)

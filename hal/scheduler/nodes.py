@@ -8,16 +8,14 @@ that is what the node was told, which outlives a restart and another configurati
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import msgspec
 from msgspec import Struct
 
-from hal.backend import HalError, StateError
+from hal.backend import HalError
 from hal.enforce.ledger import DeviceUse
 from hal.model import Enforcement, Rung
-from hal.scheduler import wire
 from hal.scheduler.agent import binding as on
 from hal.scheduler.agent.agent import Agent
 from hal.scheduler.agent.until import clock
@@ -25,36 +23,13 @@ from hal.scheduler.answers import Address, Refused
 from hal.scheduler.core.facts import NodeFacts
 from hal.scheduler.core.lease import Lease, LeaseState
 from hal.scheduler.core.records import Row
+from hal.scheduler.node import Node
+from hal.scheduler.orders import AGAIN, Orders
 
-__all__ = ["Node", "Nodes"]
+__all__ = ["Nodes"]
 
 BEAT_SECONDS = 1.0
 KIND = "told"  # of rows: by node, after how many seconds without an answer it has stopped
-_AGAIN = 3.0  # seconds after which an order that was not answered is given again
-
-
-class Node:
-    """One node as the scheduler sees it; ``address`` None: its own, or one that has not joined."""
-
-    def __init__(self, id: str, since: float) -> None:
-        self.id = id
-        self.address: Address | None = None
-        self.facts: NodeFacts | None = None
-        self.heard = since  # seconds on the monotonic clock
-        self.lost_since: float | None = None
-        self.told = 0.0  # seconds after it was heard by which it has stopped: the most that it may go by
-        self.tells = 0.0  # the same, as it was last answered: it goes by it once it beats again
-        self.joined = float("-inf")  # when its last join was sent, on its own clock
-        self.boot = ""
-        self.version = ""
-        self.labels: dict[str, str] = {}
-        self.use: dict[str, list[DeviceUse]] = {}
-        self.leases: set[str] = set()
-
-    @property
-    def prefix(self) -> str:
-        """What stands before the ids of its devices, which may be the same as those of other nodes."""
-        return f"{self.id}/"
 
 
 class _Held(Struct, eq=False):
@@ -68,36 +43,19 @@ class _Held(Struct, eq=False):
     usable: bool = False  # all of it was bound at a time: who holds it may have been told how to use it
 
 
-class _Order(Struct, eq=False):
-    """One that is not answered yet."""
-
-    node: Node
-    lease: str
-    kind: type[Struct]
-    done: Callable[[Any], None]
-    message: bytes
-    sent: float
-
-
 class Nodes:
-    """``outbox`` has the orders to be sent once what they follow from is durable."""
-
     def __init__(self, agent: Agent | None, *, lost_seconds: float, grace_seconds: float) -> None:
         self._agent = agent
         self.lost_seconds = lost_seconds
         self.grace_seconds = grace_seconds
         self.term = 0
         self.nodes: dict[str, Node] = {}
-        self.outbox: list[tuple[Address, bytes]] = []
+        self.orders = Orders(agent)
         self.settled: set[str] = set()  # leases of which a node has answered since it was last looked at
         self._held: dict[str, _Held] = {}
         self._failed: list[tuple[str, str]] = []
         self._refused: dict[tuple[str, str], None] = {}  # leases that are to end, and nodes that could not
         self._refused_until = float("-inf")  # they are not asked again before
-        self._orders: dict[str, _Order] = {}
-        self._own_orders: list[tuple[on.Order, Callable[[Any], None]]] = []
-        self._numbered = 0
-        self._asked_until = float("-inf")  # no order is to be repeated before
         self._heard_until = float("-inf")  # no node can be lost before
         self._changed: set[str] = set()  # nodes whose ``told`` is to be written down
         self._allowed_until = float("-inf")  # what runs on this node is not told anew before
@@ -114,7 +72,7 @@ class Nodes:
         """Have it stopped and taken away; ``has_ended`` tells when that is done."""
         held = self._held.get(lease.id) or self._hold(lease, now)
         held.ending = True
-        self._drop_orders(lambda order: order.lease == lease.id)
+        self.orders.drop(lease=lease.id)
         for id in held.nodes:
             if id not in held.ended:
                 self._order_unbind(lease.id, held, self.nodes[id], now)
@@ -137,7 +95,7 @@ class Nodes:
     def forget_node(self, id: str) -> None:
         """It is no more, and neither is what it held; who joins under its name is another."""
         node = self.nodes.pop(id)
-        self._drop_orders(lambda order: order.node is node)
+        self.orders.drop(node=node)
         for lease in node.leases:
             self._held[lease].nodes.remove(id)
             self._held[lease].bound.pop(id, None)
@@ -239,7 +197,7 @@ class Nodes:
         self._goes_by(node, max(node.told, node.tells))  # nobody knows whether it gets this answer
         if any(keep.get(id) != epoch for id, epoch in joining.bound.items()):
             return on.Joined(self.term, BEAT_SECONDS, cut_off, keep, again=True)
-        self._drop_orders(lambda order: order.node is node)
+        self.orders.drop(node=node)
         rebooted = bool(node.boot) and node.boot != joining.boot
         node.address, node.boot, node.version = address, joining.boot, joining.version
         node.heard, node.lost_since, node.joined, node.use = now, None, joining.sent, {}
@@ -284,66 +242,13 @@ class Nodes:
                 self._has_left(lease, held, node)
         return True
 
-    def answered(self, address: Address, reply: wire.Reply) -> None:
-        """An agent's answer to an order; of one that was overtaken, nothing."""
-        order = self._orders.get(reply.id)
-        if order is None or order.node.address != address:
-            return
-        del self._orders[reply.id]
-        at = order.node.id
-        if not reply.ok:
-            reason = "it gave no reason" if reply.error is None else reply.error.message
-            order.done(StateError(f"node '{at}': {reason}"))
-            return
-        try:
-            order.done(msgspec.convert(reply.body, order.kind))
-        except msgspec.ValidationError as wrong:
-            order.done(StateError(f"node '{at}' gave an answer that cannot be read: {wrong}"))
-
-    def order(
-        self, node: Node, order: on.Order, done: Callable[[Any], None], now: float, lease: str = ""
-    ) -> None:
-        """``done`` gets the answer or a HalError: at once from this node, from another when it answers, and
-        never when that is lost before: its leases are settled when it joins again. Programs of this node hear
-        of it with ``carry_out``."""
-        if self._is_own(node.id):
-            if isinstance(order, on.RunOrder | on.SignalOrder):
-                self._own_orders.append((order, done))
-            else:
-                self._perform(order, done, now)
-        elif node.address is not None:
-            self._numbered += 1
-            id, (op, kind) = f"{self.term}-{self._numbered}", on.ORDERS[type(order)]
-            message = wire.pack(wire.Request(wire.VERSION, id, op, msgspec.to_builtins(order)))
-            self._orders[id] = _Order(node, lease, kind, done, message, now)
-            self.outbox.append((node.address, message))
-
-    def carry_out(self, now: float) -> None:
-        """What programs of this node are told: what it follows from is durable by now."""
-        orders, self._own_orders = self._own_orders, []
-        for order, done in orders:
-            self._perform(order, done, now)
-
-    def _perform(self, order: on.Order, done: Callable[[Any], None], now: float) -> None:
-        answer: Any
-        try:
-            answer = self._own.perform(order, now)
-        except HalError as wrong:
-            answer = wrong
-        done(answer)
-
     # ---- time -------------------------------------------------------------------------------
 
     def turn(self, now: float) -> None:
         """Let this node go on with its endings, and ask others again what they have not answered."""
-        if now >= self._asked_until:
-            for order in self._orders.values():
-                if now - order.sent >= _AGAIN and order.node.address is not None:
-                    order.sent = now
-                    self.outbox.append((order.node.address, order.message))
-            self._asked_until = min((one.sent for one in self._orders.values()), default=now) + _AGAIN
+        self.orders.repeat(now)
         if self._refused and now >= self._refused_until:
-            self._refused_until = now + _AGAIN
+            self._refused_until = now + AGAIN
             self._end_refused(now)
         if self._agent is None:
             return
@@ -461,7 +366,7 @@ class Nodes:
 
         prefix = "" if self._is_own(node.id) else node.prefix
         order = on.BindOrder(self.term, on.binding_of(lease, node.id, prefix))
-        self.order(node, order, done, now, lease.id)
+        self.orders.give(node, order, done, now, lease.id)
 
     def _order_unbind(self, lease: str, held: _Held, node: Node, now: float) -> None:
         def done(answer: on.Unbound | HalError) -> None:
@@ -470,7 +375,7 @@ class Nodes:
             elif answer.ended:
                 self._has_left(lease, held, node)
 
-        self.order(node, on.UnbindOrder(self.term, lease, held.epoch), done, now, lease)
+        self.orders.give(node, on.UnbindOrder(self.term, lease, held.epoch), done, now, lease)
 
     def _end_refused(self, now: float) -> None:
         """What a node could not end, because of its disk, say, is not forgotten: it is ordered again."""
@@ -486,9 +391,6 @@ class Nodes:
         node.use.pop(lease, None)
         if not held.ending:
             self._failed.append((lease, f"node '{node.id}' has stopped it"))
-
-    def _drop_orders(self, overtaken: Callable[[_Order], bool]) -> None:
-        self._orders = {id: order for id, order in self._orders.items() if not overtaken(order)}
 
     def _named_here(self, node: Node, facts: NodeFacts) -> NodeFacts:
         devices = tuple(msgspec.structs.replace(one, id=node.prefix + one.id) for one in facts.devices)

@@ -14,7 +14,7 @@ from msgspec import Struct
 from hal.scheduler import bodies, core, wire
 from hal.scheduler.answers import Peer, Refused
 from hal.scheduler.core.facts import WHOLE_MILLI, NodeFacts
-from hal.scheduler.nodes import Node
+from hal.scheduler.node import Node
 from hal.scheduler.store import journal
 
 if TYPE_CHECKING:

@@ -183,7 +183,7 @@ class Scheduler:
         address = Address(self.network.router, identity)
         said = wire.unpack_message(message)
         if isinstance(said, wire.Reply):
-            self.nodes.answered(address, said)
+            self.nodes.orders.answered(address, said)
             return
         body: dict[str, Any] | None = {}
         try:
@@ -214,9 +214,9 @@ class Scheduler:
             if lease.state is core.LeaseState.ENDING and self.nodes.has_ended(lease.id, now):
                 self.nodes.forget(lease.id)
                 self.happens(core.Ended(lease.id), now)
-        for address, message in self.nodes.outbox:
+        for address, message in self.nodes.orders.outbox:
             self.network.to_agents.append((address.identity, message))
-        self.nodes.outbox = []
+        self.nodes.orders.outbox = []
 
 
 class Cluster(RuleBasedStateMachine):

@@ -348,7 +348,8 @@ class Board:
                 job.spec,
                 self._variables(job, member),
             )
-            nodes.order(nodes.nodes[at], order, self._answer(job, lease.epoch), time.monotonic(), lease.id)
+            done = self._answer(job, lease.epoch)
+            nodes.orders.give(nodes.nodes[at], order, done, time.monotonic(), lease.id)
 
     def _answer(self, job: Job, epoch: int):  # type: ignore[no-untyped-def]
         def done(answer: Started | HalError) -> None:

@@ -250,7 +250,7 @@ def signal_job(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body:
         wanted = asked.member in (None, member) and member not in one.exits and not one.state.over
         if wanted and known is not None and nodes.reports(known):
             order = SignalOrder(nodes.term, one.id, one.epoch, member, asked.signal)
-            nodes.order(known, order, lambda _: None, time.monotonic(), one.id)
+            nodes.orders.give(known, order, lambda _: None, time.monotonic(), one.id)
     return {"job": _told(engine, one)}
 
 
@@ -291,7 +291,7 @@ def job_logs(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body | Waiter:
     def late() -> wire.Body:
         raise Refused("failed", f"node '{at}' has not answered in time")
 
-    engine.nodes.order(node, order, answered, time.monotonic())
+    engine.nodes.orders.give(node, order, answered, time.monotonic())
     answer = look()
     return _Once(name, time.monotonic() + _NODE_SECONDS, look, late) if answer is None else answer
 
