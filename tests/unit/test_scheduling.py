@@ -389,6 +389,27 @@ def test_who_has_had_less_goes_first_and_what_was_had_fades() -> None:
     assert ids(cluster.end("b1"), Grant) == ["a1"]
 
 
+def test_room_that_was_made_for_one_is_given_to_no_other() -> None:
+    """What is kept for who is next was elsewhere before: that no others get back what they had to leave."""
+    pair = Alternative(count=2, topology=Topology.NODE)
+    small = Alternative(memory_bytes=20 * GIB)
+    cluster = Cluster(
+        node("a", device("nvidia:0"), device("nvidia:1")), node("b", device("nvidia:2"), device("nvidia:3"))
+    )
+    cluster.granted("whole", pair, priority=5)
+    away = next(iter({"a", "b"} - {spot.node for spot in cluster.state.leases["whole"].spots()}))
+    other = "nvidia:2" if away == "b" else "nvidia:0"
+    cluster.granted("one", priority=5)
+    assert ids(cluster.ask("next", pair, priority=5), Queued) == ["next"]
+    for id in "xy":
+        cluster.granted(id, small, requeue=True)
+    kept = cluster.state.world.counters.reservation
+    assert kept is not None and other not in kept.devices
+    assert ids(cluster.end("one"), Preempt) == ["x", "y"]
+    assert ids(cluster.apply(Ended("x")), Grant) == []
+    assert ids(cluster.apply(Ended("y")), Grant) == ["next"]
+
+
 def test_what_must_not_be_preempted_stays_within_quota() -> None:
     cluster = Cluster(node("a", *(device(f"nvidia:{n}") for n in range(3))))
     cluster.apply(SetQueue(Queue("q", quota=Limits(devices_milli=1000))))

@@ -22,15 +22,16 @@ __all__ = ["in_time", "leaves_room", "reserve"]
 _FIRST = 4  # leases that are thought away at first; then twice as many each time
 
 
-def reserve(world: World, one: Waiting, now: int) -> Reservation | Blocked:
+def reserve(world: World, one: Waiting, now: int, *, soon: bool = False) -> Reservation | Blocked:
     """What to keep for ``one``, which has no room now; or why it has none whatever ends.
 
     Where nobody can tell when, what is kept stays the same as long as it serves, so that who waits is
     not strung along. Otherwise it is worked out anew: the time never becomes later, and earlier when
-    a holder has ended before its time.
+    a holder has ended before its time. ``soon``: those that end already will do; then it is what they leave,
+    or others would be given that, and have to make room in their turn.
     """
     known = world.counters.reservation
-    if known is not None and known.id == one.id and known.at is None and _serves(world, known):
+    if not soon and known is not None and known.id == one.id and known.at is None and _serves(world, known):
         return known
     leases, found = _fewest(world, one, now)
     return _kept(world, one, found, leases, now) if isinstance(found, Plan) else found

@@ -227,8 +227,8 @@ class Scheduling:
         if kind.hopeless == world.altered and self.partitioner is None:
             return False
         world.withhold(_NOTHING)
-        self._make_room(one, now, decisions)
-        reservation = reserve(world, one, now)
+        soon = self._make_room(one, now, decisions)
+        reservation = reserve(world, one, now, soon=soon)
         if isinstance(reservation, Blocked):
             if reservation.plain and kind.single:
                 kind.hopeless = world.altered
@@ -242,7 +242,8 @@ class Scheduling:
         self._asked = world.freed
         return True
 
-    def _make_room(self, one: Waiting, now: int, decisions: list[Decision]) -> None:
+    def _make_room(self, one: Waiting, now: int, decisions: list[Decision]) -> bool:
+        """True: there will be room once all have ended that are ending by now."""
         world = self.world
         found = victims(world, one, now)
         if found is not None:
@@ -252,10 +253,11 @@ class Scheduling:
                 lease.again = lease.request.requeue
                 world.note("lease", id)
                 decisions.append(Preempt(lease, one.id, cause, _why(cause, one)))
-            return
+            return True
         proposal = self._proposal(one, now)
         if proposal is not None:
             decisions.append(proposal)
+        return False
 
     def _proposal(self, one: Waiting, now: int) -> Decision | None:
         """Moves, or in the end another cut of a device; each is said once."""
