@@ -64,6 +64,7 @@ class _Client:
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
         self._socket.set(zmq.LINGER, 0)
+        self._socket.set(zmq.RCVTIMEO, _PATIENCE)
         Endpoint(address, own_key(address)).dial(self._socket)
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(_Answer).decode
@@ -72,9 +73,10 @@ class _Client:
         self._socket.send(self._encode({"v": wire.VERSION, "id": id, "op": op, "body": body}))
 
     def receive(self) -> _Answer:
-        if not self._socket.poll(_PATIENCE):
-            raise SystemExit("the scheduler does not answer")
-        return self._decode(self._socket.recv())
+        try:
+            return self._decode(self._socket.recv())
+        except zmq.Again:
+            raise SystemExit("the scheduler does not answer") from None
 
     def close(self) -> None:
         self._context.destroy(0)
