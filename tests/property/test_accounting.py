@@ -116,6 +116,7 @@ class Site(RuleBasedStateMachine):
         self.turn()
         self.engine.store.close()
         self.engine.holders.close()
+        self.slices.close()
         self.stack.close()
 
     def end(self, id: str, at: int) -> None:
@@ -176,6 +177,7 @@ class Site(RuleBasedStateMachine):
             self.engine.store._db.close()
             self.held, self.happened = self.kept.copy(), self.seen
         self.engine.holders.close()
+        self.slices.close()
         seen = self.seen
         self.at += away
         lost = set(sorted(self.held.since)[:1]) if lose else set()
