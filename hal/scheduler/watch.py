@@ -41,6 +41,7 @@ KINDS = (
     "drained",
     "uncordoned",
     "queue_set",
+    "queue_removed",
 )
 
 Seen = Callable[[int], bool]  # whether the happenings of an owner may be seen
@@ -202,7 +203,7 @@ class Watch:
         if type(event) is core.Ended:
             self._of("ended", event.id, now)
             self._known.pop(event.id, None)
-        elif type(event) not in _QUIET:
+        elif type(event) not in _QUIET and not any(isinstance(one, core.Refuse) for one in decisions):
             self._of_event(event, now)
         for decision in decisions:
             match decision:
@@ -244,6 +245,8 @@ class Watch:
                 self._of_all("uncordoned", now, name=target)
             case core.SetQueue(queue=queue):
                 self._of_all("queue_set", now, queue=queue.name)
+            case core.RemoveQueue(name=name):
+                self._of_all("queue_removed", now, queue=name)
 
     def _of(
         self,
