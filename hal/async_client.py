@@ -447,6 +447,10 @@ class AsyncClient:
             (await self.call("set_queue", name=name, **changes))["queues"], list[QueueTold]
         )
 
+    async def remove_queue(self, name: str) -> list[QueueTold]:
+        """Of a queue in which nothing is, nor below it."""
+        return msgspec.convert((await self.call("remove_queue", name=name))["queues"], list[QueueTold])
+
     async def watch(self, after: int | None = None) -> AsyncIterator[Event]:
         """What happens, for ever: from now on, or after the event of this number.
 

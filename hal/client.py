@@ -178,6 +178,9 @@ class Client:
     def set_queue(self, name: str, **changes: Any) -> list[QueueTold]:
         return self._wait_for(self._client.set_queue(name, **changes))
 
+    def remove_queue(self, name: str) -> list[QueueTold]:
+        return self._wait_for(self._client.remove_queue(name))
+
     def watch(self, after: int | None = None) -> Iterator[Event]:
         """See AsyncClient.watch."""
         events = self._client.watch(after)

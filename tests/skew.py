@@ -65,6 +65,7 @@ STEPS: list[tuple[str, str, dict[str, Any], dict[str, list[Any]]]] = [
     ("client", "label", {"node": "green", "labels": {"shelf": "3"}}, {}),
     ("client", "queues", {}, {}),
     ("client", "set_queue", {"name": "other", "quota_devices_milli": 1000, "weight": 2}, {}),
+    ("client", "remove_queue", {"name": "other"}, {}),
     ("client", "release", {"lease": "LEASE-01"}, {}),
     ("client", "submit", {"key": "j", "retries": 1, "request": ON_GREEN, "job": {
         "command": ["sleep", "1000"], "environment": {"A": "b"}, "directory": "/", "output_bytes": 16 << 20,

@@ -1,4 +1,4 @@
-"""``hal queue list`` and ``hal queue set``."""
+"""``hal queue list``, ``hal queue set`` and ``hal queue remove``."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from hal.units import format_bytes, parse_bytes
 
 def configure_queue(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
     parser.description = (
-        "List the queues of this user's scheduler, make one, or change what is set of one.\n"
+        "List the queues of this user's scheduler, make one, change what is set of one, or remove one.\n"
         "A queue can always have its quota back; it never goes beyond its limit."
     )
     parser.epilog = (
         "examples:\n  hal queue list\n  hal queue set research --quota 4 --limit 8 --weight 2\n"
         "  hal queue set research/vision --parent research --quota-memory 160GiB\n"
-        "  hal queue set default --quota 0"
+        "  hal queue set default --quota 0\n  hal queue remove research/vision"
     )
-    verbs = parser.add_subparsers(dest="verb", metavar="list|set", required=True)
+    verbs = parser.add_subparsers(dest="verb", metavar="list|set|remove", required=True)
     listing = verbs.add_parser(
         "list",
         help="the queues there are",
@@ -41,7 +41,14 @@ def configure_queue(parser: argparse.ArgumentParser) -> Callable[[argparse.Names
     for what in ("quota", "limit"):
         setting.add_argument(f"--{what}", metavar="DEVICES", help=f"{what} in devices, such as 2.5; or none")
         setting.add_argument(f"--{what}-memory", metavar="SIZE", help=f"{what} in device memory; or none")
-    for verb in (listing, setting):
+    removing = verbs.add_parser(
+        "remove",
+        help="remove a queue in which nothing is",
+        description="Remove a queue in which nothing is, nor below it. What was used of it stays accounted.",
+        epilog="example:\n  hal queue remove research/vision",
+    )
+    removing.add_argument("queue", metavar="QUEUE")
+    for verb in (listing, setting, removing):
         verb.add_argument("--json", action="store_true", help="print JSON (schema hal.queues/1)")
     return _run
 
@@ -50,6 +57,8 @@ def _run(options: argparse.Namespace) -> int:
     with Client() as client:
         if options.verb == "list":
             queues = client.call("queues")["queues"]
+        elif options.verb == "remove":
+            queues = client.call("remove_queue", name=options.queue)["queues"]
         else:
             queues = client.call("set_queue", **_changes(options))["queues"]
     if options.json:

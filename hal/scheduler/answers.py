@@ -108,4 +108,6 @@ def code_of(refused: core.Refuse) -> str:
     """What the protocol calls a refusal of the core."""
     if refused.code is core.Refusal.INVALID:
         return "not_found" if refused.field == "queue" else "malformed"
+    if refused.code is core.Refusal.IN_USE:
+        return "failed"
     return refused.code.value

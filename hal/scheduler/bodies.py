@@ -21,6 +21,7 @@ __all__ = [
     "AcquireMany",
     "Named",
     "Page",
+    "QueueName",
     "ReleaseMany",
     "SetQueueBody",
     "Wait",
@@ -129,6 +130,10 @@ class Wait(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if not 0 <= self.timeout_seconds <= _LONGEST_WAIT:
             raise ValueError(f"timeout_seconds is between 0 and {_LONGEST_WAIT:.0f}")
+
+
+class QueueName(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
 
 
 class SetQueueBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -27,6 +27,7 @@ _LEVELS = {
     "drained": "info",
     "uncordoned": "info",
     "queue_set": "info",
+    "queue_removed": "info",
     "suspended": "warning",
     "resumed": "info",
 }

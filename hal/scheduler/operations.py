@@ -250,6 +250,14 @@ def set_queue(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body:
     return queues(engine, body, peer)
 
 
+def remove_queue(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body:
+    name = msgspec.convert(body, bodies.QueueName).name
+    if jobs := engine.board.living_in(name):
+        raise Refused("failed", f"queue '{name:.64}' is not empty: jobs that are not over: {jobs}")
+    engine.decide(core.RemoveQueue(name))
+    return queues(engine, body, peer)
+
+
 # ---- agents ---------------------------------------------------------------------------------
 
 
@@ -288,6 +296,7 @@ OPERATIONS: dict[str, Operation] = {
     "explain": explain,
     "queues": queues,
     "set_queue": set_queue,
+    "remove_queue": remove_queue,
     "join": join,
     "beat": beat,
     **operating.OPERATIONS,

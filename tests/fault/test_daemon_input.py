@@ -338,6 +338,7 @@ SOUND: dict[str, dict[str, Any]] = {
         "limit_devices_milli": -1,
         "limit_memory_bytes": -1,
     },
+    "remove_queue": {"name": "none"},
     "nodes": {"limit": 1, "after": "", "node": "local"},
     "cordon": {"target": "none", "reason": ""},
     "drain": {"target": "none", "reason": ""},

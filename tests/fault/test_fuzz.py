@@ -177,6 +177,8 @@ class Fuzzer:
                 return "list", {"limit": chance.choice((1, 10, 1000)), "after": chance.choice((0, 7, -1))}
             case 12:
                 name = chance.choice(("default", "q", "q/a", ""))
+                if chance.random() < 0.3:
+                    return "remove_queue", {"name": name}
                 return "set_queue", {"name": name, "weight": chance.choice((0, 1, 5))}
             case _:
                 return self.agent()

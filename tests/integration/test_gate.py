@@ -309,6 +309,7 @@ MAY = {
     "accounting": "admin user reader",
     "queues": "admin user reader",
     "set_queue": "admin",
+    "remove_queue": "admin",
     "nodes": "admin user reader",
     "status": "admin user reader",
     "cordon": "admin",

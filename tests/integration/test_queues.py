@@ -172,6 +172,36 @@ def test_leases_queues_and_who_waits_survive_the_daemon(machine_env: Env) -> Non
         all_is_back(machine_env, but=successor.pid)
 
 
+def test_a_queue_can_be_removed_once_nothing_is_in_it(machine_env: Env) -> None:
+    with serving(machine_env) as daemon:
+        for name in ("team", "other"):
+            assert hal(machine_env, "queue", "set", name, "--quota", "1").returncode == 0
+        taken = start(machine_env, *HAL, "lease", "take", "--memory", "1GiB", "--queue", "team")
+        assert line(taken).startswith("Lease ")
+        in_use = hal(machine_env, "queue", "remove", "team")
+        assert in_use.stderr == "hal: queue 'team' is not empty: leases and requests that wait: 1\n"
+        job = hal(machine_env, "submit", "--queue", "other", "--memory", "1GiB", "--", "sleep", "600")
+        assert "jobs that are not over: 1" in hal(machine_env, "queue", "remove", "other").stderr
+        assert hal(machine_env, "job", "cancel", job.stdout.split()[0]).returncode == 0
+        taken.terminate()
+        taken.communicate(timeout=60)
+
+        def removed(name: str) -> bool:
+            return hal(machine_env, "queue", "remove", name).returncode == 0
+
+        wait_until(lambda: removed("team"), what="an empty queue")
+        wait_until(lambda: removed("other"), what="an empty queue")
+        again = hal(machine_env, "queue", "remove", "team")
+        assert (again.returncode, again.stderr) == (3, "hal: there is no queue 'team'\n")
+        last = json.loads(hal(machine_env, "events", "--json").stdout.splitlines()[-1])
+        assert (last["kind"], last["queue"]) == ("queue_removed", "other")
+        assert hal(machine_env, "events").stdout.endswith("queue removed  other\n")
+        kill(daemon.pid)
+    with serving(machine_env):
+        queues = json.loads(hal(machine_env, "queue", "list", "--json").stdout)["queues"]
+        assert [one["name"] for one in queues] == ["default"]
+
+
 def test_a_lease_can_be_taken_without_a_program(machine_env: Env) -> None:
     taken = start(machine_env, *HAL, "lease", "take", "--any", f"{NVIDIA}:20GiB", "--any", AMD)
     assert line(taken).startswith("Lease ")

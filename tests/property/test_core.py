@@ -43,6 +43,7 @@ from hal.scheduler.core import (
     Queued,
     Refuse,
     Release,
+    RemoveQueue,
     Renew,
     Request,
     Resumed,
@@ -328,9 +329,23 @@ class Core(RuleBasedStateMachine):
         self.queues[queue.name] = queue
         self.apply(SetQueue(queue))
 
+    @rule(name=st.sampled_from(QUEUES))
+    def remove_queue(self, name: str) -> None:
+        taken = {lease.request.queue for lease in self.held.values()}
+        taken |= {self.state.waiting[id].request.queue for id in self.waits}
+        taken |= {"default", *(queue.parent for queue in self.queues.values())}
+        decisions = self.apply(RemoveQueue(name))
+        assert bool(decisions) == (name in taken or name not in self.queues)
+        if not decisions:
+            del self.queues[name]
+
     @rule(name=st.sampled_from(QUEUES), quota=limits, limit=limits, weight=st.sampled_from([1, 3]))
     def change_queue(self, name: str, quota: Limits, limit: Limits, weight: int) -> None:
-        queue = Queue(name, self.queues[name].parent, quota, limit, weight)
+        parent = "two" if "/" in name else ""
+        queue = Queue(name, parent, quota, limit, weight)
+        if parent and parent not in self.queues:
+            assert isinstance(self.apply(SetQueue(queue))[0], Refuse)
+            return
         for most, least in zip(msgspec.structs.astuple(limit), msgspec.structs.astuple(quota), strict=True):
             if None not in (most, least) and least > most:
                 assert isinstance(self.apply(SetQueue(queue))[0], Refuse)

@@ -356,10 +356,13 @@ class Machine(RuleBasedStateMachine):
         members=st.integers(1, 2),
         retries=st.integers(0, 2),
         array=st.sampled_from([None, None, [0, 1, 2]]),
+        queue=st.sampled_from(["default", "default", "q"]),
     )
-    def submit(self, gib: int | None, members: int, retries: int, array: list[int] | None) -> None:
+    def submit(
+        self, gib: int | None, members: int, retries: int, array: list[int] | None, queue: str
+    ) -> None:
         member = {"alternatives": [{"memory_bytes": None if gib is None else gib * GIB}]}
-        request = {"members": [member] * members}
+        request = {"members": [member] * members, "queue": queue}
         job = {"command": ["true"]}
         self.ask("submit", key=f"j{self.number}", job=job, request=request, retries=retries, array=array)
 
@@ -392,6 +395,10 @@ class Machine(RuleBasedStateMachine):
     @rule(limit=st.sampled_from([-1, 1000, 3000]), quota=st.sampled_from([-1, 1000]))
     def set_queue(self, limit: int, quota: int) -> None:
         self.ask("set_queue", name="q", limit_devices_milli=limit, quota_devices_milli=quota)
+
+    @rule()
+    def remove_queue(self) -> None:
+        self.ask("remove_queue", name="q")
 
     # ---- nodes, disks and time --------------------------------------------------------------
 

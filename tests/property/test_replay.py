@@ -98,6 +98,7 @@ class History:
         )
         request = Request(
             members=(Member(alternatives),),
+            queue=chance.choice(["default", "default", "q"]),
             wait=chance.random() < 0.7,
             priority=chance.choice([0, 0, 5]),
             requeue=chance.random() < 0.3,
@@ -111,7 +112,7 @@ class History:
         chance = self.chance
         self.now += chance.choice([0, 1, 50, 1000])
         some = chance.choice(self.ids) if self.ids else "l"
-        (what,) = chance.choices(range(10), [45, 10, 15, 5, 5, 3, 2, 3, 12, 2])
+        (what,) = chance.choices(range(12), [45, 10, 15, 5, 5, 3, 2, 3, 12, 2, 4, 4])
         events = (
             lambda: self.request(),
             lambda: core.Renew(some, 1),
@@ -123,6 +124,8 @@ class History:
             lambda: core.Uncordon(f"n{chance.randrange(4)}"),
             core.Tick,
             lambda: core.NodeForgotten(f"n{chance.randrange(4)}"),
+            lambda: core.SetQueue(core.Queue("q", weight=chance.randint(1, 3))),
+            lambda: core.RemoveQueue("q"),
         )
         event = events[what]()
         self.happens(event)

@@ -43,6 +43,7 @@ from hal.scheduler.core import (
     Refusal,
     Refuse,
     Release,
+    RemoveQueue,
     Renew,
     Repartition,
     Request,
@@ -357,6 +358,38 @@ def test_a_limit_holds_and_says_so() -> None:
     assert isinstance(refused, Refuse)
     assert "the limit of queue 'team' alone" in refused.reason
     assert ids(cluster.apply(SetQueue(Queue("team", limit=Limits(2000)))), Grant) == ["b"]
+
+
+def test_a_queue_is_removed_once_nothing_is_in_it_or_below_it() -> None:
+    cluster = Cluster(node("a", device("nvidia:0")))
+    for name, parent in (("team", ""), ("team/one", "team")):
+        cluster.apply(SetQueue(Queue(name, parent)))
+
+    def refused(name: str) -> tuple[Refusal, str]:
+        (decision,) = cluster.apply(RemoveQueue(name))
+        assert isinstance(decision, Refuse)
+        return decision.code, decision.reason
+
+    assert refused("none") == (Refusal.INVALID, "there is no queue 'none'")
+    assert refused("default") == (
+        Refusal.IN_USE,
+        "queue 'default' stays: requests that name none go there",
+    )
+    assert refused("team") == (Refusal.IN_USE, "queue 'team' has others below it: team/one")
+    cluster.granted("a", queue="team/one")
+    cluster.ask("b", queue="team/one")
+    in_use = "queue 'team/one' is not empty: leases and requests that wait: {}"
+    assert refused("team/one") == (Refusal.IN_USE, in_use.format(2))
+    cluster.apply(Release("b", 0))
+    cluster.apply(Release("a", 0))
+    assert refused("team/one") == (Refusal.IN_USE, in_use.format(1))  # it has not ended yet
+    cluster.end("a")
+    assert cluster.apply(RemoveQueue("team/one")) == cluster.apply(RemoveQueue("team")) == []
+    (decision,) = cluster.ask("c", queue="team")
+    assert isinstance(decision, Refuse)
+    assert decision.field == "queue"
+    assert not cluster.apply(SetQueue(Queue("team", quota=Limits(0))))
+    cluster.granted("d", queue="team")
 
 
 def test_quota_is_reclaimed_from_who_has_more_and_from_the_youngest() -> None:

@@ -37,6 +37,16 @@ def everything(_: int) -> bool:
     return True
 
 
+def test_what_was_refused_has_not_happened() -> None:
+    watch = filled(0)
+    refused = core.Refuse(core.Refusal.IN_USE, "not empty", "q", "name")
+    for event in (core.SetQueue(core.Queue("q")), core.RemoveQueue("q")):
+        watch.note(event, [refused], 1000)
+        watch.note(event, [], 1001)
+    found, _, _ = watch.since(2 << 32, 10, everything)
+    assert [(one.kind, one.at_ms) for one in found] == [("queue_set", 1001), ("queue_removed", 1001)]
+
+
 def test_numbers_rise_across_restarts() -> None:
     before, after = filled(5, term=2), filled(1, term=3)
     assert before.last < after.since(0, 10, everything)[0][0].number

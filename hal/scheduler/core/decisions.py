@@ -38,6 +38,7 @@ class Refusal(StrEnum):
     ENDED = "ended"  # it has expired or was released
     INVALID = "invalid"  # the request makes no sense; `field` says where
     TAKEN = "taken"  # there is a lease or request of this id
+    IN_USE = "in_use"  # what is to be removed is not empty
 
 
 class Cause(StrEnum):

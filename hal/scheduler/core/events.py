@@ -21,6 +21,7 @@ __all__ = [
     "NodeJoined",
     "NodeLost",
     "Release",
+    "RemoveQueue",
     "Renew",
     "Resumed",
     "SetQueue",
@@ -132,6 +133,12 @@ class SetQueue(_Event, frozen=True):
     queue: Queue
 
 
+class RemoveQueue(_Event, frozen=True):
+    """There is to be no such queue any more. Refused while anything is in it or below it."""
+
+    name: str
+
+
 class Resumed(_Event, frozen=True):
     """The scheduler was away: every holder has one more time to live to renew."""
 
@@ -156,6 +163,7 @@ Event = (
     | HolderGone
     | Ended
     | SetQueue
+    | RemoveQueue
     | Resumed
     | Tick
 )

@@ -87,6 +87,10 @@ class Line:
                 self.went.append(kind)
         return one
 
+    def forget(self, queue: str) -> None:
+        """There is no such queue any more; nobody waits in it."""
+        self.queues.pop(queue, None)
+
     def first(self, kind: Kind) -> Waiting | None:
         """The one that has waited longest."""
         while kind.heap:

@@ -12,15 +12,18 @@ from collections.abc import Iterable, Iterator
 from msgspec import Struct
 
 from hal.scheduler.core.lease import Amount
+from hal.scheduler.core.request import Request
 
 __all__ = ["ROOT", "Limits", "Queue", "QueueError", "Tree"]
 
 ROOT = ""
+_DEFAULT = Request().queue  # where requests go that name none
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,63}")
 _STEPS = 64  # of which each fades by the 64th root of a half
 _FADE = tuple(round(2 ** (-step / _STEPS) * (1 << 16)) for step in range(_STEPS))
 _ONE = 1 << 24  # a share of everything
 _MAX_DEPTH = 8
+_MOST_NAMED = 4
 _MAX_WEIGHT = 1_000_000
 
 
@@ -59,17 +62,17 @@ class QueueError(ValueError):
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(f"{field}: {message}")
-        self.field = field
+        self.field, self.message = field, message
 
 
 class Tree:
     """All queues, with what their leases hold now and have held."""
 
     def __init__(self, half_life_ms: int = 24 * 3600 * 1000) -> None:
-        self.queues: dict[str, Queue] = {"default": Queue("default")}
-        self.used: dict[str, Amount] = {ROOT: Amount(), "default": Amount()}
+        self.queues: dict[str, Queue] = {_DEFAULT: Queue(_DEFAULT)}
+        self.used: dict[str, Amount] = {ROOT: Amount(), _DEFAULT: Amount()}
         self.firm: dict[str, Amount] = {}  # of `used`, what is not to be preempted
-        self.had: dict[str, Amount] = {ROOT: Amount(), "default": Amount()}  # the faded average
+        self.had: dict[str, Amount] = {ROOT: Amount(), _DEFAULT: Amount()}  # the faded average
         self.total = Amount()  # of the fleet
         self.faded_until = 0
         self._step_ms = max(half_life_ms // _STEPS, 1)
@@ -105,6 +108,18 @@ class Tree:
         self.queues[queue.name] = queue
         self.used.setdefault(queue.name, Amount())
         self.had.setdefault(queue.name, Amount())
+
+    def remove(self, name: str) -> None:
+        """One in which nothing is. Raises QueueError. Those above keep what it has had."""
+        if name not in self.queues:
+            raise QueueError("queue", f"there is no queue '{name:.64}'")
+        if name == _DEFAULT:
+            raise QueueError("name", f"queue '{name}' stays: requests that name none go there")
+        below = sorted(one.name for one in self.queues.values() if one.parent == name)
+        if below:
+            raise QueueError("name", f"queue '{name}' has others below it: {', '.join(below[:_MOST_NAMED])}")
+        for each in (self.queues, self.used, self.firm, self.had):
+            each.pop(name, None)
 
     def path(self, name: str) -> Iterator[str]:
         """The queue and those above it, without the root."""

@@ -167,6 +167,8 @@ class State:
                 return []
             case on.SetQueue():
                 return self._set_queue(event)
+            case on.RemoveQueue():
+                return self._remove_queue(event.name)
             case on.Resumed():
                 for lease in self.world.leases.values():
                     lease.expires = now + lease.request.ttl_ms
@@ -443,4 +445,22 @@ class State:
         self.world.note("queue", event.queue.name)
         self.world.altered += 1
         self.world.freed += 1
+        return []
+
+    def _remove_queue(self, name: str) -> list[Decision]:
+        world = self.world
+        requests = [lease.request for lease in world.leases.values()]
+        requests += [one.request for one in world.line.waiting.values()]
+        if found := sum(request.queue == name for request in requests):
+            why = f"queue '{name}' is not empty: leases and requests that wait: {found}"
+            return [Refuse(Refusal.IN_USE, why, name)]
+        try:
+            world.tree.remove(name)
+        except QueueError as error:
+            code = Refusal.INVALID if error.field == "queue" else Refusal.IN_USE
+            return [Refuse(code, error.message, name, error.field)]
+        world.line.forget(name)
+        world.note("queue", name)
+        world.altered += 1
+        world.freed += 1  # what it could have back need not be kept for it
         return []

@@ -102,6 +102,10 @@ class Board:
         """Jobs are to be tried again, and wait in no queue until then."""
         return bool(self._later)
 
+    def living_in(self, queue: str) -> int:
+        """How many jobs of a queue are not over, whether they wait in it or are to be tried again later."""
+        return sum(self.jobs[id].request.queue == queue for id in self._living)
+
     # ---- what users ask for -----------------------------------------------------------------
 
     def submit(

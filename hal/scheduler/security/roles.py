@@ -63,6 +63,7 @@ ACCESS: dict[str, Access] = {
     # queues
     "queues": _read(_U, _R),
     "set_queue": _change(),
+    "remove_queue": _change(),
     # nodes
     "nodes": _read(_U, _R),
     "cordon": _change(),
