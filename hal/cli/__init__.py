@@ -107,7 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(arguments)
     except HalError as error:
-        print(f"hal: {str(error).removeprefix(_FOR_CLIENTS)}", file=sys.stderr)
+        from hal.cli.output import note
+
+        note(str(error).removeprefix(_FOR_CLIENTS))
         return exit_code(error)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from hal.backend import GoneError
-from hal.cli.output import first_of, print_facts, print_json, print_table
+from hal.cli.output import first_of, print_facts, print_json, print_table, visible
 from hal.cli.request import configure_request
 from hal.scheduler.client import Client
 from hal.units import format_bytes, format_seconds
@@ -185,8 +185,8 @@ def _explain(options: argparse.Namespace) -> int:
     ahead = f", {told['ahead']} before it in its queue" if told["ahead"] else ""
     print(f"{told['id']} is {told['state']}{ahead}")
     for reason in told["reasons"]:
-        print(f"  {reason}")
-    print(f"  nearest: {told['nearest']}")
+        print(f"  {visible(reason)}")
+    print(f"  nearest: {visible(told['nearest'])}")
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -162,7 +163,7 @@ def _row(node: dict[str, Any]) -> tuple[str, ...]:
     labels = ",".join(f"{name}={value}" for name, value in sorted(node["labels"].items()))
     return (
         node["id"],
-        _because(node["state"], node["reason"]),
+        ", ".join([_because(node["state"], node["reason"]), *_apart(devices)]),
         str(len(devices)),
         str(sum(bool(device["lent_bytes"]) for device in devices)),
         str(node["leases"]),
@@ -170,6 +171,14 @@ def _row(node: dict[str, Any]) -> tuple[str, ...]:
         node["agent_version"] or "–",
         labels or "–",
     )
+
+
+def _apart(devices: list[dict[str, Any]]) -> list[str]:
+    """Those that are not as their node is, as in "1 device failed"."""
+    states = Counter(device.get("state", "up") for device in devices)
+    return [
+        f"{counted(number, 'device')} {state}" for state, number in sorted(states.items()) if state != "up"
+    ]
 
 
 def _because(state: str, reason: str | None) -> str:

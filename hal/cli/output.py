@@ -9,7 +9,7 @@ from typing import Any
 from hal.model import Reading, Status, jsonable
 from hal.units import format_bytes
 
-__all__ = ["cell", "counted", "first_of", "note", "print_facts", "print_json", "print_table"]
+__all__ = ["cell", "counted", "first_of", "note", "print_facts", "print_json", "print_table", "visible"]
 
 
 def print_json(schema: str, **content: Any) -> None:
@@ -29,7 +29,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     would take longer to import than `hal list` takes to run.
     """
     names = [name.removeprefix(">") for name in columns]
-    lines = [names, *([str(text) for text in row] for row in rows)]
+    lines = [names, *([visible(str(text)) for text in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     bold, plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() else ("", "")
     for number, line in enumerate(lines):
@@ -56,12 +56,21 @@ def print_facts(facts: Iterable[tuple[str, str]]) -> None:
     pairs = [(name, value) for name, value in facts]
     width = max((len(name) for name, _ in pairs), default=0)
     for name, value in pairs:
-        print(f"{name:<{width}}  {value}")
+        print(f"{name:<{width}}  {visible(value)}")
 
 
 def note(text: str) -> None:
     """A word to the person, beside what is printed for a program."""
-    print(f"hal: {text}", file=sys.stderr)
+    print("hal:", visible(text, but="\n"), file=sys.stderr)
+
+
+def visible(text: str, but: str = "") -> str:
+    """Names and reasons are others' words: what would steer the terminal is written as in ``\\x1b``."""
+    if text.isprintable():
+        return text
+    return "".join(
+        one if one.isprintable() or one in but else one.encode("unicode_escape").decode() for one in text
+    )
 
 
 def cell(reading: Reading | None) -> str:

@@ -146,6 +146,8 @@ def test_a_device_that_is_left_reads_so(client: Client, machine_env: Env) -> Non
     wait_until(lambda: states() == ["drained"])
     client.call("drain", target=held, reason="dust")
     assert states() == ["drained (dust)"]
+    done = subprocess.run([*HAL, "node", "list"], env=machine_env, capture_output=True, text=True, timeout=60)
+    assert re.split(r"  +", done.stdout.splitlines()[1])[1] == "up, 1 device drained"
 
 
 def test_labels_choose_nodes_and_outlive_a_restart(machine_env: Env, tmp_path: Path) -> None:
@@ -295,6 +297,34 @@ def test_what_has_become_of_a_lease_can_be_read(client: Client, machine_env: Env
     assert "because     drained: local is to be left: dust" in done.stdout
     with pytest.raises(GoneError, match="there is no lease '1234abcd'"):
         client.call("lease", lease="1234abcd")
+
+
+def test_no_name_steers_the_terminal_of_who_looks(client: Client, machine_env: Env) -> None:
+    name = "\x1b]0;mine\x07\nLease"
+    member = {"alternatives": [{"memory_bytes": GIB}]}
+    request = {"members": [member], "name": name}
+    held = client.call("acquire", key="a", request=request)["lease"]["id"]
+    job = client.call("submit", key="j", request=request, job={"command": ["sh", "-c", f"true {name}"]})[
+        "jobs"
+    ][0]
+    client.call("cordon", target="local", reason=name)
+    looks = (
+        "lease list",
+        f"lease show {held}",
+        "events",
+        "job list",
+        f"job show {job}",
+        "node list",
+        "status",
+    )
+    shown = []
+    for look in (*looks, f"lease show {name}"):
+        command = [*HAL, *look.split(" ", 2)]
+        done = subprocess.run(command, env=machine_env, capture_output=True, text=True, timeout=60)
+        shown.append(done.stdout + done.stderr)
+        assert "\x1b" not in shown[-1] and "\x07" not in shown[-1], look
+    assert sum(r"\x1b]0;mine\x07" in text for text in shown) >= 6, shown
+    assert r"\x1b]0;mine\x07\nLease" in shown[0]
 
 
 def test_events_that_are_asked_for(client: Client, machine_env: Env) -> None:
