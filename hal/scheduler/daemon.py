@@ -38,6 +38,9 @@ _DRAIN = 256  # requests answered with one commit
 _TICK = 1.0  # seconds between looks at what nobody reports: dead processes, slow endings
 _LINGER = 1.0  # seconds without a lease after which a private daemon goes
 _UNWRITTEN = frozenset({"hello", "status", "nodes", "renew", "beat"})  # answered while nothing can be written
+_MISTAKE = (
+    "this request has met a mistake in hal: nothing was done, the scheduler's log has more, please report it"
+)
 _ENDING = 4.0  # seconds that a private daemon gives what it ends when it leaves
 
 
@@ -86,7 +89,7 @@ class Daemon(Engine):
         self.places.make()
         with locked(self.places), contextlib.ExitStack() as stack:
             self.store = Store(self.places.store)
-            stack.callback(self.store.close)
+            stack.push(self._close_store)
             if self.agent is not None:
                 stack.callback(self.agent.close)
                 self.agent.start()
@@ -115,6 +118,12 @@ class Daemon(Engine):
 
     def stop(self) -> None:
         self._stopping = True
+
+    def _close_store(self, fault: type[BaseException] | None, *_: object) -> None:
+        if fault is None:
+            self.store.close()
+        else:
+            self.store.abandon()
 
     # ---- the loop ---------------------------------------------------------------------------
 
@@ -268,12 +277,28 @@ class Daemon(Engine):
         except FAULTS as wrong:
             id = wrong.id if isinstance(wrong, wire.Malformed) else ""
             reply = wire.Reply(wire.VERSION, id or _id(message), False, error=fault(wrong))
+        except Exception:
+            self._give_up(address, message)
+            raise
         if isinstance(message, wire.Request):
             self._door.answered(who, message, reply)
             self.monitor.answered(who, message, reply)
         elif message is None:
             self.monitor.unreadable()
         return reply
+
+    def _give_up(self, address: Address, message: wire.Request | wire.Reply | None) -> None:
+        """Our own mistake: who knows what is half done. The next scheduler begins from what is on disk, and
+        whoever asked is told, as the same request would end that one, too."""
+        if not isinstance(message, wire.Request):
+            return
+        self._door.say(
+            f"the request {message.id[:64]!r} ({message.op}) has met a mistake in hal and ends this "
+            "scheduler; what was not on disk yet has not happened"
+        )
+        reply = error(message.id, "failed", _MISTAKE)
+        with contextlib.suppress(zmq.ZMQError):
+            frames.send(address.socket, address.identity, wire.pack(reply))
 
     # ---- who waits for an answer ------------------------------------------------------------
 

@@ -94,7 +94,8 @@ class Peer:
                 assert reply.ok, reply.error
                 return reply.body
             if reply.error is not None and reply.error.code == "failed":
-                assert "node '" in reply.error.message, reply.error  # which does not do as it is told
+                # A node that does not do as it is told, and a queue that somebody is in.
+                assert any(who in reply.error.message for who in ("node '", "queue '")), reply.error
         raise AssertionError("the daemon does not answer any more")
 
     def obey(self, order: wire.Request) -> None:

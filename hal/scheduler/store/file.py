@@ -202,6 +202,10 @@ class Store:
             self.commit(all=True)
         self._db.close()
 
+    def abandon(self) -> None:
+        """Close, and leave out what was not committed: it may be half of something."""
+        self._db.close()
+
     def unlink(self) -> None:
         """Remove the file and SQLite's own beside it."""
         for suffix in ("", "-wal", "-shm"):
