@@ -392,9 +392,11 @@ class Cluster(RuleBasedStateMachine):
 
     @invariant()
     def no_node_goes_on_for_longer_than_the_scheduler_waits(self) -> None:
+        """But one that was forgotten while it ran something: it joins, and has leases, once that has ended."""
         for name, service in self.services.items():
             node = self.scheduler.nodes.nodes.get(name)
-            if node is not None and self.slices[name].made:
+            known = node is not None and (node.leases or node.address is not None)
+            if node is not None and known and self.slices[name].made:
                 assert service._until < node.heard + node.told, "it is taken for stopped, and goes on"
 
     @invariant()
