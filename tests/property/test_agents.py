@@ -392,7 +392,7 @@ class Cluster(RuleBasedStateMachine):
 
     @invariant()
     def no_node_goes_on_for_longer_than_the_scheduler_waits(self) -> None:
-        """But one that was forgotten while it ran something: it joins, and has leases, once that has ended."""
+        """But one that was forgotten while it ran something: it gets leases once that has ended."""
         for name, service in self.services.items():
             node = self.scheduler.nodes.nodes.get(name)
             known = node is not None and (node.leases or node.address is not None)
