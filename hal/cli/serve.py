@@ -20,7 +20,6 @@ from hal.scheduler.daemon import AlreadyRunning, Daemon
 from hal.scheduler.errors import Unreachable
 from hal.scheduler.jobs.launch import Launcher
 from hal.scheduler.logs import Log
-from hal.scheduler.pages import Pages
 from hal.scheduler.places import Places
 from hal.scheduler.presets import load
 from hal.scheduler.process import tell_systemd
@@ -94,6 +93,8 @@ def _serve(options: argparse.Namespace) -> int:
         def ready() -> None:
             where = [str(places.socket), *door.addresses]
             if config.scheduler.metrics:
+                from hal.scheduler.pages import Pages  # a private daemon starts without Prometheus' library
+
                 pages = stack.enter_context(Pages(config.scheduler.metrics, places))
                 where.append(pages.url)
             log(f"serving leases at {', '.join(where)}")

@@ -1,4 +1,4 @@
-"""``status`` and ``nodes`` as Prometheus reads them: its text format, version 0.0.4 (docs/operations.md).
+"""``status`` and ``nodes`` as Prometheus reads them (docs/operations.md).
 
 Times are seconds, sizes bytes, shares of a device 0 to 1; what is not known is left out. Counters begin
 with the daemon. Users are named nowhere.
@@ -6,8 +6,19 @@ with the daemon. Users are named nowhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate, chain
 from typing import Any
+
+from prometheus_client import generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
 
 __all__ = ["CONTENT_TYPE", "exposition"]
 
@@ -15,127 +26,138 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _NODE_STATES = ("up", "cordoned", "draining", "drained", "lost", "absent")
 _LEASE_STATES = ("binding", "active", "suspended", "ending")
 
-Sample = tuple[dict[str, str], float | None]
 
-
-def exposition(status: dict[str, Any], nodes: Iterable[dict[str, Any]]) -> str:
+def exposition(status: dict[str, Any], nodes: Iterable[dict[str, Any]]) -> bytes:
     """The page, of the bodies of the replies to ``status`` and to ``nodes``."""
-    lines: list[str] = []
-    for name, kind, text, samples in _families(status, list(nodes)):
-        there = [(labels, value) for labels, value in samples if value is not None]
-        if there:
-            lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
-            lines += [_line(name, labels, value) for labels, value in there]
-    lines += _commits(status["commits"])
-    return "\n".join(lines) + "\n"
+    return generate_latest(_Page(status, list(nodes)))
 
 
-def _families(
-    status: dict[str, Any], nodes: list[dict[str, Any]]
-) -> Iterator[tuple[str, str, str, list[Sample]]]:
-    info = {"version": status["version"]}
-    yield "hal_scheduler_info", "gauge", "The scheduler that runs.", [(info, 1)]
-    started = status["started_ms"] / 1000
-    yield "hal_scheduler_start_time_seconds", "gauge", "When it started.", [({}, started)]
-    yield "hal_scheduler_term", "gauge", "How often it was started.", [({}, status["term"])]
-    yield (
-        "hal_scheduler_cpu_seconds_total",
-        "counter",
-        "Processor time that it took.",
-        [({}, status["cpu_seconds"])],
+class _Page(Collector):
+    def __init__(self, status: dict[str, Any], nodes: list[dict[str, Any]]) -> None:
+        self._status, self._nodes = status, nodes
+
+    def collect(self) -> Iterator[Metric]:
+        status = self._status
+        families = chain(_own(status), _fleet(status), _queues(status["queues"]), _by_node(self._nodes))
+        return (family for family in families if family.samples)
+
+
+def _own(status: dict[str, Any]) -> Iterator[Metric]:
+    """Of the scheduler itself."""
+    yield InfoMetricFamily("hal_scheduler", "The scheduler that runs.", {"version": status["version"]})
+    yield GaugeMetricFamily(
+        "hal_scheduler_start_time_seconds", "When it started.", status["started_ms"] / 1000
     )
+    yield GaugeMetricFamily("hal_scheduler_term", "How often it was started.", status["term"])
+    cpu = status["cpu_seconds"]
+    yield CounterMetricFamily("hal_scheduler_cpu_seconds", "Processor time that it took.", cpu)
     well = float(status.get("trouble") is None)
-    yield "hal_scheduler_store_writable", "gauge", "0: nothing new can be promised.", [({}, well)]
-    yield "hal_leases", "gauge", "Leases by state.", _by("state", status["leases"], _LEASE_STATES)
-    yield "hal_waiting_requests", "gauge", "Requests that wait.", [({}, status["waiting"])]
+    yield GaugeMetricFamily("hal_scheduler_store_writable", "0: nothing new can be promised.", well)
+    yield GaugeMetricFamily(
+        "hal_scheduler_log_lines_lost",
+        "Lines of the log that wait to be told lost.",
+        status["log_lines_lost"],
+    )
+    requests = CounterMetricFamily(
+        "hal_scheduler_requests",
+        "Requests by operation and outcome; op is empty where it could not be read.",
+        labels=("op", "outcome"),
+    )
+    for op, outcome, count in status["requests"]:
+        requests.add_metric((op, outcome), count)
+    yield requests
+    events = CounterMetricFamily(
+        "hal_scheduler_events", "What has happened, as 'hal events' tells it.", labels=("kind",)
+    )
+    for kind, count in status["events"].items():
+        events.add_metric((kind,), count)
+    yield events
+    commits = status["commits"]
+    bounds = [*map(str, commits["bounds"]), "+Inf"]
+    yield HistogramMetricFamily(
+        "hal_scheduler_commit_seconds",
+        "How long it took to make decisions durable.",
+        list(zip(bounds, accumulate(commits["counts"]), strict=True)),
+        commits["seconds"],
+    )
+
+
+def _fleet(status: dict[str, Any]) -> Iterator[Metric]:
+    yield _by_state("hal_leases", "Leases by state.", status["leases"], _LEASE_STATES)
+    yield GaugeMetricFamily("hal_waiting_requests", "Requests that wait.", status["waiting"])
     waited = status["longest_wait_seconds"]
-    yield "hal_longest_wait_seconds", "gauge", "How long the oldest of them waits.", [({}, waited)]
-    yield "hal_nodes", "gauge", "Nodes by state.", _by("state", status["nodes"], _NODE_STATES)
+    yield GaugeMetricFamily("hal_longest_wait_seconds", "How long the oldest of them waits.", waited)
+    yield _by_state("hal_nodes", "Nodes by state.", status["nodes"], _NODE_STATES)
     devices = status["devices"]
-    for what, text in (
-        ("total", "Devices of nodes that report."),
-        ("usable", "Of these, what may be lent: not cordoned and not failed."),
-        ("lent", "Of these, what is lent, whole or in part."),
-    ):
-        name = "hal_devices" if what == "total" else f"hal_devices_{what}"
-        yield name, "gauge", text, [({}, devices[what])]
-    yield "hal_device_memory_bytes", "gauge", "Memory of these devices.", [({}, devices["memory_bytes"])]
-    yield "hal_device_memory_lent_bytes", "gauge", "Memory lent of it.", [({}, devices["lent_bytes"])]
-    yield from _queues(status["queues"])
-    yield from _nodes(nodes)
-    requests = [({"op": op, "outcome": outcome}, n) for op, outcome, n in status["requests"]]
-    text = "Requests by operation and outcome; op is empty where it could not be read."
-    yield "hal_scheduler_requests_total", "counter", text, requests
-    events = [({"kind": kind}, n) for kind, n in status["events"].items()]
-    yield "hal_scheduler_events_total", "counter", "What has happened, as 'hal events' tells it.", events
-    lost = status["log_lines_lost"]
-    yield "hal_scheduler_log_lines_lost", "gauge", "Lines of the log that wait to be told lost.", [({}, lost)]
+    yield GaugeMetricFamily("hal_devices", "Devices of nodes that report.", devices["total"])
+    yield GaugeMetricFamily(
+        "hal_devices_usable", "Of these, what may be lent: not cordoned and not failed.", devices["usable"]
+    )
+    yield GaugeMetricFamily("hal_devices_lent", "Of these, what is lent, whole or in part.", devices["lent"])
+    yield GaugeMetricFamily("hal_device_memory_bytes", "Memory of these devices.", devices["memory_bytes"])
+    yield GaugeMetricFamily("hal_device_memory_lent_bytes", "Memory lent of it.", devices["lent_bytes"])
 
 
-def _queues(queues: list[dict[str, Any]]) -> Iterator[tuple[str, str, str, list[Sample]]]:
-    def of(value: Any) -> list[Sample]:
-        return [({"queue": queue["name"]}, value(queue)) for queue in queues]
+def _queues(queues: list[dict[str, Any]]) -> Iterator[Metric]:
+    def of(name: str, text: str, value: Callable[[dict[str, Any]], float | None]) -> Metric:
+        return _gauges(name, text, ("queue",), (((one["name"],), value(one)) for one in queues))
 
     def devices(limits: dict[str, Any]) -> float | None:
         return None if limits["devices_milli"] is None else limits["devices_milli"] / 1000
 
-    yield "hal_queue_waiting_requests", "gauge", "Requests that wait in a queue.", of(lambda q: q["waiting"])
-    yield "hal_queue_devices", "gauge", "Devices, or parts, that it has.", of(lambda q: devices(q["used"]))
-    memory = of(lambda q: q["used"]["memory_bytes"])
-    yield "hal_queue_memory_bytes", "gauge", "Device memory that it has.", memory
-    yield "hal_queue_quota_devices", "gauge", "What it can always have.", of(lambda q: devices(q["quota"]))
-    yield "hal_queue_limit_devices", "gauge", "What it can have at most.", of(lambda q: devices(q["limit"]))
+    yield of("hal_queue_waiting_requests", "Requests that wait in a queue.", lambda one: one["waiting"])
+    yield of("hal_queue_devices", "Devices, or parts, that it has.", lambda one: devices(one["used"]))
+    yield of("hal_queue_memory_bytes", "Device memory that it has.", lambda one: one["used"]["memory_bytes"])
+    yield of("hal_queue_quota_devices", "What it can always have.", lambda one: devices(one["quota"]))
+    yield of("hal_queue_limit_devices", "What it can have at most.", lambda one: devices(one["limit"]))
 
 
-def _nodes(nodes: list[dict[str, Any]]) -> Iterator[tuple[str, str, str, list[Sample]]]:
-    up: list[Sample] = [({"node": n["id"]}, float(n["state"] not in ("lost", "absent"))) for n in nodes]
-    yield "hal_node_up", "gauge", "1: it reports.", up
-    beats: list[Sample] = [({"node": n["id"]}, n["last_beat_seconds"]) for n in nodes]
-    yield "hal_node_last_beat_seconds", "gauge", "Since it was heard last.", beats
-    leases: list[Sample] = [({"node": n["id"]}, n["leases"]) for n in nodes]
-    yield "hal_node_leases", "gauge", "Leases that have a part of it.", leases
-    devices = [
-        ({"node": n["id"], "device": d["id"], "vendor": d["vendor"]}, d) for n in nodes for d in n["devices"]
-    ]
-    yield (
+def _by_node(nodes: list[dict[str, Any]]) -> Iterator[Metric]:
+    def of(name: str, text: str, value: Callable[[dict[str, Any]], float | None]) -> Metric:
+        return _gauges(name, text, ("node",), (((node["id"],), value(node)) for node in nodes))
+
+    def of_device(name: str, text: str, value: Callable[[dict[str, Any]], float]) -> Metric:
+        return _gauges(
+            name,
+            text,
+            ("node", "device", "vendor"),
+            (
+                ((node["id"], one["id"], one["vendor"]), value(one))
+                for node in nodes
+                for one in node["devices"]
+            ),
+        )
+
+    yield of("hal_node_up", "1: it reports.", lambda node: node["state"] not in ("lost", "absent"))
+    yield of("hal_node_last_beat_seconds", "Since it was heard last.", lambda node: node["last_beat_seconds"])
+    yield of("hal_node_leases", "Leases that have a part of it.", lambda node: node["leases"])
+    yield of_device(
         "hal_device_lent_ratio",
-        "gauge",
         "Share of the device's time that is lent; 1 where it is lent whole.",
-        [(labels, device["lent_milli"] / 1000) for labels, device in devices],
+        lambda one: one["lent_milli"] / 1000,
     )
-    yield (
-        "hal_device_lent_bytes",
-        "gauge",
-        "Memory of the device that is lent.",
-        [(labels, device["lent_bytes"]) for labels, device in devices],
+    yield of_device(
+        "hal_device_lent_bytes", "Memory of the device that is lent.", lambda one: one["lent_bytes"]
     )
-    yield (
-        "hal_device_failed",
-        "gauge",
-        "1: it has failed, and is not lent.",
-        [(labels, float(device["failed"] is not None)) for labels, device in devices],
+    yield of_device(
+        "hal_device_failed", "1: it has failed, and is not lent.", lambda one: one["failed"] is not None
     )
 
 
-def _commits(commits: dict[str, Any]) -> list[str]:
-    name = "hal_scheduler_commit_seconds"
-    lines = [f"# HELP {name} How long it took to make decisions durable.", f"# TYPE {name} histogram"]
-    sum_so_far = 0
-    for bound, count in zip([*commits["bounds"], "+Inf"], commits["counts"], strict=True):
-        sum_so_far += count
-        lines.append(_line(f"{name}_bucket", {"le": str(bound)}, sum_so_far))
-    return [*lines, _line(f"{name}_sum", {}, commits["seconds"]), _line(f"{name}_count", {}, sum_so_far)]
+def _by_state(name: str, text: str, counts: dict[str, int], states: Iterable[str]) -> GaugeMetricFamily:
+    """Of each state, also of those that are 0: a series that comes and goes cannot be watched."""
+    return _gauges(name, text, ("state",), (((state,), counts.get(state, 0)) for state in states))
 
 
-def _by(label: str, counts: dict[str, int], values: Iterable[str]) -> list[Sample]:
-    """Of each value, also of those that are 0: a series that comes and goes cannot be watched."""
-    return [({label: value}, counts.get(value, 0)) for value in values]
-
-
-def _line(name: str, labels: dict[str, str], value: float) -> str:
-    said = ",".join(f'{label}="{_escaped(text)}"' for label, text in labels.items())
-    return f"{name}{{{said}}} {value!r}" if said else f"{name} {value!r}"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+def _gauges(
+    name: str,
+    text: str,
+    labels: tuple[str, ...],
+    samples: Iterable[tuple[tuple[str, ...], float | None]],
+) -> GaugeMetricFamily:
+    """Without those of which nothing is known."""
+    family = GaugeMetricFamily(name, text, labels=labels)
+    for values, value in samples:
+        if value is not None:
+            family.add_metric(values, float(value))
+    return family

@@ -50,7 +50,7 @@ class Pages(ThreadingHTTPServer):
         self._places = places
         self._client: Client | None = None
         self._asking = threading.Lock()
-        self._page = (float("-inf"), "")  # of metrics, and when it was made
+        self._page = (float("-inf"), b"")  # of metrics, and when it was made
         self._open: dict[socket.socket, bool] = {}  # the oldest first, and whether it has asked
         self._counting = threading.Lock()
         try:
@@ -80,14 +80,14 @@ class Pages(ThreadingHTTPServer):
 
     # ---- what they say ------------------------------------------------------------------------
 
-    def metrics(self) -> str:
+    def metrics(self) -> bytes:
         """Raises HalError when the daemon does not answer."""
         with self._ask() as client:
-            made, text = self._page
+            made, page = self._page
             if time.monotonic() - made >= _FRESH:
-                text = exposition(client.call("status"), _nodes(client))
-                self._page = (time.monotonic(), text)
-            return text
+                page = exposition(client.call("status"), _nodes(client))
+                self._page = (time.monotonic(), page)
+            return page
 
     def health(self) -> dict[str, Any]:
         """Raises HalError when the daemon does not answer."""
@@ -157,17 +157,16 @@ class _Page(BaseHTTPRequestHandler):
                 case "/metrics":
                     self._say(HTTPStatus.OK, CONTENT_TYPE, self.server.metrics())
                 case "/health":
-                    self._say(HTTPStatus.OK, "application/json", json.dumps(self.server.health()))
+                    self._say(HTTPStatus.OK, "application/json", json.dumps(self.server.health()).encode())
                 case _:
-                    self._say(HTTPStatus.NOT_FOUND, "text/plain", "there are /metrics and /health\n")
+                    self._say(HTTPStatus.NOT_FOUND, "text/plain", b"there are /metrics and /health\n")
         except HalError as error:
-            body = json.dumps({"status": "failed", "reason": str(error)})
+            body = json.dumps({"status": "failed", "reason": str(error)}).encode()
             self._say(HTTPStatus.SERVICE_UNAVAILABLE, "application/json", body)
 
     do_HEAD = do_GET  # noqa: N815
 
-    def _say(self, status: HTTPStatus, kind: str, text: str) -> None:
-        content = text.encode()
+    def _say(self, status: HTTPStatus, kind: str, content: bytes) -> None:
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))

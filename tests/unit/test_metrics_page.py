@@ -66,9 +66,9 @@ NODES = [
 ]
 
 
-def read(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+def read(page: bytes) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     found = {}
-    for family in text_string_to_metric_families(text):
+    for family in text_string_to_metric_families(page.decode()):
         assert family.documentation and family.type in ("gauge", "counter", "histogram"), family
         for sample in family.samples:
             key = sample.name, tuple(sorted(sample.labels.items()))
@@ -103,7 +103,9 @@ def test_what_is_not_known_is_left_out() -> None:
 
 def test_the_page_for_operators_has_every_metric_and_no_other() -> None:
     written = set(re.findall(r"`(hal_[a-z_]+)", PAGE.read_text()))
-    assert written == set(re.findall(r"^# TYPE (\S+)", exposition(STATUS, NODES), flags=re.MULTILINE))
+    assert written == set(
+        re.findall(r"^# TYPE (\S+)", exposition(STATUS, NODES).decode(), flags=re.MULTILINE)
+    )
 
 
 @pytest.mark.parametrize("text", ["7422", ":7422", "host:", "host:99999", "a b:1", "http://a:1", "[::1]"])
