@@ -62,6 +62,7 @@ class Endpoint:
         monitor = dealer.get_monitor_socket()
         try:
             self.dial(dealer)
+            self._look_up()
             self._wait(monitor, timeout)
         finally:
             dealer.disable_monitor()
@@ -79,6 +80,15 @@ class Endpoint:
         except zmq.ZMQError as error:
             what = "write tcp://HOST:PORT or ipc://PATH" if error.errno == errno.EINVAL else error.strerror
             raise StateError(f"'{self.address}' is no scheduler's address; {what}") from None
+
+    def _look_up(self) -> None:
+        """ZeroMQ looks a name up in its own thread, again and again, and tells nobody that there is none."""
+        host = self.address.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+        try:
+            socket.getaddrinfo(host, None)
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise Unreachable(f"no scheduler answers at {self.address}: '{host}': {reason}") from None
 
     def _wait(self, monitor: zmq.Socket[bytes], timeout: float) -> None:
         assert self.key is not None

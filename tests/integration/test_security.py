@@ -295,6 +295,10 @@ def test_the_wrong_scheduler_and_no_scheduler_are_said_at_once(serving: Head) ->
         serving.client(Endpoint(serving.address, read_client_key(serving.folder / "b.key"))).call("hello")
     with pytest.raises(Unreachable, match=r"no scheduler answers at tcp://127.0.0.1:9"):
         serving.client(Endpoint("tcp://127.0.0.1:9", key)).call("hello")
+    with pytest.raises(
+        Unreachable, match=r"at tcp://no-such-host\.invalid:9: 'no-such-host\.invalid': [A-Z]"
+    ):
+        serving.client(Endpoint("tcp://no-such-host.invalid:9", key)).call("hello")
     with pytest.raises(StateError, match="'tcp://head' is no scheduler's address; write tcp://HOST:PORT"):
         serving.client(Endpoint("tcp://head", key)).call("hello")
     with pytest.raises(StateError, match="needs a key: set HAL_KEY"):
