@@ -278,7 +278,8 @@ class Daemon(Engine):
             id = wrong.id if isinstance(wrong, wire.Malformed) else ""
             reply = wire.Reply(wire.VERSION, id or _id(message), False, error=fault(wrong))
         except Exception:
-            self._give_up(address, message)
+            if isinstance(message, wire.Request):
+                self._give_up(address, message.id, message.op)
             raise
         if isinstance(message, wire.Request):
             self._door.answered(who, message, reply)
@@ -287,16 +288,14 @@ class Daemon(Engine):
             self.monitor.unreadable()
         return reply
 
-    def _give_up(self, address: Address, message: wire.Request | wire.Reply | None) -> None:
+    def _give_up(self, address: Address, id: str, op: str) -> None:
         """Our own mistake: who knows what is half done. The next scheduler begins from what is on disk, and
         whoever asked is told, as the same request would end that one, too."""
-        if not isinstance(message, wire.Request):
-            return
         self._door.say(
-            f"the request {message.id[:64]!r} ({message.op}) has met a mistake in hal and ends this "
-            "scheduler; what was not on disk yet has not happened"
+            f"the request {id[:64]!r} ({op}) has met a mistake in hal and ends this scheduler; "
+            "what was not on disk yet has not happened"
         )
-        reply = error(message.id, "failed", _MISTAKE)
+        reply = error(id, "failed", _MISTAKE)
         with contextlib.suppress(zmq.ZMQError):
             frames.send(address.socket, address.identity, wire.pack(reply))
 
@@ -327,6 +326,9 @@ class Daemon(Engine):
                 reply = None if body is None else wire.Reply(wire.VERSION, waiter.request, True, body)
             except Refused as refused:
                 reply = error(waiter.request, refused.code, str(refused))
+            except Exception:
+                self._give_up(waiter.peer.address, waiter.request, "which was waiting")
+                raise
             if reply is None:
                 self.waiters.add(waiter)
             else:
