@@ -168,7 +168,7 @@ def test_nothing_is_promised_while_nothing_can_be_written(machine_env: Env) -> N
         with Pages("127.0.0.1:0", places(machine_env)) as pages:
             assert pages.health()["status"] == "degraded"
             assert "disk is full" in pages.health()["reason"]
-            assert "hal_scheduler_store_writable 0" in pages.metrics()
+            assert b"hal_scheduler_store_writable 0" in pages.metrics()
         # Who holds something goes on.
         assert client.call("renew", lease=kept)["lease"]["id"] == kept
         assert client.call("hello")["pid"] == daemon.pid
