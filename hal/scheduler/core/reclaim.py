@@ -23,6 +23,7 @@ __all__ = ["least", "victims"]
 _SINGLY = 8  # devices that are tried one by one, then twice as many at a time; and victims that are swapped
 _SPARED = 256  # attempts to spare a victim
 _SWAPS = 64  # and to take a younger one
+_ALONE = 64  # devices of which each is tried without those before it
 _NEVER = 1 << 30
 _BESIDE = (Topology.NODE, Topology.FABRIC)
 
@@ -86,34 +87,54 @@ class _Taken:
         self.allowed = allowed
         self.used = dict(world.tree.used)  # before any of them is thought away
         self.ids: dict[str, None] = {}
+        self.refused = False  # some had to stay, for those before them
         self._back: dict[str, Amount] = {}  # what the queues of `ids` give back
 
     def take(self, id: str) -> None:
         """One more, if it may go after those before."""
-        if id not in self.ids and self.may(id, self._back):
-            self.ids[id] = None
-            self._give_back(id, self._back)
-
-    def may(self, id: str, back: dict[str, Amount]) -> bool:
-        if self.allowed[id] is not Cause.RECLAIMED:
-            return True
-        return self.world.tree.owes(self.world.leases[id].request.queue, self.queue, self.used, back)
-
-    def _give_back(self, id: str, back: dict[str, Amount]) -> None:
+        if id in self.ids:
+            return
         lease = self.world.leases[id]
+        if self.allowed[id] is Cause.RECLAIMED and not self._owes(lease.request.queue, self._back):
+            self.refused = True
+            return
+        self.ids[id] = None
+        self._give_back(lease, self._back)
+
+    def lawful(self, ids: list[str]) -> bool:
+        """They can go one after the other, in some order, each while its queue has too much."""
+        back: dict[str, Amount] = {}
+        charges: dict[str, set[Amount]] = {}  # of those to be reclaimed, by queue
+        total: dict[str, Amount] = {}
+        for lease in map(self.world.leases.__getitem__, ids):
+            self._give_back(lease, back)
+            if self.allowed[lease.id] is Cause.RECLAIMED:
+                queue = lease.request.queue
+                charges.setdefault(queue, set()).add(lease.charge)
+                total[queue] = total.get(queue, Amount()) + lease.charge
+        while charges:  # whoever can be the last, is: fewer have gone before all others then
+            last = next(
+                (queue for queue in charges if self._some_can_be_last(queue, charges[queue], back)), None
+            )
+            if last is None:
+                return False
+            back |= self._without(last, total[last], back)
+            del charges[last]
+        return True
+
+    def _some_can_be_last(self, queue: str, charges: set[Amount], back: dict[str, Amount]) -> bool:
+        return any(self._owes(queue, self._without(queue, charge, back)) for charge in charges)
+
+    def _owes(self, queue: str, back: dict[str, Amount]) -> bool:
+        return self.world.tree.owes(queue, self.queue, self.used, back)
+
+    def _give_back(self, lease: Lease, back: dict[str, Amount]) -> None:
         for queue in self.world.tree.path(lease.request.queue):
             back[queue] = back.get(queue, Amount()) + lease.charge
 
-    def lawful(self, ids: list[str]) -> bool:
-        """Each may go, whoever of the others has gone before."""
-        if not any(self.allowed[id] is Cause.RECLAIMED for id in ids):
-            return True
-        back: dict[str, Amount] = {}
-        for id in sorted(ids, key=lambda id: -self.world.leases[id].epoch):
-            if not self.may(id, back):
-                return False
-            self._give_back(id, back)
-        return True
+    def _without(self, queue: str, charge: Amount, back: dict[str, Amount]) -> dict[str, Amount]:
+        """What the queue and those above it give back but for so much."""
+        return {one: back[one] - charge for one in self.world.tree.path(queue)}
 
 
 def _chosen(world: World, one: Waiting, now: int, allowed: dict[str, Cause]) -> dict[str, Cause] | None:
@@ -131,7 +152,10 @@ def _chosen(world: World, one: Waiting, now: int, allowed: dict[str, Cause]) -> 
         with world.without([world.leases[id] for id in ids]):
             return has_room(ids)
 
-    enough = _enough(world, taken, _by_cost(world, one, now, allowed), has_room)
+    groups = _by_cost(world, one, now, allowed)
+    enough = _enough(world, taken, groups, has_room)
+    if enough is None and taken.refused:
+        enough = _alone(taken, groups, fits)
     if enough is None:
         return None
     chosen = _spared(taken, enough, has_room)
@@ -169,6 +193,12 @@ def _enough(
             else:
                 low = middle
     return list(islice(taken.ids, ends[high]))
+
+
+def _alone(taken: _Taken, groups: list[list[str]], fits: Fits) -> list[str] | None:
+    """The first group that makes room by itself: those before it took what its queue had too much."""
+    lawful = (group for group in groups if taken.lawful(group))
+    return next((group for group in islice(lawful, _ALONE) if fits(group)), None)
 
 
 def _with_away(world: World, leases: list[Lease], away: ExitStack, has_room: Callable[[], bool]) -> bool:
