@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import time
 from collections.abc import Sequence
 from enum import StrEnum
@@ -87,6 +89,7 @@ class Ledger:
         self.path = path
         self._ledger = mapped
         self._pids: list[int] = []
+        self._owner = os.geteuid()  # as it was last seen
 
     @classmethod
     def create(cls, path: Path, name: str, limits: Sequence[tuple[str, int]]) -> Ledger:
@@ -169,7 +172,25 @@ class Ledger:
     def pids(self) -> list[int]:
         """The living processes that have allocated in this slice, as far as their pids mean anything here.
 
-        Of a file that was cut short, those that were there before."""
+        Of a file that was cut short, those that were there before. Only its owner's, or anybody's in a file
+        of root's: whoever may write to it can put the name of any process into it."""
+        owner = self._owned_by()
+        return [pid for pid in self._named() if _is_of(pid, owner)]
+
+    def signal(self, number: int) -> list[int]:
+        """Signal each of ``pids()`` (0: none), and say which they are."""
+        owner, found = self._owned_by(), self.pids()
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                _signal(pid, owner, number)
+        return found
+
+    def _owned_by(self) -> int:
+        with contextlib.suppress(OSError):  # it has been removed: as it was
+            self._owner = self.path.stat().st_uid
+        return self._owner
+
+    def _named(self) -> list[int]:
         if not self.is_lost:
             pids = ffi.new("uint32_t[]", lib.HAL_LEDGER_SLOTS)
             count = lib.hal_ledger_pids(self._ledger, pids)
@@ -323,6 +344,28 @@ def _device_use(row: Any) -> DeviceUse:
 
 def _rung(enforcer: int) -> Rung:
     return _RUNGS[enforcer] if enforcer < len(_RUNGS) else Rung.NONE
+
+
+def _is_of(pid: int, uid: int) -> bool:
+    """Whether this user may signal the process, by the rule of kill(2). Root may signal any."""
+    if uid == 0:
+        return True
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:  # it has gone
+        return False
+    real, _, saved, _ = status.partition("\nUid:")[2].split(maxsplit=4)[:4]
+    return uid in (int(real), int(saved))
+
+
+def _signal(pid: int, uid: int, number: int) -> None:
+    """Raises ProcessLookupError and PermissionError."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        if _is_of(pid, uid):  # still, and the descriptor is of it
+            signal.pidfd_send_signal(pidfd, number)
+    finally:
+        os.close(pidfd)
 
 
 def _exists(pid: int) -> bool:

@@ -247,9 +247,7 @@ class HandMade:
                 )
             ledger.set_limit(0, 0)  # who comes in meanwhile gets nothing
             ledger.set_state(RunState.STOP)
-            for pid in pids:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            ledger.signal(signal.SIGKILL)
         self._forget(shown.claim)
 
     def enter(self, shown: Shown) -> None:

@@ -22,6 +22,7 @@ from hal.scheduler.core.request import Alternative
 from hal.scheduler.jobs.marks import strays
 from hal.scheduler.jobs.table import _alive
 from hal.scheduler.places import Places
+from hal_native import ffi
 from tests.conftest import ALLOCATE, HAL, wait_until
 from tests.integration.support import GIB, Env, all_is_back, kill, line, places, serving, start
 from tests.integration.test_agents import Cluster
@@ -741,7 +742,8 @@ def test_an_agent_reads_its_configuration_again(site: Site) -> None:
     assert site.job(held)["state"] == "running" and agent.poll() is None
 
 
-def test_a_job_runs_in_its_slice_as_the_user_that_run_as_names(site: Site) -> None:
+def with_jobs_of_nobody(site: Site) -> Path:
+    """A node whose agent is root's and runs jobs as nobody; its runtime directory."""
     site.add("green", "l40s-4")
     kill(site.agents["green"].pid)
     directory = Path(site.envs["green"]["HAL_RUNTIME_DIR"])
@@ -750,6 +752,11 @@ def test_a_job_runs_in_its_slice_as_the_user_that_run_as_names(site: Site) -> No
     for path in [directory.parent / "machine", *(directory.parent / "machine").rglob("*")]:
         path.chmod(0o777)
     Cluster.agent(site, "green")
+    return directory
+
+
+def test_a_job_runs_in_its_slice_as_the_user_that_run_as_names(site: Site) -> None:
+    directory = with_jobs_of_nobody(site)
     program = Path("/tmp") / f"hal-allocate-{os.getpid()}"  # where everybody can read it
     shutil.copy(ALLOCATE, program)
     try:
@@ -762,3 +769,28 @@ def test_a_job_runs_in_its_slice_as_the_user_that_run_as_names(site: Site) -> No
     finally:
         program.unlink()
     site.at_rest()
+
+
+# The first slot of its own ledger names another's process, as the guard would name this one.
+FORGED = r"""
+open(STAT, "/proc/$ARGV[0]/stat"); $start = (split / /, (split /\) /, <STAT>)[1])[19];
+$pids = (stat "/proc/self/ns/pid")[1]; $times = (stat "/proc/self/ns/time")[1];
+open(LEDGER, "+<", $ENV{HAL_SLICE}) or die "cannot forge: $!"; seek(LEDGER, $ARGV[1], 0);
+print LEDGER pack("Q4", 1 << 32 | 1 << 31 | $ARGV[0], $start, $pids, $times); close LEDGER;
+kill 9, $ARGV[0] or print "forged";
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's agent can end others' processes")
+def test_a_job_has_no_process_of_anothers_ended_by_naming_it_in_its_ledger(site: Site) -> None:
+    with_jobs_of_nobody(site)
+    with subprocess.Popen(["sleep", "300"]) as victim:
+        try:
+            offset = ffi.offsetof("struct hal_ledger", "slot")
+            script = f"exec perl -e '{FORGED}' {victim.pid} {offset}"
+            job = site.over(site.submit(script, request=on("nvidia")))
+            assert site.said(job["id"]) == "forged", site.said(job["id"], stream="stderr")
+            site.at_rest()
+            assert victim.poll() is None
+        finally:
+            victim.kill()

@@ -98,13 +98,15 @@ class Worker:
 
     COMMAND = struct.Struct("=cIQ")
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, uid: int | None = None) -> None:
         (theirs, self._send), (self._receive, mine) = os.pipe(), os.pipe()
         self.holds = [0, 0]
 
         def serve() -> None:
             os.close(self._send)
             ledger = opened(path)
+            if uid is not None:
+                os.setuid(uid)
             slot = lib.hal_ledger_join(ledger)
             os.write(mine, bytes([slot >= 0]))
             while command := os.read(theirs, self.COMMAND.size):
@@ -706,6 +708,28 @@ def test_a_file_of_any_content_is_used_or_refused_and_harms_nobody(changes: list
             ledger.close()
     finally:
         path.unlink()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has others' processes")
+def test_nobody_has_others_processes_signalled_by_naming_them(path: Path) -> None:
+    """A program may write into its ledger what it likes, and the agent that reads it may be root's."""
+    with_limit(path, 1000)
+    os.chown(path, 65534, -1)
+    ledger = Ledger.open(path)
+    mine, theirs, others = Worker(path), Worker(path, 65534), Worker(path, 65533)
+    try:
+        assert ledger.pids() == [theirs.pid]
+        assert ledger.signal(signal.SIGKILL) == [theirs.pid]
+        assert os.waitpid(theirs.pid, 0)[1] == signal.SIGKILL
+        assert ledger.signal(signal.SIGKILL) == []
+        assert mine.tell(b"+", 0, 10)
+        assert others.tell(b"+", 0, 10)
+        os.chown(path, 0, -1)  # into which nobody but root can have written
+        assert sorted(ledger.signal(0)) == sorted([mine.pid, others.pid])
+    finally:
+        mine.kill()
+        others.kill()
+        ledger.close()
 
 
 def test_a_file_cut_short_under_its_readers_ends_none_of_them(path: Path) -> None:

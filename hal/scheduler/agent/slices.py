@@ -150,11 +150,7 @@ class Slices:
             with suppress(StateError):  # cut short: its programs have nothing left to allocate from
                 for index in range(len(ledger.devices())):
                     ledger.set_limit(index, 0)
-            pids = ledger.pids()
-            none_left = none_left and not pids
-            for pid in pids:
-                with suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, with_signal)
+            none_left = not ledger.signal(with_signal) and none_left
         return none_left
 
     def remove(self, lease: str) -> None:
