@@ -19,7 +19,7 @@ import zmq
 from hal.backend import HalError, StateError
 from hal.scheduler import core, frames, watch, wire
 from hal.scheduler.agent.agent import Agent
-from hal.scheduler.answers import FAULTS, Address, Peer, Refused, Waiter, error, fault, leaving
+from hal.scheduler.answers import FAULTS, Address, Later, Peer, Refused, Waiter, error, fault, leaving
 from hal.scheduler.config import Config, changed, check_there, reloaded
 from hal.scheduler.engine import Engine
 from hal.scheduler.holders import SILENCE, Holders
@@ -250,6 +250,7 @@ class Daemon(Engine):
         who: Peer | None = None
         message: wire.Request | wire.Reply | None = None
         reply: wire.Reply | None = None
+        lease = ""  # about which it is answered later
         try:
             if len(parts) != 1:
                 raise wire.Malformed("a message has one frame, not several")
@@ -272,6 +273,7 @@ class Daemon(Engine):
                 self._door.limits.begin(who, now)
                 body.peer, body.request = who, message.id
                 self.waiters.add(body)
+                lease = "" if isinstance(body, Later) else body.lease
             else:
                 reply = wire.Reply(wire.VERSION, message.id, True, body)
         except FAULTS as wrong:
@@ -282,7 +284,7 @@ class Daemon(Engine):
                 self._give_up(address, message.id, message.op)
             raise
         if isinstance(message, wire.Request):
-            self._door.answered(who, message, reply)
+            self._door.answered(who, message, reply, lease)
             self.monitor.answered(who, message, reply)
         elif message is None:
             self.monitor.unreadable()

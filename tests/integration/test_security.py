@@ -167,13 +167,17 @@ def test_who_did_what_is_noted(serving: Head) -> None:
     alice.call("list")
     alice.call("release", lease=lease)
     serving.client(places(serving.env)).call("set_queue", name="research")
+    job = {"command": ["true"], "directory": "/"}
+    made = alice.call("submit", key="j", job=job, request={}, array=[1, 2])["jobs"]
     told = [(one["who"], one["op"], one["outcome"]) for one in serving.audit()]
     assert told == [
         ("alice", "acquire", "ok"),
         ("alice", "release", "ok"),
         (f"uid:{os.geteuid()}", "set_queue", "ok"),
+        ("alice", "submit", "ok"),
     ]
     assert [one["lease"] for one in serving.audit()[:2]] == [lease, lease]
+    assert serving.audit()[-1]["jobs"] == made
 
 
 def test_a_revoked_key_is_refused_on_its_living_connection(serving: Head) -> None:
@@ -299,6 +303,13 @@ def test_the_wrong_scheduler_and_no_scheduler_are_said_at_once(serving: Head) ->
         Unreachable, match=r"at tcp://no-such-host\.invalid:9: 'no-such-host\.invalid': [A-Z]"
     ):
         serving.client(Endpoint("tcp://no-such-host.invalid:9", key)).call("hello")
+    slow = threading.Event()
+    with pytest.MonkeyPatch.context() as patch, Client(Endpoint("tcp://a:9", key), timeout=0.2) as client:
+        patch.setattr("socket.getaddrinfo", lambda *_: slow.wait(60))
+        with pytest.raises(Unreachable, match="'a': the name is still being looked up"):
+            client.call("hello")
+        assert not slow.is_set()
+        slow.set()
     with pytest.raises(StateError, match="'tcp://head' is no scheduler's address; write tcp://HOST:PORT"):
         serving.client(Endpoint("tcp://head", key)).call("hello")
     with pytest.raises(StateError, match="needs a key: set HAL_KEY"):

@@ -185,9 +185,11 @@ class Door:
         if self.audit is not None:
             self.audit.note(peer, op, outcome, **what)
 
-    def answered(self, peer: Peer | None, request: wire.Request | None, reply: wire.Reply | None) -> None:
+    def answered(
+        self, peer: Peer | None, request: wire.Request | None, reply: wire.Reply | None, lease: str = ""
+    ) -> None:
         """Note what was asked, if it is of interest: what changes something, and what was not allowed.
-        ``reply`` None: it comes later."""
+        ``reply`` None: it comes later, and is about this lease."""
         if self.audit is None or peer is None or request is None:
             return
         outcome = "later" if reply is None else "ok" if reply.error is None else reply.error.code
@@ -196,7 +198,7 @@ class Door:
             about = {
                 name: request.body[name] for name in _SUBJECTS if isinstance(request.body.get(name), str)
             }
-            about |= {} if reply is None else _granted(reply.body)
+            about |= {"lease": lease or None} if reply is None else _made(reply.body)
             self.audit.note(peer, request.op, outcome, request=request.id, **about)
 
     # ---- inside -------------------------------------------------------------------------------
@@ -212,13 +214,15 @@ class Door:
             self.say(sentence)
 
 
-def _granted(body: wire.Body) -> dict[str, Any]:
-    """Which leases, or places in the queue, a reply is about."""
+def _made(body: wire.Body) -> dict[str, Any]:
+    """Which leases, places in the queue, or jobs a reply is about."""
     one = body.get("lease") or body.get("waiting")
     if isinstance(one, dict):
         return {"lease": one.get("id")}
     if "replies" in body:
-        return {"leases": [_granted(each.get("body", {})).get("lease") for each in body["replies"]]}
+        return {"leases": [_made(each.get("body", {})).get("lease") for each in body["replies"]]}
+    if "jobs" in body:
+        return {"jobs": [job["id"] if isinstance(job, dict) else job for job in body["jobs"]]}
     return {}
 
 
