@@ -9,6 +9,7 @@ import errno
 import os
 import socket
 import struct
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -59,11 +60,12 @@ class Endpoint:
         if self.key is None:
             self.dial(dealer)
             return
+        deadline = time.monotonic() + timeout
         monitor = dealer.get_monitor_socket()
         try:
             self.dial(dealer)
-            self._look_up()
-            self._wait(monitor, timeout)
+            self._look_up(timeout)
+            self._wait(monitor, deadline - time.monotonic())
         finally:
             dealer.disable_monitor()
             monitor.close(linger=0)
@@ -81,14 +83,25 @@ class Endpoint:
             what = "write tcp://HOST:PORT or ipc://PATH" if error.errno == errno.EINVAL else error.strerror
             raise StateError(f"'{self.address}' is no scheduler's address; {what}") from None
 
-    def _look_up(self) -> None:
+    def _look_up(self, timeout: float) -> None:
         """ZeroMQ looks a name up in its own thread, again and again, and tells nobody that there is none."""
         host = self.address.removeprefix("tcp://").rpartition(":")[0].strip("[]")
-        try:
-            socket.getaddrinfo(host, None)
-        except (OSError, UnicodeError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise Unreachable(f"no scheduler answers at {self.address}: '{host}': {reason}") from None
+        wrong: list[Exception] = []
+
+        def ask() -> None:
+            try:
+                socket.getaddrinfo(host, None)
+            except (OSError, UnicodeError) as error:
+                wrong.append(error)
+
+        asking = threading.Thread(target=ask, name="hal-look-up", daemon=True)  # a resolver knows no deadline
+        asking.start()
+        asking.join(timeout)
+        if asking.is_alive():
+            wrong.append(TimeoutError(errno.ETIMEDOUT, "the name is still being looked up"))
+        if wrong:
+            reason = getattr(wrong[0], "strerror", None) or wrong[0]
+            raise Unreachable(f"no scheduler answers at {self.address}: '{host}': {reason}")
 
     def _wait(self, monitor: zmq.Socket[bytes], timeout: float) -> None:
         assert self.key is not None
