@@ -22,7 +22,7 @@ import zmq.asyncio
 
 from hal.backend import GoneError, HalError, StateError
 from hal.scheduler import wire
-from hal.scheduler.client import refusal
+from hal.scheduler.client import packed, refusal
 from hal.scheduler.core.request import Request
 from hal.scheduler.endpoint import Endpoint
 from hal.scheduler.errors import Unreachable
@@ -235,7 +235,7 @@ class AsyncClient:
 
     async def _exchange(self, request: wire.Request, deadline: float) -> wire.Reply | None:
         """Sent again now and then: every operation has one effect, however often it is asked."""
-        frame = wire.pack(request)
+        frame = packed(request)
         held_back = float(request.body.get("timeout_seconds", 0.0)) if request.body else 0.0
         answer: asyncio.Future[wire.Reply] = asyncio.get_running_loop().create_future()
         self._answers[request.id] = answer

@@ -90,15 +90,8 @@ def reaching(*, start: bool = False) -> Iterator[Client]:
 def _list(options: argparse.Namespace) -> int:
     import shlex
 
-    found: list[dict[str, Any]] = []
     with reaching() as client:
-        page: dict[str, Any] = {"array": options.array, "over": not options.active}
-        while True:
-            answer = client.call("jobs", **page)
-            found += answer["jobs"]
-            if answer["next"] is None:
-                break
-            page["after"] = answer["next"]
+        found = client.listed("jobs", "jobs", array=options.array, over=not options.active)["jobs"]
     if options.json:
         print_json("hal.jobs/1", jobs=found)
     elif found:
@@ -302,7 +295,7 @@ def _wait(options: argparse.Namespace) -> int:
         try:
             ids = [client.call("job", job=options.job)["job"]["id"]]
         except GoneError:
-            ids = [one["id"] for one in client.call("jobs", array=options.job)["jobs"]]
+            ids = [one["id"] for one in client.listed("jobs", "jobs", array=options.job)["jobs"]]
             if not ids:
                 raise
         jobs = []

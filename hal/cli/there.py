@@ -58,12 +58,26 @@ def _spec(command: Sequence[str]) -> dict[str, object]:
         for name, value in os.environ.items()
         if not name.startswith(_LEFT_HERE) and name.isidentifier()
     }
+    unsayable = [name for name, value in environment.items() if not _is_text(name + value)]
+    for name in unsayable:
+        del environment[name]
+    if unsayable:
+        names = ", ".join(map(ascii, unsayable))
+        note(f"not sent to the other node, as what is in them is not text in UTF-8: {names}")
     directory = str(Path.cwd())
     try:
         JobSpec(list(command), environment, directory, umask=umask)
     except ValueError as error:
         raise UsageError(f"it cannot be run on another node: {error}") from None
     return {"command": list(command), "environment": environment, "directory": directory, "umask": umask}
+
+
+def _is_text(found: str) -> bool:
+    try:
+        found.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _follow(client: Client, id: str, held: HeldLease, heard: list[int]) -> int:

@@ -14,7 +14,7 @@ from hal.scheduler.endpoint import Endpoint
 from hal.scheduler.errors import MalformedError
 from hal.scheduler.places import Places
 
-__all__ = ["Client", "refusal"]
+__all__ = ["Client", "packed", "refusal"]
 
 
 _BY_CODE: dict[str, type[HalError]] = {
@@ -36,6 +36,17 @@ def refusal(error: wire.ErrorBody | None) -> HalError:
     """What to raise for an error that was answered."""
     found = error or wire.ErrorBody("failed", "the scheduler gave no reason")
     return _BY_CODE.get(found.code, HalError)(found.message)
+
+
+def packed(request: wire.Request) -> bytes:
+    """Raises MalformedError when there is something in it that cannot be sent."""
+    try:
+        return wire.pack(request)
+    except OverflowError:
+        raise MalformedError("a number in the request is larger than any can be") from None
+    except UnicodeEncodeError as error:
+        text = ascii(error.object if len(error.object) <= 64 else f"{error.object[:61]}...")
+        raise MalformedError(f"{text} is not text in UTF-8, and cannot be sent") from None
 
 
 class Client:
@@ -74,12 +85,12 @@ class Client:
             raise self._endpoint.nobody()
         raise refusal(reply.error)
 
-    def listed(self, op: str, *names: str) -> dict[str, list[dict[str, Any]]]:
+    def listed(self, op: str, *names: str, **body: Any) -> dict[str, list[dict[str, Any]]]:
         """Lists of an operation that answers with a page at a time, whole."""
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
         page: dict[str, Any] = {}
         while True:
-            answer = self.call(op, **page)
+            answer = self.call(op, **body, **page)
             for name in names:
                 found[name] += answer[name]
             if answer.get("next") is None:
@@ -87,10 +98,8 @@ class Client:
             page = {"after": answer["next"]}
 
     def _exchange(self, request: wire.Request, timeout: float) -> wire.Reply:
-        try:
-            frame = wire.pack(request)
-        except OverflowError:
-            raise MalformedError("a number in the request is larger than any can be") from None
+        frame = packed(request)
+        deadline = time.monotonic() + timeout
         if self._socket is None:
             self._socket = self._context.socket(zmq.DEALER)
             self._socket.set(zmq.LINGER, 0)
@@ -100,7 +109,6 @@ class Client:
             except StateError:
                 self._hang_up()
                 raise
-        deadline = time.monotonic() + timeout
         self._socket.send(frame)
         while (left := deadline - time.monotonic()) > 0 and self._socket.poll(int(left * 1000) + 1):
             try:

@@ -593,6 +593,39 @@ def test_what_makes_no_sense_is_said_in_one_line(
     assert said in result.stderr and result.stderr.count("\n") == 1
 
 
+def test_each_job_of_a_large_array_is_waited_for(hal_here: Run, machine_env: Env) -> None:
+    """They are told in pages of 500, and it is the last that ends last."""
+    allow(machine_env)
+    with serving(machine_env), Client(places(machine_env)) as client:
+        all = {
+            "members": [{"alternatives": [{"selector": 'vendor == "nvidia"', "count": 2}]}],
+            "ttl_ms": 60_000,
+        }
+        held = client.call("acquire", key="a", request=all)["lease"]["id"]
+        wanted = {"members": [{"alternatives": [{"selector": 'vendor == "nvidia"'}]}]}
+        spec = {"command": ["true"], "directory": "/"}
+        array = list(range(600))
+        answer = client.call("submit", key="b", job=spec, request=wanted, array=array, timeout=30.0)
+        assert len(answer["jobs"]) == 600
+        assert "600 of 600" in hal_here("job", "cancel", answer["array"]).stdout
+        waited = hal_here("job", "wait", answer["array"], "--json")
+        assert {one["id"] for one in json.loads(waited.stdout)["jobs"]} == set(answer["jobs"])
+        assert waited.returncode == 1
+        client.call("release", lease=held)
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--", "echo", "a\udcff"), ("--env", "X=\udcff", "--", "true"), ("--", "\udcff" * 99)]
+)
+def test_what_is_not_text_is_refused_in_one_sentence(
+    hal_here: Run, machine_env: Env, arguments: tuple[str, ...]
+) -> None:
+    with serving(machine_env):
+        result = hal_here("submit", *arguments)
+        assert result.returncode == 2
+        assert re.fullmatch(r"hal: '.*\\udcff.*' is not text in UTF-8, and cannot be sent\n", result.stderr)
+
+
 def test_of_a_job_that_is_not_there(hal_here: Run, machine_env: Env) -> None:
     with serving(machine_env):
         for verb in ("show", "logs", "cancel", "wait"):
@@ -628,6 +661,15 @@ def test_run_passes_output_environment_and_code_through_from_another_node(site: 
     _, err = program.communicate(timeout=60)
     assert (err, program.returncode) == ("hal: there is no command 'no-such-program'\n", 127)
     site.at_rest()
+
+
+def test_run_leaves_variables_here_that_are_not_text(site: Site) -> None:
+    site.add("green", "l40s-4")
+    site.head["ODD"] = "a\udcff"
+    program = hal_run(site, "--memory", "1GiB", "--", "sh", "-c", "echo ${ODD-none}")
+    out, err = program.communicate(timeout=60)
+    assert (program.returncode, out) == (0, "none\n"), err
+    assert "not sent to the other node, as what is in them is not text in UTF-8: 'ODD'\n" in err
 
 
 def test_run_names_a_device_of_another_node(site: Site) -> None:
