@@ -28,7 +28,15 @@ from hal.scheduler.endpoint import Endpoint
 from hal.scheduler.errors import Unreachable
 from hal.scheduler.places import Places
 from hal.scheduler.security.keys import read_client_key
-from hal.scheduler.told import Event, Explanation, LeaseTold, QueueTold, SchedulerTold, WaitingTold
+from hal.scheduler.told import (
+    Event,
+    Explanation,
+    LeaseTold,
+    QueueTold,
+    SchedulerTold,
+    WaitingTold,
+    check_renewed,
+)
 
 __all__ = ["AsyncClient", "AsyncLease", "OnLost", "closed_error"]
 
@@ -99,7 +107,8 @@ class AsyncLease:
             await asyncio.sleep(pause)
             asked = time.monotonic()
             try:
-                await self._client.call("renew", timeout=max(ttl / 3, 0.5), lease=self.id)
+                body = await self._client.call("renew", timeout=max(ttl / 3, 0.5), lease=self.id)
+                check_renewed(self.id, self.told.epoch, body)
             except GoneError as error:
                 return self._lose(str(error))
             except Exception as error:  # whatever it is, the holder has to learn when time is up

@@ -21,6 +21,7 @@ from hal.scheduler.endpoint import Endpoint
 from hal.scheduler.errors import Unreachable
 from hal.scheduler.places import Places
 from hal.scheduler.private import ensure_daemon
+from hal.scheduler.told import check_renewed
 
 __all__ = ["HeldLease", "lease"]
 
@@ -112,7 +113,7 @@ class HeldLease:
                 asked = time.monotonic()
                 pause = self._ttl / 3
                 try:
-                    client.call("renew", lease=self.id)
+                    check_renewed(self.id, self.epoch, client.call("renew", lease=self.id))
                     good_until = asked + self._ttl
                 except GoneError as error:
                     return self._lose(str(error))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from msgspec import Struct
 
+from hal.backend import GoneError
 from hal.model import Enforcement
 
 __all__ = [
@@ -15,6 +18,7 @@ __all__ = [
     "QueueTold",
     "SchedulerTold",
     "WaitingTold",
+    "check_renewed",
 ]
 
 
@@ -123,3 +127,10 @@ class Event(Struct, frozen=True):
     epoch: int = 0
     cause: str = ""
     reason: str = ""
+
+
+def check_renewed(id: str, epoch: int, answer: dict[str, Any]) -> None:
+    """Raises GoneError unless what was renewed is the grant of this epoch: one that was queued again has
+    the id of the lease before, and so has what it is granted then, maybe elsewhere."""
+    if answer.get("lease", {}).get("epoch") != epoch:
+        raise GoneError(f"the lease '{id}' was taken away meanwhile")

@@ -23,7 +23,7 @@ from hal.scheduler import core, wire
 from hal.scheduler.bench.rows import simulated
 from hal.scheduler.errors import Unreachable
 from tests.conftest import HAL, wait_until
-from tests.integration.support import start
+from tests.integration.support import line, start
 
 GIB = 1 << 30
 
@@ -154,6 +154,69 @@ def test_of_many_that_wait_each_is_kept_from_its_grant_on(client: hal.Client, ad
             assert [one.lost for one in found if isinstance(one, hal.AsyncLease)] == [None] * 2
 
     asyncio.run(main())
+
+
+# ---- leases that are taken away ----------------------------------------------------------------
+
+
+HOLDER = """
+import sys, threading
+import hal
+from hal.scheduler import core
+
+lost, request = threading.Event(), core.Request(requeue=True, ttl_ms=1500)
+take = hal.lease if sys.argv[1] == "lease" else hal.Client().acquire
+held = take(request=request, on_lost=lambda _: lost.set())
+print(held.id, flush=True)
+lost.wait(20)
+print(held.lost, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def drained(client: hal.Client) -> Iterator[Callable[[str], None]]:
+    devices: list[str] = []
+
+    def drain(device: str) -> None:
+        devices.append(device)
+        client.call("drain", target=device)
+
+    yield drain
+    for device in devices:
+        client.call("uncordon", target=device)
+
+
+def holder(address: str, kind: str) -> tuple[subprocess.Popen[str], str]:
+    """A process that has a whole device, with `requeue`, and says when it has lost it; and its lease."""
+    process = start(os.environ | {"HAL_SCHEDULER": address}, HAL[0], "-c", HOLDER, kind)
+    return process, line(process)
+
+
+def device_of(client: hal.Client, id: str) -> str:
+    (device,) = (one.device for one in client.leases() if one.id == id)
+    return device
+
+
+@pytest.mark.parametrize("kind", ["client", "lease"])
+@pytest.mark.parametrize("full", [False, True])
+def test_what_was_granted_anew_meanwhile_is_not_taken_for_ones_own(
+    client: hal.Client, address: str, drained: Callable[[str], None], kind: str, full: bool
+) -> None:
+    process, id = holder(address, kind)
+    (told,) = client.leases()
+    if full:
+        client.acquire_many([core.Request()] * 63)
+    process.send_signal(signal.SIGSTOP)
+    drained(told.device)
+    if full:
+        wait_until(lambda: bool(client.waiting()))
+    else:
+        wait_until(lambda: any(one.epoch > told.epoch for one in client.leases()))
+        assert device_of(client, id) != told.device
+    process.send_signal(signal.SIGCONT)
+    assert line(process) == f"the lease '{id}' was taken away meanwhile"
+    client.release(id)
 
 
 # ---- answers that are lost -------------------------------------------------------------------
