@@ -121,6 +121,8 @@ class AsyncLease:
     def _lose(self, reason: str) -> None:
         self.lost = reason
         self._client._leases.pop(self.id, None)
+        # With `requeue` it would wait again, and be granted to nobody.
+        self._client._behind(self._client.call("release", lease=self.id, lost_epoch=self.told.epoch))
         if self._on_lost is not None:
             self._on_lost(reason)
 
@@ -385,9 +387,11 @@ class AsyncClient:
         there = [body.get("lease") or body.get("waiting") for body in each]
         await self.release_many([one["id"] for one in there if one])
 
-    async def _tidy(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _tidy(self, work: Coroutine[Any, Any, object]) -> None:
         """See to it for a moment; what takes longer, as when the scheduler is away, goes on behind."""
+        await asyncio.wait({self._behind(work)}, timeout=_TIDY)
 
+    def _behind(self, work: Coroutine[Any, Any, object]) -> asyncio.Task[None]:
         async def quietly() -> None:
             with contextlib.suppress(HalError):
                 await work
@@ -395,7 +399,7 @@ class AsyncClient:
         task = asyncio.create_task(quietly())
         self._tidying.add(task)
         task.add_done_callback(self._tidying.discard)
-        await asyncio.wait({task}, timeout=_TIDY)
+        return task
 
     async def _served(self, body: dict[str, Any]) -> dict[str, Any]:
         """Wait until it is granted and made. Whoever is interrupted meanwhile waits no longer."""

@@ -22,6 +22,7 @@ __all__ = [
     "Named",
     "Page",
     "QueueName",
+    "Release",
     "ReleaseMany",
     "SetQueueBody",
     "Wait",
@@ -89,6 +90,12 @@ class Named(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A lease, or a request that waits to be one."""
 
     lease: str
+
+
+class Release(Named, frozen=True):
+    """``lost_epoch``: the caller has just lost that grant of it, and its programs have yet to be stopped."""
+
+    lost_epoch: int | None = None
 
 
 class AcquireMany(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -116,20 +116,24 @@ class HeldLease:
                     check_renewed(self.id, self.epoch, client.call("renew", lease=self.id))
                     good_until = asked + self._ttl
                 except GoneError as error:
-                    return self._lose(str(error))
+                    return self._lose(client, str(error))
                 except Exception as error:  # whatever it is, the holder has to learn when time is up
                     if time.monotonic() > good_until:
-                        return self._lose(f"it could not be renewed: {error}")
+                        return self._lose(client, f"it could not be renewed: {error}")
                     pause = self._ttl / 30
                     if self._private:
                         with contextlib.suppress(Exception):
                             ensure_daemon(self._where)
         return None
 
-    def _lose(self, reason: str) -> None:
+    def _lose(self, client: Client, reason: str) -> None:
         self.lost = reason
-        if self._on_lost is not None:
-            self._on_lost(reason)
+        try:
+            if self._on_lost is not None:
+                self._on_lost(reason)
+        finally:  # with `requeue` it would wait again, and be granted to nobody
+            with contextlib.suppress(HalError):
+                client.call("release", lease=self.id, lost_epoch=self.epoch)
 
 
 def lease(

@@ -131,16 +131,18 @@ def renew(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body:
 
 
 def release(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body:
-    return _release(engine, msgspec.convert(body, bodies.Named).lease, peer)
+    asked = msgspec.convert(body, bodies.Release)
+    return _release(engine, asked.lease, peer, lost_epoch=asked.lost_epoch)
 
 
-def _release(engine: Engine, id: str, peer: Peer) -> wire.Body:
+def _release(engine: Engine, id: str, peer: Peer, *, lost_epoch: int | None = None) -> wire.Body:
     one = _commanded(engine, id, peer)
     if isinstance(one, core.Waiting):
         engine.decide(core.Release(id, one.uid))
         return {"waiting": bodies.queued(one, engine.now()), "ended": True}
-    # It has stopped its program before it says so. Of those on other machines only the owner is known.
-    if peer.pid == one.holder_pid and peer.uid == one.uid:
+    # It has stopped its program before it says so, but for a grant that it has just lost. Of those on other
+    # machines only the owner is known.
+    if peer.pid == one.holder_pid and peer.uid == one.uid and one.epoch != lost_epoch:
         engine.unwatch(id)
     engine.decide(core.Release(id, one.uid))
     return {"lease": _described(engine, one), "ended": id not in engine.state.leases}

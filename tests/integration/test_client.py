@@ -22,6 +22,7 @@ from hal.backend import HalError, StateError, TemporaryError, UnsupportedError
 from hal.scheduler import core, wire
 from hal.scheduler.bench.rows import simulated
 from hal.scheduler.errors import Unreachable
+from hal.scheduler.told import Event
 from tests.conftest import HAL, wait_until
 from tests.integration.support import line, start
 
@@ -216,7 +217,24 @@ def test_what_was_granted_anew_meanwhile_is_not_taken_for_ones_own(
         assert device_of(client, id) != told.device
     process.send_signal(signal.SIGCONT)
     assert line(process) == f"the lease '{id}' was taken away meanwhile"
-    client.release(id)
+    wait_until(lambda: client.waiting() == [] and id not in [one.id for one in client.leases()])
+    assert process.poll() is None
+
+
+@pytest.mark.parametrize("kind", ["client", "lease"])
+def test_what_its_holder_has_lost_is_not_granted_anew(
+    client: hal.Client, address: str, drained: Callable[[str], None], kind: str
+) -> None:
+    number = client.scheduler().event
+    process, id = holder(address, kind)
+    drained(device_of(client, id))
+    assert "is to be left" in line(process)
+    wait_until(lambda: client.leases() == [])
+    events = client.call("watch", after=number, timeout_seconds=0)["events"]
+    seen = [one for one in msgspec.convert(events, list[Event]) if one.lease == id]
+    assert [one.kind for one in seen] == ["granted", "ending", "ended"]
+    assert seen[2].at_ms - seen[1].at_ms >= 1500, "it has its whole time to stop what runs there"
+    assert process.poll() is None
 
 
 # ---- answers that are lost -------------------------------------------------------------------

@@ -62,7 +62,7 @@ def test_every_operation_is_on_the_page() -> None:
 
 
 def test_every_field_of_a_body_is_on_the_page() -> None:
-    kinds = [bodies.Acquire, bodies.Wait, bodies.Page, bodies.SetQueueBody, *BODIES.values()]
+    kinds = [bodies.Acquire, bodies.Wait, bodies.Release, bodies.Page, bodies.SetQueueBody, *BODIES.values()]
     fields = {field.encode_name for kind in kinds for field in msgspec.structs.fields(kind)}
     assert [field for field in sorted(fields) if f"`{field}`" not in PAGE] == []
 
