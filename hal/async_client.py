@@ -121,10 +121,10 @@ class AsyncLease:
     def _lose(self, reason: str) -> None:
         self.lost = reason
         self._client._leases.pop(self.id, None)
+        if self._on_lost is not None:
+            asyncio.get_running_loop().call_soon(self._on_lost, reason)  # which tells of what it raises
         # With `requeue` it would wait again, and be granted to nobody.
         self._client._behind(self._client.call("release", lease=self.id, lost_epoch=self.told.epoch))
-        if self._on_lost is not None:
-            self._on_lost(reason)
 
 
 class AsyncClient:

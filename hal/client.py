@@ -62,7 +62,7 @@ class Lease:
 class Client:
     """As AsyncClient, for programs without an event loop: a thread of its own has one. For any threads.
 
-    ``on_lost`` is called on that thread.
+    ``on_lost`` is called on one of its own each time, in which any call of the client may be made.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class Client:
             ttl_seconds=ttl_seconds,
             request=request,
             preset=preset,
-            on_lost=on_lost,
+            on_lost=_apart(on_lost),
         )
         return Lease(self, self._wait_for(asked))
 
@@ -149,7 +149,7 @@ class Client:
         self, requests: Sequence[Request], *, on_lost: OnLost | None = None
     ) -> list[Lease | HalError]:
         """For each request in turn a lease, or why there is none; many of them in one message."""
-        found = self._wait_for(self._client.acquire_many(requests, on_lost=on_lost))
+        found = self._wait_for(self._client.acquire_many(requests, on_lost=_apart(on_lost)))
         return [Lease(self, one) if isinstance(one, AsyncLease) else one for one in found]
 
     def release(self, lease: str) -> None:
@@ -208,6 +208,15 @@ class Client:
         except BaseException:
             future.cancel()
             raise
+
+
+def _apart(on_lost: OnLost | None) -> OnLost | None:
+    """On the client's thread a call of the client would wait for itself."""
+    if on_lost is None:
+        return None
+    return lambda reason: threading.Thread(
+        target=on_lost, args=(reason,), name="hal-on-lost", daemon=True
+    ).start()
 
 
 async def _next(events: AsyncIterator[Event]) -> Event:

@@ -237,6 +237,52 @@ def test_what_its_holder_has_lost_is_not_granted_anew(
     assert process.poll() is None
 
 
+def test_any_call_may_be_made_in_on_lost(client: hal.Client, address: str) -> None:
+    heard: list[str] = []
+    other = hal.Client(address)
+
+    def on_lost(reason: str) -> None:
+        heard.append(reason)
+        heard.extend(one.id for one in other.leases())
+        kept.release()
+        other.close()
+        heard.append("closed")
+
+    kept = other.acquire(memory_bytes=GIB)
+    lease = other.acquire(memory_bytes=GIB, ttl_seconds=1.0, on_lost=on_lost)
+    client.release(lease.id)
+    wait_until(lambda: heard[-1:] == ["closed"], seconds=20)
+    assert heard == [lease.lost, kept.id, "closed"]
+    assert client.leases() == []
+    wait_until(lambda: "hal-on-lost" not in [thread.name for thread in threading.enumerate()])
+
+
+def test_what_on_lost_raises_is_told_at_once(
+    client: hal.Client, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("threading.excepthook", lambda args: told.append(str(args.exc_value)))
+
+    def on_lost(_: str) -> None:
+        raise ValueError("a mistake")
+
+    lease = client.acquire(memory_bytes=GIB, ttl_seconds=1.0, on_lost=on_lost)
+    client.call("release", lease=lease.id)
+    wait_until(lambda: bool(told), seconds=20)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: told.append(str(context["exception"])))
+        async with hal.AsyncClient(address) as other:
+            held = await other.acquire(memory_bytes=GIB, ttl_seconds=1.0, on_lost=on_lost)
+            await other.call("release", lease=held.id)
+            while len(told) < 2:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+    assert told == ["a mistake"] * 2
+
+
 # ---- answers that are lost -------------------------------------------------------------------
 
 
