@@ -177,19 +177,19 @@ def _changed(before: int | None, wanted: int | None) -> int | None:
 
 def described(lease: Lease, use: list[DeviceUse], enforcement: Enforcement, now: int) -> dict[str, Any]:
     """``device``, ``whole`` and ``memory_bytes`` are of the first device; ``parts`` has all."""
-    first = lease.parts[0].spots[0]
-    devices = [device for spot in lease.spots() for device in spot.devices]
+    first, state = lease.parts[0].spots[0], lease.state
+    suspended = state is LeaseState.SUSPENDED
     return {
         "id": lease.id,
         "name": lease.name,
         "device": first.devices[0],
-        "devices": devices,
+        "devices": lease.devices(),
         "whole": first.shape.whole,
         "memory_bytes": _memory(lease),
         "used_bytes": sum(one.used_bytes for one in use) if use else None,
         "refused": sum(one.refused for one in use) if use else None,
-        "state": (LeaseState.ACTIVE if lease.state is LeaseState.SUSPENDED else lease.state).value,
-        "suspended": lease.state is LeaseState.SUSPENDED,
+        "state": LeaseState.ACTIVE if suspended else state,
+        "suspended": suspended,
         "queue": lease.request.queue,
         "priority": lease.request.priority,
         "epoch": lease.epoch,
@@ -203,7 +203,7 @@ def described(lease: Lease, use: list[DeviceUse], enforcement: Enforcement, now:
                 "replica": part.replica,
                 "alternative": part.alternative,
                 "node": spot.node,
-                "devices": list(spot.devices),
+                "devices": spot.devices,
                 "whole": spot.shape.whole,
                 "memory_bytes": spot.shape.memory_bytes or None,
                 "compute_milli": spot.shape.compute_milli or None,
@@ -224,8 +224,7 @@ def _memory(lease: Lease) -> int:
     first = lease.parts[0].spots[0].shape
     if not first.whole:
         return first.memory_bytes
-    count = sum(len(spot.devices) for spot in lease.spots())
-    return lease.charge.memory_bytes // max(count, 1)
+    return lease.charge.memory_bytes // max(len(lease.devices()), 1)
 
 
 def queued(one: Waiting, now: int, reason: str | None = None) -> dict[str, Any]:

@@ -164,8 +164,7 @@ class Daemon(Engine):
         else:
             orders.outbox = list(dict.fromkeys(orders.outbox))  # what is ordered again is one
         for address, message in messages:
-            with contextlib.suppress(zmq.ZMQError):
-                frames.send(address.socket, address.identity, message)
+            frames.send(address.socket, address.identity, message)
         if self.trouble is None:
             orders.carry_out(time.monotonic())
         if self.state.leases or self.state.waiting or self.board.pauses:
@@ -297,9 +296,7 @@ class Daemon(Engine):
             f"the request {id[:64]!r} ({op}) has met a mistake in hal and ends this scheduler; "
             "what was not on disk yet has not happened"
         )
-        reply = error(id, "failed", _MISTAKE)
-        with contextlib.suppress(zmq.ZMQError):
-            frames.send(address.socket, address.identity, wire.pack(reply))
+        frames.send(address.socket, address.identity, wire.pack(error(id, "failed", _MISTAKE)))
 
     # ---- who waits for an answer ------------------------------------------------------------
 

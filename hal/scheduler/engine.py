@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import time
+from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
@@ -69,7 +71,7 @@ class Engine:
         lost, grace = config.scheduler.lost_seconds, config.scheduler.grace_seconds
         self.state = core.State(grace_ms=round(grace * 1000))
         self.nodes = Nodes(agent, lost_seconds=lost, grace_seconds=grace)
-        self.over: dict[str, tuple[str, str]] = {}  # what has become of leases: code and message
+        self.over: OrderedDict[str, tuple[str, str]] = OrderedDict()  # what became of leases: code, message
         self.past = Past()
         self.board = Board(self)
         self.agent = agent
@@ -87,6 +89,13 @@ class Engine:
         self._fresh = _FRESH  # and for how long that is believed
         self._zero = clock.zero_today()
         self.started_ms = self.now()
+        self._follow: dict[type[core.Decision], Callable[[Any, int], None]] = {
+            core.Grant: self._granted,
+            core.Queued: self._queued,
+            core.Revoke: self._taken_away,
+            core.Preempt: self._taken_away,
+            core.Withdrawn: self._withdrawn,
+        }
 
     # ---- what is decided -------------------------------------------------------------------
 
@@ -111,28 +120,43 @@ class Engine:
         decisions = self.state.apply(event, now)
         if worth_noting:
             self.store.note(now, event)
+        elif not decisions:
+            return decisions
         self.watch_ring.note(event, decisions, now)
         self.past.note(event, decisions, now, self.monitor.who)
         self.board.note(decisions)
         for decision in decisions:
-            match decision:
-                case core.Grant(lease=lease, again=False):
-                    self.waiters.touch(lease.id)
-                    self._begin(lease)
-                case core.Queued(id=id, again=False) if (one := self.state.waiting.get(id)) is not None:
-                    self.watch_ring.queued(one, now, decision.reason)  # else it is granted in the same go
-                    self.holders.hear(id)
-                case core.Revoke(lease=lease) | core.Preempt(lease=lease):
-                    self.over[lease.id] = ("ended", f"the lease '{lease.id}' has ended: {decision.reason}")
-                    self.waiters.touch(lease.id)
-                    self._end(lease)
-                case core.Withdrawn(id=id):
-                    self.waiters.touch(id)
-                    self.over[id] = ("ended", f"'{id}' waits no longer: {decision.reason}")
-                    self.holders.unwatch(id)
-        while len(self.over) > _REMEMBERED:
-            del self.over[next(iter(self.over))]
+            follow = self._follow.get(type(decision))
+            if follow is not None:
+                follow(decision, now)
         return decisions
+
+    def _granted(self, decision: core.Grant, _now: int) -> None:
+        if not decision.again:
+            self.waiters.touch(decision.lease.id)
+            self._begin(decision.lease)
+
+    def _queued(self, decision: core.Queued, now: int) -> None:
+        one = self.state.waiting.get(decision.id)
+        if one is not None and not decision.again:  # else it is granted in the same go
+            self.watch_ring.queued(one, now, decision.reason)
+            self.holders.hear(one.id)
+
+    def _taken_away(self, decision: core.Revoke | core.Preempt, _now: int) -> None:
+        lease = decision.lease
+        self._is_over(lease.id, "ended", f"the lease '{lease.id}' has ended: {decision.reason}")
+        self.waiters.touch(lease.id)
+        self._end(lease)
+
+    def _withdrawn(self, decision: core.Withdrawn, _now: int) -> None:
+        self.waiters.touch(decision.id)
+        self._is_over(decision.id, "ended", f"'{decision.id}' waits no longer: {decision.reason}")
+        self.holders.unwatch(decision.id)
+
+    def _is_over(self, id: str, code: str, message: str) -> None:
+        self.over[id] = (code, message)
+        if len(self.over) > _REMEMBERED:
+            self.over.popitem(last=False)
 
     def noted(self, entry: journal.Entry) -> None:
         """Put a change that no event makes into the journal."""
@@ -152,7 +176,7 @@ class Engine:
                 if not self.nodes.was_usable(id):
                     self.unwatch(id)  # its holder, who was told nothing, has nothing to notice
                 self.happens(core.HolderGone(id))
-                self.over[id] = ("failed", reason)
+                self._is_over(id, "failed", reason)
                 self.past.because(id, reason)
 
     def look_at_devices(self) -> None:

@@ -33,5 +33,8 @@ def receive(router: zmq.Socket[bytes]) -> tuple[bytes, list[zmq.Frame]] | None:
 
 def send(router: zmq.Socket[bytes], receiver: bytes, content: bytes) -> None:
     """To a peer, unless it has gone or does not read: then nothing is sent, and that is no error."""
-    router.send(receiver, _MORE_NOW)
-    router.send(content, _NOW)
+    try:
+        router.send(receiver, _MORE_NOW)
+        router.send(content, _NOW)
+    except zmq.ZMQError:
+        return

@@ -8,6 +8,7 @@ import contextlib
 import os
 import select
 import time
+from collections import OrderedDict
 from collections.abc import Container
 
 import zmq
@@ -15,6 +16,7 @@ import zmq
 __all__ = ["SILENCE", "SILENT", "Holders"]
 
 SILENT = 120.0  # seconds: longer than anybody waits for one answer (``wait``)
+_IDLE = 64  # processes that are watched on when they hold nothing
 SILENCE = "nothing was heard for two minutes from who wants it, on another machine"
 
 
@@ -31,6 +33,7 @@ class Holders:
         self._pid_of: dict[str, int] = {}  # of a lease, or of who waits for one
         self._pidfd_of: dict[int, int] = {}
         self._held_by: dict[int, dict[str, None]] = {}  # pid -> ids
+        self._idle: OrderedDict[int, None] = OrderedDict()  # pids that hold nothing now, and may in a moment
         # Whose holders are on other machines, and when each was heard last: they count as alive.
         self._elsewhere: dict[str, float] = {}
         self._looked = float("-inf")
@@ -58,7 +61,11 @@ class Holders:
             self._held_by[pid] = {}
             self._epoll.register(pidfd, select.EPOLLIN)
         elif _has_died(self._pidfd_of[pid]):
-            return False  # it has died, and the number may be another's by now
+            if pid in self._idle:
+                self._forget(pid)
+                return self.watch(id, pid)  # the number may be another's by now
+            return False
+        self._idle.pop(pid, None)
         self._pid_of[id] = pid
         self._held_by[pid][id] = None
         return True
@@ -72,6 +79,9 @@ class Holders:
         found = [id for pid in pids for id in self._held_by[pid]]
         for id in found:
             self.unwatch(id)
+        for pid in pids:
+            if pid in self._pidfd_of:
+                self._forget(pid)
         return found
 
     def hear(self, id: str) -> None:
@@ -94,14 +104,21 @@ class Holders:
         held = self._held_by[pid]
         del held[id]
         if not held:
-            del self._held_by[pid]
-            pidfd = self._pidfd_of.pop(pid)
-            self._epoll.unregister(pidfd)
-            os.close(pidfd)
+            self._idle[pid] = None
+            if len(self._idle) > _IDLE:
+                self._forget(next(iter(self._idle)))
+
+    def _forget(self, pid: int) -> None:
+        """It holds nothing."""
+        self._idle.pop(pid, None)
+        del self._held_by[pid]
+        pidfd = self._pidfd_of.pop(pid)
+        self._epoll.unregister(pidfd)
+        os.close(pidfd)
 
     def close(self) -> None:
-        for id in list(self._pid_of):
-            self.unwatch(id)
+        for pid in list(self._pidfd_of):
+            self._forget(pid)
         with contextlib.suppress(KeyError):
             self._poller.unregister(self._epoll.fileno())
         self._epoll.close()

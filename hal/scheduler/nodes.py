@@ -125,8 +125,10 @@ class Nodes:
     def enforcement(self, lease: Lease) -> Enforcement:
         """Who holds it to its limits; on several nodes, what the first of its members has."""
         held = self._held.get(lease.id)
-        bound = [] if held is None else [held.bound[id] for id in held.nodes if id in held.bound]
-        return bound[0].enforcement if bound else Enforcement(Rung.NONE, Rung.NONE)
+        for id in () if held is None else held.nodes:
+            if held is not None and id in held.bound:
+                return held.bound[id].enforcement
+        return Enforcement(Rung.NONE, Rung.NONE)
 
     def port(self, lease: Lease) -> int:
         """Where the members of a gang may meet, on the node of the first; 0: its agent found none."""
@@ -325,7 +327,10 @@ class Nodes:
         return self._agent is not None and self._agent.node == id
 
     def _node(self, id: str, now: float) -> Node:
-        return self.nodes.setdefault(id, Node(id, now))
+        node = self.nodes.get(id)
+        if node is None:
+            node = self.nodes[id] = Node(id, now)
+        return node
 
     def _hold(self, lease: Lease, now: float) -> _Held:
         there = on.nodes_of(lease)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-import secrets
+import os
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -228,7 +228,7 @@ def _commanded(engine: Engine, id: str, peer: Peer) -> core.Lease | core.Waiting
 
 def _fresh_id(engine: Engine) -> str:
     while True:
-        id = secrets.token_hex(4)
+        id = os.urandom(4).hex()
         if id not in engine.state.leases and id not in engine.state.waiting:
             return id
 

@@ -5,6 +5,7 @@ It is in memory: after a restart of the scheduler nothing is known of what ended
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -49,19 +50,18 @@ class Over(Struct):
 class Past:
     def __init__(self, kept: int = KEPT, kept_ms: int = KEPT_MS) -> None:
         self._kept, self._kept_ms = kept, kept_ms
-        self._over: dict[str, Over] = {}  # the latest at the end
+        self._over: OrderedDict[str, Over] = OrderedDict()  # the latest at the end
 
     def note(self, event: core.Event, decisions: Sequence[core.Decision], now: int, who: str) -> None:
         """``who`` asks for what happens now; "": nobody does."""
         if type(event) is core.Ended and (one := self._over.get(event.id)) is not None:
             one.state, one.ended_ms = "ended", now
         for decision in decisions:
-            match decision:
-                case core.Revoke(lease=lease) | core.Preempt(lease=lease):
-                    devices = tuple(device for spot in lease.spots() for device in spot.devices)
-                    self._add(lease, "ending", decision, who, devices, lease.granted, now)
-                case core.Withdrawn(one=waited):
-                    self._add(waited, "withdrawn", decision, who, (), None, now)
+            if type(decision) is core.Revoke or type(decision) is core.Preempt:
+                lease = decision.lease
+                self._add(lease, "ending", decision, who, lease.devices(), lease.granted, now)
+            elif type(decision) is core.Withdrawn:
+                self._add(decision.one, "withdrawn", decision, who, (), None, now)
 
     def because(self, id: str, reason: str) -> None:
         """It failed: what its node said of it, which the core was not told."""
@@ -83,13 +83,13 @@ class Past:
         now: int,
     ) -> None:
         by = who if who and why.cause in _BY_WILL else None
-        self._over.pop(one.id, None)  # it was granted again since
         name, cause = one.request.name or one.id, why.cause.value
         self._over[one.id] = Over(
             one.id, one.uid, name, one.request.queue, state, cause, why.reason, by, devices, granted, now
         )
+        self._over.move_to_end(one.id)  # it may have been granted again since
         while len(self._over) > self._kept or next(iter(self._over.values())).at_ms <= now - self._kept_ms:
-            del self._over[next(iter(self._over))]
+            self._over.popitem(last=False)
 
 
 def gone(engine: Engine, id: str, peer: Peer) -> Refused:

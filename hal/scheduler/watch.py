@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -90,7 +90,7 @@ class Happening(Struct, frozen=True, omit_defaults=True):
     reason: str = ""
 
 
-class _Kept(NamedTuple):
+class _Kept(Struct, frozen=True):
     """Whose it is (None: everybody's), the nodes that its lease is on, and what has happened."""
 
     owner: int | None
@@ -206,19 +206,18 @@ class Watch:
         elif type(event) not in _QUIET and not any(isinstance(one, core.Refuse) for one in decisions):
             self._of_event(event, now)
         for decision in decisions:
-            match decision:
-                case core.Grant(lease=lease, again=False):
+            if type(decision) is core.Grant:
+                lease, why = decision.lease, decision.reason
+                if not decision.again:
                     self._known[lease.id] = _known(lease)
-                    devices = tuple(device for spot in lease.spots() for device in spot.devices)
-                    why = decision.reason
-                    self._of("granted", lease.id, now, devices=devices, epoch=lease.epoch, reason=why)
-                case core.Revoke(lease=lease) | core.Preempt(lease=lease):
-                    cause = decision.cause.value
-                    self._of("ending", lease.id, now, epoch=lease.epoch, cause=cause, reason=decision.reason)
-                case core.Suspend() | core.Resume() | core.Withdrawn():
-                    self._of(_KINDS[type(decision)], decision.id, now, reason=decision.reason)
-                    if isinstance(decision, core.Withdrawn):
-                        self._known.pop(decision.id, None)
+                    self._of("granted", lease.id, now, lease.devices(), lease.epoch, "", why)
+            elif type(decision) is core.Revoke or type(decision) is core.Preempt:
+                lease, cause = decision.lease, decision.cause.value
+                self._of("ending", lease.id, now, (), lease.epoch, cause, decision.reason)
+            elif isinstance(decision, core.Suspend | core.Resume | core.Withdrawn):
+                self._of(_KINDS[type(decision)], decision.id, now, reason=decision.reason)
+                if isinstance(decision, core.Withdrawn):
+                    self._known.pop(decision.id, None)
 
     def queued(self, one: core.Waiting, now: int, reason: str = "") -> None:
         """A request waits from now on."""
@@ -276,7 +275,10 @@ class Watch:
 
 
 def _known(one: core.Lease | core.Waiting) -> _Known:
-    nodes = tuple({spot.node: None for spot in one.spots()}) if isinstance(one, core.Lease) else ()
+    nodes: tuple[str, ...] = ()
+    if isinstance(one, core.Lease):
+        spots = one.spots()
+        nodes = (spots[0].node,) if len(spots) == 1 else tuple(dict.fromkeys(spot.node for spot in spots))
     return _Known(one.uid, one.request.name, one.request.queue, nodes)
 
 

@@ -7,13 +7,14 @@ from enum import StrEnum
 
 from msgspec import Struct, structs
 
-from hal.scheduler.core.fleet import Shape, Spot
+from hal.scheduler.core.fleet import Spot
 from hal.scheduler.core.lease import Amount, Part, Waiting
 from hal.scheduler.core.placement import place
 from hal.scheduler.core.request import Alternative, Topology
+from hal.scheduler.core.terms import in_turn, shape_of, terms_of, usable_alternatives
 from hal.scheduler.core.world import World
 
-__all__ = ["Blocked", "Plan", "Why", "plan", "shape_of", "usable_alternatives"]
+__all__ = ["Blocked", "Plan", "Why", "plan"]
 
 _TRIES = 64  # placements beyond four a member, before a gang that may fit in some other way is left
 
@@ -27,7 +28,6 @@ class Why(StrEnum):
 class Plan(Struct, frozen=True):
     parts: tuple[Part, ...]
     charge: Amount
-    micros_per_hour: int
 
 
 class Blocked(Struct, frozen=True):
@@ -35,26 +35,6 @@ class Blocked(Struct, frozen=True):
     member: int
     queue: str = ""  # whose limit or quota it is
     plain: bool = True  # nothing but room is lacking: no limit was met, and the search came to its end
-
-
-def shape_of(one: Alternative, count: int) -> Shape:
-    return Shape(
-        count=count,
-        memory_bytes=one.memory_bytes or 0,
-        compute_milli=0 if one.memory_bytes is None else one.compute_milli,
-        cpu_milli=one.cpu_milli,
-        ram_bytes=one.ram_bytes,
-        whole=one.memory_bytes is None and count > 0,
-    )
-
-
-def usable_alternatives(one: Waiting, member: int, now: int) -> list[int]:
-    """By weight, then in the order given; those for which the deadline is far enough."""
-    request = one.request
-    left = None if request.deadline_ms is None else one.arrived + request.deadline_ms - now
-    alternatives = request.members[member].alternatives
-    numbers = [n for n, a in enumerate(alternatives) if left is None or not a.slack_ms or a.slack_ms <= left]
-    return sorted(numbers, key=lambda number: (-alternatives[number].weight, number))
 
 
 def plan(world: World, one: Waiting, now: int, *, limits: bool = True) -> Plan | Blocked:
@@ -74,12 +54,10 @@ class _Search:
         self.one = one
         self.limits = limits
         members = one.request.members
-        self.choices = [usable_alternatives(one, number, now) for number in range(len(members))]
-        units = [(m, r) for m, member in enumerate(members) for r in range(member.replicas)]
-        if len(units) > 1:
-            units.sort(key=lambda unit: (len(self.choices[unit[0]]), -self._demand(unit[0]), unit))
-        self.units = units
-        self.tries = _TRIES + 4 * len(units)
+        terms = terms_of(members)
+        self.choices = usable_alternatives(one, now) if terms.has_slack else terms.choices
+        self.units = in_turn(members, self.choices) if terms.has_slack else terms.units
+        self.tries = _TRIES + 4 * len(self.units)
         self.parts: list[Part] = []
         self.blocked = Blocked(Why.ROOM, 0)
         self.reached = -1
@@ -90,13 +68,10 @@ class _Search:
         if charge is None:
             plain = self.blocked.why is Why.ROOM and not self.met_limit and self.tries >= 0
             return structs.replace(self.blocked, plain=plain)
-        spots = tuple(spot for part in self.parts for spot in part.spots)
-        parts = tuple(sorted(self.parts, key=lambda part: (part.member, part.replica)))
-        return Plan(parts, charge, self._micros(spots))
-
-    def _demand(self, member: int) -> int:
-        alternatives = self.one.request.members[member].alternatives
-        return max(a.count * (a.memory_bytes or 1 << 40) for a in alternatives)
+        parts = self.parts
+        if len(parts) > 1:
+            parts.sort(key=lambda part: (part.member, part.replica))
+        return Plan(tuple(parts), charge)
 
     def _seat(self, index: int, before: Amount) -> Amount | None:
         if index == len(self.units):

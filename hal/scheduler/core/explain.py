@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 from msgspec import Struct
 
-from hal.scheduler.core.admit import Blocked, Why, plan, shape_of, usable_alternatives
+from hal.scheduler.core.admit import Blocked, Why, plan
 from hal.scheduler.core.backfill import reserve
 from hal.scheduler.core.lease import Amount, Lease, LeaseState, Waiting
 from hal.scheduler.core.masks import Eligible
 from hal.scheduler.core.match import values_of
 from hal.scheduler.core.placement import why_not
-from hal.scheduler.core.reclaim import least
 from hal.scheduler.core.request import Alternative, Member
+from hal.scheduler.core.terms import shape_of, terms_of, usable_alternatives
 from hal.scheduler.core.world import Reservation, World
 from hal.selector import NoAnswer, selector, to_short
 from hal.units import format_bytes, format_seconds
@@ -56,13 +56,14 @@ def explain(world: World, id: str, now: int) -> Explanation | None:
     if isinstance(found, Blocked) and found.why is not Why.ROOM:
         reasons.append(_barred(world, one, found))
     kept = world.counters.reservation
+    usable = usable_alternatives(one, now)
     for number, member in enumerate(one.request.members):
-        for index in usable_alternatives(one, number, now):
+        for index in usable[number]:
             text = _devices(world, member.alternatives[index], kept if kept and kept.id != id else None)
             name = f"alternative {index + 1}" if len(member.alternatives) > 1 else "devices"
             who = f"member {number + 1}, " if len(one.request.members) > 1 else ""
             reasons.append(f"{who}{name}: {text}")
-        late = len(member.alternatives) - len(usable_alternatives(one, number, now))
+        late = len(member.alternatives) - len(usable[number])
         if late:
             reasons.append(f"{late} alternative(s) are only for a deadline that is further away")
     return Explanation(id, "waiting", _ahead(world, one), tuple(reasons), _nearest(world, one, found, now))
@@ -223,7 +224,7 @@ def _nearest(world: World, one: Waiting, found: object, now: int) -> str:
     if isinstance(found, Blocked) and found.why is not Why.ROOM:
         queue = world.tree.queues[found.queue]
         bound = queue.limit if found.why is Why.LIMIT else queue.quota
-        if not bound.hold(least(one)):
+        if not bound.hold(terms_of(one.request.members).least):
             return f"a larger {'limit' if found.why is Why.LIMIT else 'quota'} for queue '{queue.name}'"
         return f"the end of a lease of queue '{queue.name}'"
     kept = world.counters.reservation

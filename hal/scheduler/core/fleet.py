@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from msgspec import Struct
@@ -36,6 +36,17 @@ class _Use(Struct):
 
 
 _NO_USE = _Use()
+
+
+class _Derived(NamedTuple):
+    """What follows for a device from its facts and its use."""
+
+    usable: bool
+    idle: bool
+    sliceable: bool
+    bytes_free: int
+    milli_free: int
+    share_free: int
 
 
 def _differs_in_use_only(before: NodeFacts, node: NodeFacts) -> bool:
@@ -111,6 +122,7 @@ class Fleet:
         self._unusable: set[str] = set()
         self._nodes_use: dict[str, _Use] = {}
         self._devices_use: dict[str, _Use] = {}
+        self._derived: dict[str, _Derived] = {}  # what the columns have of each device that is there
         self._undo: list[tuple[Callable[[Spot], None], Spot]] | None = None
         self.everything = self.select(EVERYTHING)
 
@@ -153,6 +165,7 @@ class Fleet:
             self.there[row, column] = True
             self.bytes_total[row, column] = device.memory_bytes
             self.micros[row, column] = device.micros_per_hour
+            self.slices[row, column] = device.holds_slices
             self._derive_device(row, column, device)
         self.cpu_total[row], self.ram_total[row] = node.cpu_milli, node.ram_bytes
         self._derive_node(row, node)
@@ -378,7 +391,10 @@ class Fleet:
             row = self.row_of[spot.node]
             node = self.facts[row]
             assert node is not None
-            self._derive_node(row, node)
+            if shape.cpu_milli or shape.ram_bytes:
+                self._derive_node(row, node)
+            else:
+                self._touch(row)
 
     def _derive_device(self, row: int, column: int, device: DeviceFacts) -> None:
         use = self._devices_use.get(device.id, _NO_USE)
@@ -394,16 +410,19 @@ class Fleet:
             share = WHOLE_MILLI if idle else 0
         elif device.memory_bytes:
             share = min(milli, size * WHOLE_MILLI // device.memory_bytes)
-        cell = row, column
-        self.usable[cell] = usable
-        self.idle[cell] = idle
-        self.slices[cell] = device.holds_slices
-        self.sliceable[cell] = device.holds_slices and not use.whole
+        sliceable, share = device.holds_slices and not use.whole, share if usable else 0
+        before = self._derived.get(device.id)
+        after = self._derived[device.id] = _Derived(usable, idle, sliceable, size, milli, share)
+        cell = row, column  # a write to a column costs as much as all of the above: only what is another now
+        if before is None or before[:3] != after[:3]:
+            self.usable[cell], self.idle[cell], self.sliceable[cell] = usable, idle, sliceable
         self.bytes_free[cell] = size
-        self.milli_left[row] += milli - self.milli_free.item(cell)
-        self.milli_free[cell] = milli
-        self.share_free[cell] = share = share if usable else 0
-        self.rest[cell] = self.kind.item(cell) * (WHOLE_MILLI + 1) + share
+        if before is None or before.milli_free != milli:
+            self.milli_left[row] += milli - self.milli_free.item(cell)
+            self.milli_free[cell] = milli
+        if before is None or before.share_free != share:
+            self.share_free[cell] = share
+            self.rest[cell] = self.kind.item(cell) * (WHOLE_MILLI + 1) + share
 
     def _derive_node(self, row: int, node: NodeFacts) -> None:
         use = self._nodes_use.get(node.id, _NO_USE)
@@ -418,7 +437,7 @@ class Fleet:
     def _clear(self, row: int) -> None:
         old = self.facts[row]
         for device in old.devices if old else ():
-            del self.cell_of[device.id]
+            del self.cell_of[device.id], self._derived[device.id]
         for cells in (self.there, self.usable, self.idle, self.slices, self.sliceable):
             cells[row] = False
         for amounts in (

@@ -83,6 +83,11 @@ class Lease(Struct):
             return self.parts[0].spots
         return tuple(spot for part in self.parts for spot in part.spots)
 
+    def devices(self) -> tuple[str, ...]:
+        """Of all spots, in their order."""
+        spots = self.spots()
+        return spots[0].devices if len(spots) == 1 else tuple(d for spot in spots for d in spot.devices)
+
 
 class Waiting(Struct):
     """A request in its queue."""

@@ -59,7 +59,7 @@ class Masks:
     def select(
         self, key: str, device: Callable[[DeviceFacts], bool], node: Callable[[NodeFacts], bool]
     ) -> Eligible:
-        known = self._kept.pop(key, None)
+        known = self.recall(key)
         if known is None:
             known = Eligible(key, device, node)
             self.made += 1
@@ -69,10 +69,18 @@ class Masks:
                     known.fill(row, facts)
             if len(self._kept) > _KEPT:
                 del self._kept[next(other for other in self._kept if other != EVERYTHING)]
-        self._kept[key] = known  # the last used is the last to be dropped
+            self._kept[key] = known
+        return known
+
+    def recall(self, key: str) -> Eligible | None:
+        """The kept mask, to be used: the last used is the last to be dropped."""
+        known = self._kept.pop(key, None)
+        if known is not None:
+            self._kept[key] = known
         return known
 
     def get(self, key: str) -> Eligible | None:
+        """The kept mask, to be looked at."""
         return self._kept.get(key)
 
     def fill(self, row: int, node: NodeFacts | None) -> None:

@@ -67,8 +67,10 @@ class Matcher:
         self._fabrics: tuple[int, tuple[str, ...]] = (-1, ())
 
     def eligible(self, fleet: Fleet, one: Alternative, fabric: str | None = None) -> Eligible:
-        isolation = Isolation.ANY if one.memory_bytes is None else one.isolation
         key = key_of(one, fabric)
+        if (known := fleet.masks.recall(key)) is not None:
+            return known
+        isolation = Isolation.ANY if one.memory_bytes is None else one.isolation
         chosen = selector(one.selector) if one.selector else None
 
         def meant(device: DeviceFacts) -> bool:

@@ -36,7 +36,7 @@ class Strategy(StrEnum):
     RANDOM = "random"
 
 
-class Weights(Struct, frozen=True):
+class Weights(Struct, frozen=True, cache_hash=True):
     """What a placement costs, each term in devices: the lowest sum wins."""
 
     fragmentation: float = 1.0  # of the capacity that it loses to others, or of what the strategy looks at
@@ -45,7 +45,7 @@ class Weights(Struct, frozen=True):
     affinity: float = 1.0  # of being near to what the caller named
 
 
-class Policy(Struct, frozen=True):
+class Policy(Struct, frozen=True, cache_hash=True):
     strategy: Strategy = Strategy.FRAGMENTATION
     weights: Weights = Weights()
     seed: int = 0  # of the random strategy
@@ -82,17 +82,14 @@ def place(
     assert isinstance(kept, _Kept)
     row = kept.row(fleet, shape, eligible, policy, mix)
     row.refresh(policy)
-    costs = row.costs
-    if near:
-        costs = costs.copy()
-        for name, closeness in near.items():
-            if name in fleet.row_of:
-                costs[fleet.row_of[name]] -= policy.weights.affinity * WHOLE_MILLI * closeness
     candidates = row.candidates(near, policy)
     if not len(candidates):
         return None
     if len(candidates) > 1:
-        of_these = costs[candidates]
+        of_these = row.costs[candidates]
+        for name, closeness in (near or {}).items():
+            nearness = policy.weights.affinity * WHOLE_MILLI * closeness
+            of_these[candidates == fleet.row_of.get(name, -1)] -= nearness
         candidates = candidates[of_these == of_these.min()]
     chosen = int(candidates[0] if len(candidates) == 1 else candidates[np.argmin(fleet.ranks()[candidates])])
     node = fleet.facts[chosen]
@@ -150,15 +147,17 @@ class _Row:
         self.looks: Ints = np.zeros(rows, np.int64)  # how good it looks, the lower the better
         self.costs: Floats = np.full(rows, np.inf)
         self.known: Bools = np.zeros(rows, bool)  # whether the cost is worked out
+        self.settled = False  # it is for all that have room
         self.columns: NDArray[np.int16] = np.zeros((rows, shape.count), np.int16)
 
     def refresh(self, policy: Policy) -> None:
         """See which nodes have room, and forget the costs of those that have changed."""
         fleet = self.fleet
         (changed,) = (fleet.changed > self.tick).nonzero()
-        if self._returns_to_states(policy) and len(changed) <= _FEW:
-            changed = changed[[not self._recall(row) for row in changed.tolist()]]
+        if len(changed) <= _FEW and self._returns_to_states(policy):
+            changed = np.array([row for row in changed.tolist() if not self._recall(row)], np.int64)
         if len(changed):
+            self.settled = False
             # What is asked of all rows is asked of the columns as they lie.
             rows = changed if len(changed) < len(self.fits) // 4 else slice(None)
             self.fits[rows], cells = self._room(rows)
@@ -179,7 +178,10 @@ class _Row:
                 row for row in map(self.fleet.row_of.get, near or ()) if row is not None and self.fits[row]
             ]
             rows = np.union1d(best, np.array(close, np.int64)) if close else best
+        if self.settled:
+            return rows
         unknown = rows if policy.strategy is Strategy.RANDOM else rows[~self.known[rows]]
+        self.settled = len(self.fits) <= _ALL and policy.strategy is not Strategy.RANDOM
         if len(unknown):
             self._work_out(unknown, policy)
             self.known[unknown] = True

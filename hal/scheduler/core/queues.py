@@ -76,6 +76,7 @@ class Tree:
         self.total = Amount()  # of the fleet
         self.faded_until = 0
         self._step_ms = max(half_life_ms // _STEPS, 1)
+        self._limited: frozenset[str] = frozenset()  # queues on whose path is a limit
 
     def set(self, queue: Queue) -> None:
         """Raises QueueError. What the queue uses stays as it is."""
@@ -108,6 +109,7 @@ class Tree:
         self.queues[queue.name] = queue
         self.used.setdefault(queue.name, Amount())
         self.had.setdefault(queue.name, Amount())
+        self._find_limited()
 
     def remove(self, name: str) -> None:
         """One in which nothing is. Raises QueueError. Those above keep what it has had."""
@@ -120,6 +122,7 @@ class Tree:
             raise QueueError("name", f"queue '{name}' has others below it: {', '.join(below[:_MOST_NAMED])}")
         for each in (self.queues, self.used, self.firm, self.had):
             each.pop(name, None)
+        self._find_limited()
 
     def path(self, name: str) -> Iterator[str]:
         """The queue and those above it, without the root."""
@@ -138,23 +141,28 @@ class Tree:
 
     def shift(self, name: str, amount: Amount, sign: int, *, firm: bool) -> None:
         """What is used, and nothing of what was had: also for what is only thought."""
+        milli, size = sign * amount.devices_milli, sign * amount.memory_bytes
         for each in (*self.path(name), ROOT):
             before = self.used[each]
-            self.used[each] = before + amount if sign > 0 else before - amount
+            self.used[each] = Amount(before.devices_milli + milli, before.memory_bytes + size)
             if firm:
                 before = self.firm.get(each, Amount())
-                self.firm[each] = before + amount if sign > 0 else before - amount
+                self.firm[each] = Amount(before.devices_milli + milli, before.memory_bytes + size)
 
     # ---- what is allowed --------------------------------------------------------------------
 
     def beyond_limit(self, name: str, amount: Amount) -> str | None:
         """The queue on the path whose limit ``amount`` more would pass, if one would."""
+        if name not in self._limited:
+            return None
         return next(
             (one for one in self.path(name) if not self.queues[one].limit.hold(self.used[one] + amount)), None
         )
 
     def never_within_limit(self, name: str, amount: Amount) -> str | None:
         """The queue whose limit is smaller than this alone."""
+        if name not in self._limited:
+            return None
         return next((one for one in self.path(name) if not self.queues[one].limit.hold(amount)), None)
 
     def within_quota(self, name: str, amount: Amount) -> bool:
@@ -182,6 +190,11 @@ class Tree:
             and not self.queues[one].quota.hold(used[one] - given_back.get(one, Amount()))
             for one in self.path(name)
             if one not in shared
+        )
+
+    def _find_limited(self) -> None:
+        self._limited = frozenset(
+            name for name in self.queues if any(self.queues[one].limit.are_set for one in self.path(name))
         )
 
     # ---- whose turn it is -------------------------------------------------------------------

@@ -11,14 +11,15 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from itertools import chain, islice
 
-from hal.scheduler.core.admit import Plan, plan, shape_of, usable_alternatives
+from hal.scheduler.core.admit import Plan, plan
 from hal.scheduler.core.decisions import Cause
 from hal.scheduler.core.fleet import Shape
 from hal.scheduler.core.lease import Amount, Lease, LeaseState, Waiting
 from hal.scheduler.core.request import Topology
+from hal.scheduler.core.terms import shape_of, terms_of, usable_alternatives
 from hal.scheduler.core.world import World
 
-__all__ = ["least", "victims"]
+__all__ = ["victims"]
 
 _SINGLY = 8  # devices that are tried one by one, then twice as many at a time; and victims that are swapped
 _SPARED = 256  # attempts to spare a victim
@@ -46,7 +47,8 @@ def victims(world: World, one: Waiting, now: int) -> dict[str, Cause] | None:
 def _allowed(world: World, one: Waiting) -> dict[str, Cause]:
     """Whoever may have to go, the youngest first."""
     request = one.request
-    reclaims = world.tree.has_quota(request.queue) and world.tree.within_quota(request.queue, least(one))
+    least = terms_of(request.members).least
+    reclaims = world.tree.has_quota(request.queue) and world.tree.within_quota(request.queue, least)
     found: dict[str, Cause] = {}
     for lease in reversed(world.leases.values()):  # they are in the order of their grants
         if lease.state is not LeaseState.ACTIVE:
@@ -63,19 +65,6 @@ def _allowed(world: World, one: Waiting) -> dict[str, Cause]:
         elif reclaims and world.tree.owes(theirs.queue, request.queue, world.tree.used, {}):
             found[lease.id] = Cause.RECLAIMED
     return found
-
-
-def least(one: Waiting) -> Amount:
-    """What it is charged at least, whichever alternatives it gets."""
-    total = Amount()
-    for member in one.request.members:
-        millis, sizes = [], []
-        for alternative in member.alternatives:
-            milli = 1000 if alternative.memory_bytes is None else max(alternative.compute_milli, 1)
-            millis.append(alternative.count * milli)
-            sizes.append(alternative.count * (alternative.memory_bytes or 0))
-        total += Amount(min(millis) * member.replicas, min(sizes) * member.replicas)
-    return total
 
 
 class _Taken:
@@ -259,8 +248,8 @@ def _by_cost(world: World, one: Waiting, now: int, allowed: dict[str, Cause]) ->
         device: [one for one in world.holders[device].values() if one.state is not LeaseState.ENDING]
         for device in devices
     }
-    for number, member in enumerate(one.request.members):
-        for index in usable_alternatives(one, number, now):
+    for member, usable in zip(one.request.members, usable_alternatives(one, now), strict=True):
+        for index in usable:
             alternative = member.alternatives[index]
             mask = world.matcher.eligible(fleet, alternative).devices
             shape = shape_of(alternative, 1)

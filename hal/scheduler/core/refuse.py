@@ -7,13 +7,14 @@ import numpy as np
 from hal.scheduler.core.decisions import Refusal
 from hal.scheduler.core.facts import WHOLE_MILLI, DeviceFacts, NodeFacts
 from hal.scheduler.core.match import key_of, values_of
-from hal.scheduler.core.request import Alternative, Request, Topology
+from hal.scheduler.core.request import Alternative, Member, Request, Topology
 from hal.scheduler.core.world import World
 from hal.selector import selector
 from hal.units import format_bytes
 
 __all__ = ["never"]
 
+_SURE = 1024  # requests that are remembered
 _KNOWN = 32  # sizes that are remembered, of those of which none is smaller than another
 
 
@@ -22,6 +23,8 @@ def never(world: World, request: Request) -> tuple[Refusal, str] | None:
     known = world.fleet.memo.get("possible")
     if known is None or known.layout != world.fleet.layout:
         known = world.fleet.memo["possible"] = _Possible(world)
+    if request.members in known.sure:
+        return None
     for number, member in enumerate(request.members):
         if any(known.is_possible(alternative) for alternative in member.alternatives):
             continue
@@ -33,7 +36,10 @@ def never(world: World, request: Request) -> tuple[Refusal, str] | None:
         code, message = min(refusals, key=lambda refusal: refusal[0] is Refusal.NO_DEVICE)
         who = f"member {number + 1}: " if len(request.members) > 1 else ""
         return code, who + message
-    return _too_large_together(world, request)
+    refused = _too_large_together(world, request)
+    if refused is None:
+        known.remember(request.members)
+    return refused
 
 
 def _too_large_together(world: World, request: Request) -> tuple[Refusal, str] | None:
@@ -71,6 +77,12 @@ class _Possible:
         self.world = world
         self.layout = world.fleet.layout
         self.found: dict[tuple[str, int, Topology], list[tuple[int, int, int]]] = {}
+        self.sure: set[tuple[Member, ...]] = set()  # of requests that were asked about before
+
+    def remember(self, members: tuple[Member, ...]) -> None:
+        if len(self.sure) >= _SURE:
+            self.sure.clear()
+        self.sure.add(members)
 
     def is_possible(self, one: Alternative) -> bool:
         # A key says whether memory is asked for only where that changes which devices are meant.

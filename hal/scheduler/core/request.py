@@ -50,7 +50,7 @@ class Isolation(StrEnum):
     HARDWARE = "hardware"
 
 
-class Alternative(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+class Alternative(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, cache_hash=True):
     """One way to serve a member; without ``memory_bytes`` whole devices."""
 
     selector: str = ""  # any accelerator
@@ -66,7 +66,7 @@ class Alternative(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields
     slack_ms: int = 0  # only while the deadline is at least so far away
 
 
-class Member(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+class Member(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, cache_hash=True):
     """A part of the gang that runs on its own slice, ``replicas`` times."""
 
     alternatives: tuple[Alternative, ...] = (Alternative(),)

@@ -16,8 +16,9 @@ from hal.scheduler.core.decisions import Cause, Decision, Grant, Preempt, Propos
 from hal.scheduler.core.lease import LeaseState, Part, Waiting
 from hal.scheduler.core.line import Kind
 from hal.scheduler.core.partition import Partitioner
-from hal.scheduler.core.reclaim import least, victims
+from hal.scheduler.core.reclaim import victims
 from hal.scheduler.core.screen import Bools, Screen
+from hal.scheduler.core.terms import terms_of
 from hal.scheduler.core.turns import Turns, in_order
 from hal.scheduler.core.world import World
 
@@ -54,6 +55,10 @@ class Scheduling:
     def run(self, now: int) -> list[Decision]:
         decisions: list[Decision] = []
         world = self.world
+        if not world.line.waiting and world.counters.reservation is None:
+            self._seen = world.freed
+            world.fleet.gained.clear()
+            return decisions
         for _ in range(_ROUNDS):
             everybody = world.freed != self._seen
             fresh, world.line.fresh = world.line.fresh, {}
@@ -206,7 +211,7 @@ class Scheduling:
         """It would not fit into an empty queue: it holds up nobody."""
         queue = self.world.tree.queues[found.queue]
         bound = queue.limit if found.why is Why.LIMIT else queue.quota
-        return not bound.hold(least(one))
+        return not bound.hold(terms_of(one.request.members).least)
 
     # ---- what follows -----------------------------------------------------------------------
 
@@ -299,6 +304,8 @@ def _where(one: Waiting, parts: tuple[Part, ...]) -> str:
     if not devices:
         return "room on " + ", ".join(spot.node for part in parts for spot in part.spots)
     shown = ", ".join(devices[:4]) + (f" and {len(devices) - 4} more" if len(devices) > 4 else "")
+    if len(parts) == 1 and len(one.request.members[0].alternatives) == 1:
+        return f"room on {shown}"
     chosen = {
         f"alternative {part.alternative + 1}"
         for part in parts

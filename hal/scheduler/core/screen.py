@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hal.scheduler.core.admit import shape_of
 from hal.scheduler.core.fleet import Fleet
 from hal.scheduler.core.line import Kind, Line
 from hal.scheduler.core.masks import Eligible
 from hal.scheduler.core.match import key_of
 from hal.scheduler.core.request import MAX_MEMBERS, Topology
 from hal.scheduler.core.shape import Shape
+from hal.scheduler.core.terms import shape_of
 
 __all__ = ["Bools", "Screen"]
 

@@ -7,7 +7,7 @@ from msgspec import Struct
 __all__ = ["NoRoomError", "Shape", "Spot"]
 
 
-class Shape(Struct, frozen=True):
+class Shape(Struct, frozen=True, cache_hash=True):
     """What one member needs on one node: ``count`` devices, and of each so many bytes and milli-shares.
 
     With ``whole`` each device is taken whole, and must have nobody else on it. A ``count`` of 0 needs

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from hal.scheduler.core import events as on
-from hal.scheduler.core.admit import Blocked, Why, plan, shape_of
+from hal.scheduler.core.admit import Blocked, Why, plan
 from hal.scheduler.core.decisions import (
     Cause,
     Decision,
@@ -27,14 +27,13 @@ from hal.scheduler.core.decisions import (
 from hal.scheduler.core.explain import Explanation, explain, in_short
 from hal.scheduler.core.facts import NodeFacts
 from hal.scheduler.core.lease import Lease, LeaseState, Waiting
-from hal.scheduler.core.match import key_of
 from hal.scheduler.core.partition import Partitioner
 from hal.scheduler.core.placement import Policy
 from hal.scheduler.core.queues import QueueError, Tree
-from hal.scheduler.core.reclaim import least
 from hal.scheduler.core.refuse import never
 from hal.scheduler.core.request import InvalidError, check
 from hal.scheduler.core.schedule import Scheduling
+from hal.scheduler.core.terms import terms_of
 from hal.scheduler.core.world import World
 
 __all__ = ["State"]
@@ -200,9 +199,8 @@ class State:
         if (refused := self._cannot_be(one)) is not None:
             return [refused]
         world.counters.order += 1
-        for member in request.members:
-            first = member.alternatives[0]
-            world.mix.arrived(shape_of(first, first.count), key_of(first))
+        for shape, key in terms_of(request.members).expected:
+            world.mix.arrived(shape, key)
         world.note("mix", "mix")
         if (grant := self.scheduling.at_once(one, now)) is not None:
             self._granted(grant)
@@ -243,7 +241,7 @@ class State:
 
     def _cannot_be(self, one: Waiting) -> Refuse | None:
         world = self.world
-        queue = world.tree.never_within_limit(one.request.queue, least(one))
+        queue = world.tree.never_within_limit(one.request.queue, terms_of(one.request.members).least)
         if queue is not None:
             return Refuse(Refusal.TOO_LARGE, f"it is more than the limit of queue '{queue}' alone", one.id)
         if one.request.wait and (world.counters.lost or world.line.has_kind_of(one)):

@@ -94,11 +94,11 @@ class Accounts:
 
     def charge(self, lease: Lease, device: _Device, now: int, *, job: bool, ended: bool) -> Usage:
         """What it has used since it was charged last, by days; with ``ended`` for the last time."""
-        total, shares = Usage(), _shares(lease, device)
+        total, shares, uid, queue = Usage(), _shares(lease, device), lease.uid, lease.request.queue
         for day, seconds, is_last in _days(self.charged_until(lease), now):
             count = int(ended and is_last)
             for (node, vendor, model), each in shares.items():
-                key = (day, lease.uid, lease.request.queue, node, vendor, model)
+                key = (day, uid, queue, node, vendor, model)
                 account = self._rows.get(key)
                 if account is None:
                     account = self._begin(key)
@@ -170,27 +170,28 @@ def _name(day: int) -> str:
     return time.strftime("%Y-%m-%d", time.gmtime(day * DAY_MS // 1000))
 
 
-def _days(since: int, now: int) -> Iterator[tuple[str, float, bool]]:
+def _days(since: int, now: int) -> list[tuple[str, float, bool]]:
     """The days from then to now, the seconds of each, and whether it is the last. What was before the days
     that are kept counts on the first of these."""
     now = max(since, now)
-    first = now // DAY_MS - _DAYS + 1
-    while True:
+    today = now // DAY_MS
+    if since // DAY_MS == today:
+        return [(_name(today), (now - since) / 1000, True)]
+    found, first = [], today - _DAYS + 1
+    while since < now or not found:
         day = max(since // DAY_MS, first)
         until = min((day + 1) * DAY_MS, now)
-        yield _name(day), (until - since) / 1000, until == now
-        if until == now:
-            return
+        found.append((_name(day), (until - since) / 1000, until == now))
         since = until
+    return found
 
 
 def _shares(lease: Lease, device: _Device) -> dict[tuple[str, str, str], Usage]:
     """By node and kind of device what is used in a second, at today's prices; of a device that has gone for
     good, its part of what the queue is charged, at no price."""
     found: dict[tuple[str, str, str], Usage] = {}
-    spots = lease.spots()
-    number = sum(len(spot.devices) for spot in spots)
-    for spot in spots:
+    number = len(lease.devices())
+    for spot in lease.spots():
         if not spot.devices:
             found.setdefault((spot.node, "", ""), Usage())
         for id in spot.devices:

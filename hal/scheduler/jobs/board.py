@@ -322,7 +322,7 @@ class Board:
         job.began, job.ended = lease.granted, None
         job.exits, job.first, job.stopped, job.begun = {}, None, False, False
         job.nodes = [part.spots[0].node for part in lease.parts]
-        job.devices = [device for spot in lease.spots() for device in spot.devices]
+        job.devices = list(lease.devices())
         job.state = JobState.STARTING
         job.port = 0
         self._ordered[job.id] = set()

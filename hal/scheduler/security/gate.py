@@ -8,7 +8,6 @@ by the client, so it alone says which way a message came.
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -27,6 +26,7 @@ __all__ = ["Gate"]
 _LOCAL, _REMOTE = "local", "remote"  # ZAP domains, one for each transport
 _ZAP = "inproc://zeromq.zap.01"
 _ELSEWHERE = -1
+_PEERS = 4096  # that are remembered
 _MOST_HANDSHAKES = 64  # answered in one turn
 
 
@@ -45,13 +45,24 @@ class Gate:
         open_to_others: bool = False,
     ) -> None:
         self._keys = keys
-        self.roles = dict(roles or {})  # may be replaced while it runs
+        self._roles = dict(roles or {})
         self.open_to_others = open_to_others
         self.turned_away = 0  # connections, since the start
         self.complaint: str | None = None  # why the list of keys cannot be read
         self.on_refused: Callable[[str, str], None] = lambda _address, _reason: None
         self._zap: zmq.Socket[bytes] | None = None
         self._addresses: tuple[str, ...] = ()
+        self._peers: dict[bytes, tuple[str, Peer]] = {}  # of this machine, as they were found last
+
+    @property
+    def roles(self) -> dict[int, Role]:
+        """Of local users; may be replaced while it runs."""
+        return self._roles
+
+    @roles.setter
+    def roles(self, roles: dict[int, Role]) -> None:
+        self._roles = roles
+        self._peers.clear()
 
     # ---- sockets ------------------------------------------------------------------------------
 
@@ -170,15 +181,24 @@ class Gate:
 
     def _of_this_machine(self, address: Address, frame: zmq.Frame) -> Peer:
         """libzmq tells "host:uid:gid:pid" of a peer on ipc, as the kernel told it at the connection."""
+        told = _property(frame, "Peer-Address")
+        known = self._peers.get(address.identity)
+        if known is not None and known[0] == told and known[1].address.socket is address.socket:
+            return known[1]
         try:
-            uid, pid = _uid_and_pid(_property(frame, "Peer-Address"))
+            _, uid_, _, pid_ = told.rsplit(":", 3)
+            uid, pid = int(uid_), int(pid_)
         except ValueError:
             raise wire.Malformed("the sender's user cannot be told") from None
         own = uid in (os.geteuid(), 0)
         if not own and not self.open_to_others:
             raise Refused("denied", "this scheduler serves another user")
         role = Role.ADMIN if own else self.roles.get(uid, Role.USER)
-        return Peer(address, f"uid:{uid}", uid, pid, role)
+        peer = Peer(address, f"uid:{uid}", uid, pid, role)
+        if len(self._peers) >= _PEERS:
+            self._peers.clear()
+        self._peers[address.identity] = (told, peer)
+        return peer
 
     # ---- what they may do ---------------------------------------------------------------------
 
@@ -190,13 +210,6 @@ class Gate:
         if peer.role not in access.roles:
             roles = ", ".join(sorted(access.roles))
             raise Refused("denied", f"'{op}' is for {roles}; {peer.name} is {peer.role.value}")
-
-
-@functools.lru_cache(4096)
-def _uid_and_pid(address: str) -> tuple[int, int]:
-    """Raises ValueError."""
-    _, uid, _, pid = address.rsplit(":", 3)
-    return int(uid), int(pid)
 
 
 def _property(frame: zmq.Frame, name: str) -> str:
