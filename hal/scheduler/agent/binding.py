@@ -210,8 +210,8 @@ def nodes_of(lease: Lease) -> list[str]:
 def binding_of(lease: Lease, node: str, prefix: str = "") -> Binding:
     """What a lease has on one node, with its devices named as that node does, which is without ``prefix``."""
     if len(lease.parts) == 1 and len(lease.parts[0].spots) == 1 and not prefix:  # most leases of one's own
-        here = (BoundPart(0, lease.parts[0].spots),)
-        return Binding(lease.id, lease.epoch, lease.name, lease.uid, 1, here)
+        all_of_it = (BoundPart(0, lease.parts[0].spots),)
+        return Binding(lease.id, lease.epoch, lease.name, lease.uid, 1, all_of_it)
 
     def named_there(spot: Spot) -> Spot:
         if not prefix:

@@ -77,14 +77,17 @@ class _Search:
         if index == len(self.units):
             return before
         member, replica = self.units[index]
+        alone = index + 1 == len(self.units)  # nobody comes after it whom it could be in the way of
         for number, spots in self._options(member, index):
-            total = before + self.world.amount(spots)
+            total = self.world.amount(spots)
+            if index:
+                total += before
             if self.limits and (barred := self._barred(total)):
                 self.met_limit = True
                 self._note(index, Blocked(barred[0], member, barred[1]))
                 continue
             self.parts.append(Part(member, replica, number, spots))
-            if index + 1 == len(self.units):  # nobody comes after it whom it could be in the way of
+            if alone:
                 return total
             for spot in spots:
                 self.world.fleet.take(spot)
@@ -140,14 +143,14 @@ class _Search:
 
     def spots(self, one: Alternative) -> tuple[Spot, ...] | None:
         world = self.world
-        if one.topology is Topology.FABRIC and one.count > 1:
+        if one.count <= 1 or one.topology is Topology.NODE:
+            spot = self._place(one, one.count)
+            return None if spot is None else (spot,)
+        if one.topology is Topology.FABRIC:
             for fabric in world.matcher.fabrics(world.fleet):
                 if (spot := self._place(one, one.count, fabric)) is not None:
                     return (spot,)
             return None
-        if one.count <= 1 or one.topology in (Topology.NODE, Topology.FABRIC):
-            spot = self._place(one, one.count)
-            return None if spot is None else (spot,)
         return self._apart(one)
 
     def _apart(self, one: Alternative) -> tuple[Spot, ...] | None:

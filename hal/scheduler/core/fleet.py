@@ -7,9 +7,11 @@ change, still has booked what its leases hold.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections import deque
+from collections.abc import Callable, Collection, Hashable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from itertools import islice
+from typing import Any
 
 import numpy as np
 from msgspec import Struct
@@ -36,17 +38,18 @@ class _Use(Struct):
 
 
 _NO_USE = _Use()
+_TOUCHES = 256  # changes that are known in their order
 
 
-class _Derived(NamedTuple):
-    """What follows for a device from its facts and its use."""
+class _Derived(Struct):
+    """What the columns have of a device: a write to one costs more than to work out all of them."""
 
-    usable: bool
-    idle: bool
-    sliceable: bool
-    bytes_free: int
-    milli_free: int
-    share_free: int
+    usable: bool = False
+    idle: bool = False
+    sliceable: bool = False
+    bytes_free: int = 0
+    milli_free: int = 0
+    share_free: int = -1  # with this one goes ``rest``, which is of another kind
 
 
 def _differs_in_use_only(before: NodeFacts, node: NodeFacts) -> bool:
@@ -115,6 +118,7 @@ class Fleet:
         self.kinds: list[int] = []  # how much memory devices have
         self.masks = Masks(self.facts)
         self.memo: dict[Hashable, Any] = {}  # what placement keeps between two calls
+        self._touched: deque[int] = deque(maxlen=_TOUCHES)
         self._ranks: NDArray[np.int64] | None = None
         self._kinds_there: tuple[int, tuple[int, ...]] = (-1, ())  # at which layout, and they
         self._top_price = (-1, 0)  # at which layout, and the price
@@ -320,6 +324,13 @@ class Fleet:
             self._top_price = (self.layout, int(self.micros.max(initial=0)))
         return self._top_price[1]
 
+    def changed_since(self, tick: int) -> Collection[int]:
+        """The rows that have changed since then."""
+        if (count := self.tick - tick) <= len(self._touched):
+            return dict.fromkeys(islice(reversed(self._touched), count))
+        rows: list[int] = (self.changed > tick).nonzero()[0].tolist()
+        return rows
+
     def state(self, row: int) -> bytes:
         """All of a node that changes while its facts do not: the same bytes are the same state."""
         return b"".join(
@@ -411,17 +422,19 @@ class Fleet:
         elif device.memory_bytes:
             share = min(milli, size * WHOLE_MILLI // device.memory_bytes)
         sliceable, share = device.holds_slices and not use.whole, share if usable else 0
-        before = self._derived.get(device.id)
-        after = self._derived[device.id] = _Derived(usable, idle, sliceable, size, milli, share)
-        cell = row, column  # a write to a column costs as much as all of the above: only what is another now
-        if before is None or before[:3] != after[:3]:
+        there, cell = self._derived.get(device.id), (row, column)
+        if there is None:
+            there = self._derived[device.id] = _Derived()
+        if there.usable != usable or there.idle != idle or there.sliceable != sliceable:
+            there.usable, there.idle, there.sliceable = usable, idle, sliceable
             self.usable[cell], self.idle[cell], self.sliceable[cell] = usable, idle, sliceable
-        self.bytes_free[cell] = size
-        if before is None or before.milli_free != milli:
-            self.milli_left[row] += milli - self.milli_free.item(cell)
-            self.milli_free[cell] = milli
-        if before is None or before.share_free != share:
-            self.share_free[cell] = share
+        if there.bytes_free != size:
+            self.bytes_free[cell] = there.bytes_free = size
+        if there.milli_free != milli:
+            self.milli_left[row] += milli - there.milli_free
+            self.milli_free[cell] = there.milli_free = milli
+        if there.share_free != share:
+            self.share_free[cell] = there.share_free = share
             self.rest[cell] = self.kind.item(cell) * (WHOLE_MILLI + 1) + share
 
     def _derive_node(self, row: int, node: NodeFacts) -> None:
@@ -433,6 +446,7 @@ class Fleet:
     def _touch(self, row: int) -> None:
         self.tick += 1
         self.changed[row] = self.tick
+        self._touched.append(row)
 
     def _clear(self, row: int) -> None:
         old = self.facts[row]

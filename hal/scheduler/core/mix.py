@@ -18,6 +18,7 @@ __all__ = ["Expected", "Mix", "MixState", "extent"]
 _SOON = (32, 128, 512, 2048)
 _EVERY = 4096
 _HALVED_EVERY = 16384
+_NOTED_EVERY = 32
 _KEPT = 512  # classes that are counted; when there are more, the rarer half is forgotten
 _EXPECTED = 96  # classes that placement looks at
 _UNITS = 4096  # the sum of their weights, about
@@ -74,6 +75,11 @@ class Mix:
                 self.counts = {key: count / 2 for key, count in self.counts.items()}
             self.expected = self._expect()
             self.epoch += 1
+
+    def is_worth_noting(self, before: int) -> bool:
+        """Whether to write it down, after ``before`` arrivals until now: of many classes that takes longer than
+        a decision, and the few arrivals that a restart forgets only weigh placements."""
+        return self.arrivals < _NOTED_EVERY or self.arrivals // _NOTED_EVERY > before // _NOTED_EVERY
 
     def state(self) -> MixState:
         counts = tuple((shape, eligible, count) for (shape, eligible), count in self.counts.items())

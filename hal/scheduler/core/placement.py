@@ -148,18 +148,20 @@ class _Row:
         self.costs: Floats = np.full(rows, np.inf)
         self.known: Bools = np.zeros(rows, bool)  # whether the cost is worked out
         self.settled = False  # it is for all that have room
+        self._fitting: Ints | None = None  # those, once they were looked for
         self.columns: NDArray[np.int16] = np.zeros((rows, shape.count), np.int16)
 
     def refresh(self, policy: Policy) -> None:
         """See which nodes have room, and forget the costs of those that have changed."""
         fleet = self.fleet
-        (changed,) = (fleet.changed > self.tick).nonzero()
+        changed = fleet.changed_since(self.tick)
         if len(changed) <= _FEW and self._returns_to_states(policy):
-            changed = np.array([row for row in changed.tolist() if not self._recall(row)], np.int64)
-        if len(changed):
-            self.settled = False
+            changed = [row for row in changed if not self._recall(row)]
+        if changed:
+            self.settled, self._fitting = False, None
             # What is asked of all rows is asked of the columns as they lie.
-            rows = changed if len(changed) < len(self.fits) // 4 else slice(None)
+            some = len(changed) < len(self.fits) // 4
+            rows = np.array(sorted(changed), np.int64) if some else slice(None)
             self.fits[rows], cells = self._room(rows)
             self.known[rows] = False
             self.costs[rows] = np.inf
@@ -169,7 +171,8 @@ class _Row:
 
     def candidates(self, near: Mapping[str, float] | None, policy: Policy) -> Ints:
         """The nodes to choose from, with their costs worked out."""
-        (rows,) = self.fits.nonzero()
+        rows = self.fits.nonzero()[0] if self._fitting is None else self._fitting
+        self._fitting = rows
         if len(rows) > _ALL:
             # Ranks make the looks differ, so that the same nodes are seen whatever joined first.
             looks = self.looks[rows] * len(self.fits) + self.fleet.ranks()[rows]
@@ -203,7 +206,9 @@ class _Row:
         if known is None:
             return False
         self.costs[row], self.columns[row] = known
-        self.fits[row] = self.known[row] = True
+        if not self.known[row]:
+            self.fits[row] = self.known[row] = True
+            self._fitting = None
         return True
 
     def _room(self, rows: Ints | slice) -> tuple[Bools, Bools]:

@@ -199,9 +199,11 @@ class State:
         if (refused := self._cannot_be(one)) is not None:
             return [refused]
         world.counters.order += 1
+        before = world.mix.arrivals
         for shape, key in terms_of(request.members).expected:
             world.mix.arrived(shape, key)
-        world.note("mix", "mix")
+        if world.mix.is_worth_noting(before):
+            world.note("mix", "mix")
         if (grant := self.scheduling.at_once(one, now)) is not None:
             self._granted(grant)
             return [grant]

@@ -71,9 +71,10 @@ class World:
     def grant(self, waiting: Waiting, parts: tuple[Part, ...], amount: Amount, now: int) -> Lease:
         """Book it. The parts were planned on this fleet as it is."""
         self.counters.epoch += 1
+        request = waiting.request
         lease = Lease(
             id=waiting.id,
-            request=waiting.request,
+            request=request,
             uid=waiting.uid,
             key=waiting.key,
             holder_pid=waiting.holder_pid,
@@ -83,12 +84,11 @@ class World:
             arrived=waiting.arrived,
             order=waiting.order,
             granted=now,
-            expires=now + waiting.request.ttl_ms,
+            expires=now + request.ttl_ms,
         )
         for spot in lease.spots():
             self.fleet.take(spot)
-        firm = not waiting.request.preemptible
-        self.tree.add(waiting.request.queue, amount, firm=firm, now=now)
+        self.tree.add(request.queue, amount, firm=not request.preemptible, now=now)
         self._list(lease)
         self.note("lease", lease.id)
         return lease
@@ -146,6 +146,10 @@ class World:
         return [one for one in self.leases.values() if any(spot.node == node for spot in one.spots())]
 
     def amount(self, spots: tuple[Spot, ...]) -> Amount:
+        if len(spots) == 1 and len(spots[0].devices) == 1:
+            device = self.fleet.device(spots[0].devices[0])
+            assert device is not None
+            return charge(device, spots[0])
         total = Amount()
         for spot in spots:
             for id in spot.devices:

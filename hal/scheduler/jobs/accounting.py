@@ -177,7 +177,8 @@ def _days(since: int, now: int) -> list[tuple[str, float, bool]]:
     today = now // DAY_MS
     if since // DAY_MS == today:
         return [(_name(today), (now - since) / 1000, True)]
-    found, first = [], today - _DAYS + 1
+    found: list[tuple[str, float, bool]] = []
+    first = today - _DAYS + 1
     while since < now or not found:
         day = max(since // DAY_MS, first)
         until = min((day + 1) * DAY_MS, now)

@@ -267,6 +267,8 @@ class Store:
     ) -> tuple[int, int]:
         """What the sums change by: of the rows that follow from events, and of all others."""
         by, by_others = 0, 0
+        written: list[tuple[str, str, bytes, int]] = []
+        deleted: list[tuple[str, str]] = []
         for key, value in rows.items():
             before = changed[key] if key in changed else self._marks.get(key)
             after = None if value is None else journal.mark_of(*key, value)
@@ -274,12 +276,14 @@ class Store:
                 by ^= (before or 0) ^ (after or 0)
             else:
                 by_others ^= (before or 0) ^ (after or 0)
-            if after is not None:
+            if value is not None and after is not None:
                 changed[key] = after
-                self._db.execute("INSERT OR REPLACE INTO record VALUES (?, ?, ?, ?)", (*key, value, after))
+                written.append((*key, value, after))
             elif before is not None:
                 changed[key] = None
-                self._db.execute("DELETE FROM record WHERE kind = ? AND id = ?", key)
+                deleted.append(key)
+        self._db.executemany("INSERT OR REPLACE INTO record VALUES (?, ?, ?, ?)", written)
+        self._db.executemany("DELETE FROM record WHERE kind = ? AND id = ?", deleted)
         return by, by_others
 
     def _write_entries(
