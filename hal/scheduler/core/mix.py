@@ -77,8 +77,8 @@ class Mix:
             self.epoch += 1
 
     def is_worth_noting(self, before: int) -> bool:
-        """Whether to write it down, where ``before`` arrivals have become more: of many classes that takes long,
-        and the few arrivals that a restart forgets only weigh placements."""
+        """Whether to write it down, after ``before`` arrivals until now. With many classes it is long, and
+        the few arrivals that a restart forgets only weigh placements."""
         return self.arrivals < _NOTED_EVERY or self.arrivals // _NOTED_EVERY > before // _NOTED_EVERY
 
     def state(self) -> MixState:
