@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Struct
 
 __all__ = [
+    "MAX_AGENT_BYTES",
     "MAX_FRAME_BYTES",
     "MAX_REPLY_BYTES",
     "VERSION",
@@ -34,7 +35,8 @@ __all__ = [
 
 VERSION = 1
 MAX_FRAME_BYTES = 64 * 1024  # of a request
-MAX_REPLY_BYTES = 16 * 1024 * 1024  # lists grow with the cluster
+MAX_AGENT_BYTES = 256 * 1024  # of what an agent reports: it names all that its node has
+MAX_REPLY_BYTES = 16 * 1024 * 1024  # of a reply, and of an order: lists grow with the cluster
 
 Body = dict[str, Any]
 
@@ -75,13 +77,13 @@ def pack(message: Request | Reply) -> bytes:
     return _encode(message)
 
 
-def unpack_message(frame: bytes) -> Request | Reply:
-    """Of an agent, which asks and is asked. Raises Malformed."""
+def unpack_message(frame: bytes, most: int = MAX_AGENT_BYTES) -> Request | Reply:
+    """Of an agent or a scheduler, which ask and are asked. Raises Malformed."""
     try:
-        return _typed(frame, Request, _decode_request, MAX_FRAME_BYTES)
+        return _typed(frame, Request, _decode_request, most)
     except Malformed as wrong:
         with contextlib.suppress(Malformed):
-            return _typed(frame, Reply, _decode_reply, MAX_FRAME_BYTES)
+            return _typed(frame, Reply, _decode_reply, most)
         raise wrong
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -26,11 +27,38 @@ from tests.integration.support import GIB, MIB, Env, ask, kill, line, start
 
 LOST, GRACE = 1.5, 4.0
 
+# Connections to the second path, through the first: stopped, it is a network that is cut.
+PASSING_ON = """
+import select, socket, sys
+near, far = sys.argv[1:]
+door = socket.socket(socket.AF_UNIX)
+door.bind(near)
+door.listen()
+print("ready", flush=True)
+to = {}
+while True:
+    for one in select.select([door, *to], [], [])[0]:
+        if one is door:
+            here, there = door.accept()[0], socket.socket(socket.AF_UNIX)
+            there.connect(far)
+            to |= {here: there, there: here}
+        elif one in to:
+            data = one.recv(65536)
+            if data:
+                to[one].sendall(data)
+            else:
+                for end in (one, to.pop(one)):
+                    end.close()
+                    to.pop(end, None)
+"""
+
 
 class Cluster:
     """A scheduler on a machine without accelerators, and nodes by name, each an emulated machine."""
 
-    def __init__(self, stack: ExitStack) -> None:
+    def __init__(self, stack: ExitStack, lost: float = LOST, grace: float = GRACE) -> None:
+        self.lost, self.grace = lost, grace
+        self.through: Path | None = None  # where agents find the scheduler, if not at its own socket
         self._stack = stack
         self.head = stack.enter_context(emulated(load("none")))
         self.envs: dict[str, Env] = {}
@@ -38,7 +66,7 @@ class Cluster:
         self.scheduler = self.serve()
 
     def serve(self) -> subprocess.Popen[str]:
-        options = ["--lost-after", str(LOST), "--grace", str(GRACE)]
+        options = ["--lost-after", str(self.lost), "--grace", str(self.grace)]
         self.scheduler = start(self.head, *HAL, "serve", *options, stdin=subprocess.DEVNULL)
         assert self.scheduler.stderr is not None
         assert self.scheduler.stderr.readline().startswith("hal: serving")
@@ -50,8 +78,8 @@ class Cluster:
 
     def agent(self, name: str, *, late: bool = False) -> None:
         """``late``: it may have been away for so long that it stops first what it held."""
-        address = Places(Path(self.head["HAL_RUNTIME_DIR"])).address
-        command = [*HAL, "agent", "--scheduler", address, "--node", name]
+        socket = Places(Path(self.head["HAL_RUNTIME_DIR"])).socket if self.through is None else self.through
+        command = [*HAL, "agent", "--scheduler", f"ipc://{socket}", "--node", name]
         self.agents[name] = start(self.envs[name], *command, stdin=subprocess.DEVNULL)
         stderr = self.agents[name].stderr
         assert stderr is not None
@@ -200,6 +228,28 @@ def test_a_node_that_is_cut_off_stops_what_it_holds_before_it_is_given_up(cluste
     assert program.wait(30) == -signal.SIGKILL
     os.kill(cluster.scheduler.pid, signal.SIGCONT)
     wait_until(lambda: cluster.call("list")["leases"] == [])
+
+
+@pytest.mark.parametrize("grace", [1, 2])
+def test_with_little_grace_too_a_node_stops_before_its_devices_are_lent_again(
+    grace: float, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        cluster = Cluster(stack, lost=2, grace=grace)
+        stack.callback(lambda: [process.kill() for process in [cluster.scheduler, *cluster.agents.values()]])
+        cluster.through = tmp_path / "through.sock"
+        behind = Places(Path(cluster.head["HAL_RUNTIME_DIR"])).socket
+        wire = start(dict(os.environ), sys.executable, "-c", PASSING_ON, cluster.through, behind)
+        stack.callback(wire.kill)
+        assert line(wire) == "ready"
+        cluster.add("green", "l40s-4")
+        body = cluster.acquire("k", of("nvidia"), ttl=3600)
+        program = allocating({**cluster.envs["green"], **body["environment"]}, "cuda")
+        assert ask(program, "alloc 512").startswith("allocated")
+        os.kill(wire.pid, signal.SIGSTOP)
+        cluster.call("release", lease=body["lease"]["id"])  # the node is not told
+        wait_until(lambda: cluster.call("list")["leases"] == [])
+        assert program.poll() == -signal.SIGKILL
 
 
 def test_the_count_to_being_cut_off_goes_on_for_a_restarted_agent(cluster: Cluster) -> None:

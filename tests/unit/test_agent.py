@@ -163,7 +163,7 @@ def test_a_node_is_given_the_time_that_it_was_told_whatever_is_configured_since(
     assert nodes.has_ended("l", 75.0)
     nodes.forget("l")
     answer = nodes.join(here, on.Join("a", "boot", 0, 2.0, "1", facts), {}, 80.0)
-    assert answer.cut_off_seconds == 2.75 and nodes.beat(here, on.Beat("a", 0), 81.0)
+    assert answer.cut_off_seconds == 2 and nodes.beat(here, on.Beat("a", 0), 81.0)
     nodes.grace_seconds = 30
     assert not nodes.beat(here, on.Beat("a", 0), 82.0)  # it is to join again, and hear of it
 

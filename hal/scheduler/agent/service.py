@@ -38,6 +38,7 @@ _SLOW = 1.0  # seconds
 _UNTOLD = 55.0  # seconds: cut off, before a scheduler has said after how long
 _SILENCE = 3.0  # seconds without an answer after which a fresh connection is tried
 _DRAIN = 256
+_USES = 512  # slices whose use one beat tells, about; of the others, the next one does
 
 Connect = Callable[["zmq.Socket[bytes]"], None]
 
@@ -108,7 +109,9 @@ class Service:
         poller.register(wakeup, zmq.POLLIN)
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._agent.descriptor, zmq.POLLIN)
-        due = 0.05 if self._agent.busy else max(self._beaten + self._pause() - clock(), 0)
+        due = self._beaten + self._pause()
+        due = max((due if self._cut_off else min(due, self._until)) - clock(), 0)
+        due = 0.05 if self._agent.busy else due
         began = clock()
         events = dict(poller.poll(int(due * 1000) + 1))
         awake = clock()
@@ -149,7 +152,7 @@ class Service:
             except zmq.Again:
                 return
             try:
-                message = wire.unpack_message(frame)
+                message = wire.unpack_message(frame, wire.MAX_REPLY_BYTES)
             except wire.Malformed as wrong:
                 self._tell(f"the scheduler sent what cannot be read: {wrong}")
                 continue
@@ -204,7 +207,12 @@ class Service:
             )
             self._ask("join", joining, now, None)
             return
-        use = {id: use for id, use in self._agent.uses().items() if self._told_use.get(id) != use}
+        use: dict[str, list[DeviceUse]] = {}
+        room = _USES
+        for id, each in self._agent.uses().items():
+            if room > 0 and self._told_use.get(id) != each:
+                use[id] = each
+                room -= len(each)
         beat = Beat(
             self._agent.node,
             self._joined.term,
@@ -273,7 +281,7 @@ class Service:
         self._hang_up()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.set(zmq.LINGER, 0)
-        self._socket.set(zmq.MAXMSGSIZE, wire.MAX_FRAME_BYTES)
+        self._socket.set(zmq.MAXMSGSIZE, wire.MAX_REPLY_BYTES)
         self._connect(self._socket)
         self._connected = now
         self._joined = None

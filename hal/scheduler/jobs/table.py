@@ -30,6 +30,7 @@ from hal.scheduler.jobs.spec import LAST_SIGNAL, Ended, Launch
 __all__ = ["Jobs", "RunId"]
 
 _LOOK = 0.5  # seconds between looks at runs that cannot be watched
+_ERROR = 400  # characters of a reason
 _KEPT = 256  # runs that have ended and were told
 # What the supervisor takes for "kill at once", "pass SIGTERM on", and with N added for "pass N on".
 _KILL, _PASS_TERM = signal.SIGRTMIN + 1, signal.SIGRTMIN + 2
@@ -346,11 +347,17 @@ def _ended(run: RunId, path: Path) -> Ended:
         told = json.loads((path / "exit.json").read_bytes())
         if (path / "lost").exists():
             told |= {"lost": True, "error": supervisor.CUT_OFF}
-        return msgspec.convert({"lease": run[0], "epoch": run[1], "member": run[2], **told}, Ended)
+        one = msgspec.convert({"lease": run[0], "epoch": run[1], "member": run[2], **told}, Ended)
+        return msgspec.structs.replace(one, error=_shortened(one.error))
     except (OSError, ValueError) as wrong:
         killed = isinstance(wrong, FileNotFoundError)  # and nobody could write that down
         error = "its supervisor was killed" if killed else f"how it ended cannot be read: {wrong}"
         return Ended(*run, None, int(signal.SIGKILL), error, 0, 0, None)
+
+
+def _shortened(text: str) -> str:
+    """A path in it may be long, and an agent tells many of them at once."""
+    return text if len(text) <= _ERROR else f"{text[: _ERROR // 2]}…{text[-_ERROR // 2 :]}"
 
 
 def _write(path: Path, content: object) -> None:

@@ -32,7 +32,7 @@ __all__ = ["Pressure", "bounded", "cap_memory", "count", "count_files", "cut", "
 
 _FILES = 65_536
 _ROOM = 4  # files for each connection that is meant to be
-_QUEUED = 128  # messages in each direction of a connection: requests of 64 KiB, or replies
+_QUEUED = 128  # messages in each direction of a connection: requests, or replies
 _HANDSHAKE_MS = 5_000  # to say who one is
 _BEAT_MS, _SILENT_MS = 10_000, 30_000  # ZeroMQ's own heartbeats: a host that has gone is noticed
 _MARK = 0.5  # of the cap: connections are cut
@@ -42,7 +42,7 @@ _REST = 5.0  # seconds after a cut in which its effect is waited for
 
 def bounded(router: zmq.Socket[bytes], *, queued: int = _QUEUED) -> None:
     """Set before the first bind: so many messages for each connection, and none for who says nothing."""
-    router.set(zmq.MAXMSGSIZE, wire.MAX_FRAME_BYTES)
+    router.set(zmq.MAXMSGSIZE, wire.MAX_AGENT_BYTES)  # what others may send is less (``Door.admit``)
     router.set(zmq.SNDHWM, queued)
     router.set(zmq.RCVHWM, queued)
     router.set(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)

@@ -36,6 +36,7 @@ _SUBJECTS = (
     "target",
     "reason",
 )  # what an operation's body says that it is about
+_REPORTS = frozenset({"join", "beat"})  # of agents, whose size only the wire bounds
 _BATCHES = ("requests", "leases")  # in these a message for many has them
 _MOST_STRANGERS = 10  # connections that were refused, noted each second; the rest is counted
 
@@ -178,7 +179,8 @@ class Door:
         for name in _BATCHES:
             if name in body and isinstance(body[name], list):
                 count = max(count, len(body[name]))
-        self.limits.admit(peer, len(frame), now, count=count)
+        reports = isinstance(message, wire.Reply) or message.op in _REPORTS
+        self.limits.admit(peer, 0 if reports else len(frame), now, count=count)
         return peer
 
     def note(self, peer: Peer | None, op: str, outcome: str, **what: Any) -> None:
