@@ -98,7 +98,14 @@ def _agent(options: argparse.Namespace) -> int:
         agent = Agent(Slices(machine, places), places, node, launcher)
         labels = config.labels | given
         Service(
-            agent, places, endpoint.dial, version=__version__, labels=labels, say=log, reread=reread
+            agent,
+            places,
+            endpoint.dial,
+            scheduler=endpoint.address,
+            version=__version__,
+            labels=labels,
+            say=log,
+            reread=reread,
         ).run()
     return 0
 

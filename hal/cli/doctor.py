@@ -84,14 +84,22 @@ def _doctor(options: argparse.Namespace) -> int:
 
 def _service() -> dict[str, str]:
     from hal.scheduler.client import Client
+    from hal.scheduler.endpoint import Endpoint
+    from hal.scheduler.errors import Unreachable
+    from hal.scheduler.lender import Lender
     from hal_native import guard_library
 
     places = Places()
     try:
-        with Client(places, timeout=1.0) as client:
+        endpoint = Endpoint.chosen()
+        with Client(endpoint, timeout=1.0) as client:
             daemon = f"running, process {client.call('hello')['pid']}"
-    except HalError:
-        daemon = "none is running; 'hal run' starts its own"
+            daemon += "" if endpoint.places else f" at {endpoint.address}"
+    except HalError as wrong:
+        own = (
+            isinstance(wrong, Unreachable) and endpoint.places is not None and not Lender(places).elsewhere()
+        )
+        daemon = "none is running; 'hal run' starts its own" if own else str(wrong)
     machine = os.environ.get("HAL_EMULATED_MACHINE")
     return {
         "runtime_directory": str(places.directory),

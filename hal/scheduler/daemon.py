@@ -17,7 +17,7 @@ import msgspec
 import zmq
 
 from hal.backend import HalError, StateError
-from hal.scheduler import core, frames, watch, wire
+from hal.scheduler import core, frames, lender, watch, wire
 from hal.scheduler.agent.agent import Agent
 from hal.scheduler.answers import FAULTS, Address, Later, Peer, Refused, Waiter, error, fault, leaving
 from hal.scheduler.config import Config, changed, check_there, reloaded
@@ -87,7 +87,8 @@ class Daemon(Engine):
         Raises AlreadyRunning, or StateError when the directory or the store cannot be used.
         """
         self.places.make()
-        with locked(self.places), contextlib.ExitStack() as stack:
+        who = None if self.agent is None else lender.RUN if self.private else lender.SERVE
+        with locked(self.places, who), contextlib.ExitStack() as stack:
             self.store = Store(self.places.store)
             stack.push(self._close_store)
             if self.agent is not None:

@@ -18,6 +18,7 @@ import zmq
 
 from hal.backend import StateError
 from hal.scheduler.errors import Unreachable
+from hal.scheduler.lender import Lender
 from hal.scheduler.places import Places
 from hal.scheduler.security.keys import ClientKey, read_client_key
 
@@ -147,6 +148,11 @@ class Endpoint:
             )
         if self.places is None:
             return Unreachable(f"no scheduler answers at {self.address}")
+        if address := Lender(self.places).elsewhere():
+            return Unreachable(
+                f"no scheduler runs here: this machine's devices are lent by the one at {address}; set "
+                "HAL_SCHEDULER to that, and HAL_KEY to your key's file"
+            )
         return Unreachable(
             f"no scheduler answers at {self.places.socket}; start one with 'hal serve', "
             "or use 'hal run', which starts its own"

@@ -40,6 +40,7 @@ class Places:
         self.term = self.directory / "agent.term"
         self.until = self.directory / "agent.until"
         self.agent_lock = self.directory / "agent.lock"
+        self.lender = self.directory / "lender"
 
     @property
     def address(self) -> str:

@@ -10,6 +10,7 @@ from hal.backend import StateError
 from hal.scheduler.client import Client
 from hal.scheduler.endpoint import Endpoint
 from hal.scheduler.errors import Unreachable
+from hal.scheduler.lender import RUN, Lender
 from hal.scheduler.places import Places
 
 __all__ = ["ensure_daemon"]
@@ -31,6 +32,7 @@ def ensure_daemon(endpoint: Endpoint) -> None:
         if endpoint.places is None:
             raise
     places = endpoint.places
+    Lender(places).check(RUN)
     places.make()
     deadline = time.monotonic() + _START_SECONDS
     started: subprocess.Popen[bytes] | None = None

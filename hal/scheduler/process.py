@@ -13,9 +13,17 @@ from pathlib import Path
 from typing import IO
 
 from hal.backend import StateError
+from hal.scheduler.lender import Lender
 from hal.scheduler.places import Places
 
-__all__ = ["AlreadyRunning", "collect_rarely", "locked", "signals_as_bytes", "tell_systemd"]
+__all__ = [
+    "AlreadyRunning",
+    "collect_rarely",
+    "locked",
+    "locked_for_agent",
+    "signals_as_bytes",
+    "tell_systemd",
+]
 
 
 class AlreadyRunning(StateError):
@@ -33,33 +41,54 @@ def collect_rarely() -> None:
 
 
 @contextlib.contextmanager
-def locked(places: Places) -> Iterator[None]:
-    """One daemon a directory: without this, a second one would take over the first one's socket. And one
-    a store, which may be elsewhere. Raises AlreadyRunning."""
+def locked(places: Places, who: str | None) -> Iterator[None]:
+    """One daemon a directory: without this, a second one would take over the first one's socket. One a
+    store, which may be elsewhere. And one that lends what is here: ``who`` (lender.py), or None if this one
+    does not. Raises AlreadyRunning, or StateError when what is here is another's."""
     locks = [places.lock] if places.state == places.directory else [places.lock, places.store_lock]
+    lender = Lender(places)
     with contextlib.ExitStack() as held:
         for lock in locks:
-            held.enter_context(_lock(lock, places))
+            serves = AlreadyRunning(f"a scheduler already serves {lock.parent}")
+            held.enter_context(_lock(lock, serves, places))
+        if who is not None:
+            lender.check(who)
+            held.enter_context(_lock(places.agent_lock, lender.taken(), places))
+            lender.write(who)
+            locks.append(places.agent_lock)
         try:
             yield
         finally:
             if not places.store.exists():
                 for lock in locks:
                     lock.unlink(missing_ok=True)
+                if who is not None:
+                    lender.remove()
                 places.log.unlink(missing_ok=True)
                 places.clock.unlink(missing_ok=True)
                 places.remove_empty()
 
 
-def _lock(lock: Path, places: Places) -> IO[bytes]:
-    """Closed, it is free again."""
+@contextlib.contextmanager
+def locked_for_agent(places: Places, scheduler: str) -> Iterator[None]:
+    """For the agent of a scheduler elsewhere, at this address. Raises StateError."""
+    lender = Lender(places)
+    with _lock(places.agent_lock, lender.taken(), places):
+        lender.check(scheduler)
+        lender.write(scheduler)
+        yield
+        places.agent_lock.unlink(missing_ok=True)
+
+
+def _lock(lock: Path, taken: StateError, places: Places) -> IO[bytes]:
+    """Closed, it is free again. Raises ``taken``."""
     while True:
         handle = lock.open("ab")
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             handle.close()
-            raise AlreadyRunning(f"a scheduler already serves {lock.parent}") from None
+            raise taken from None
         # A predecessor may have removed the file between our open and our lock.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(handle.fileno()), lock.stat()):

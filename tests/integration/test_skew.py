@@ -102,7 +102,7 @@ def test_an_agent_carries_out_the_orders_of_an_older_scheduler(path: Path, tmp_p
     launcher = Launcher(JobsSection(run_as={owner: me}), own=False)
     agent = Agent(Slices("green"), Places(tmp_path), "green", launcher)  # type: ignore[arg-type]
     agent.start()
-    service = Service(agent, Places(tmp_path), lambda _: None, version="next")
+    service = Service(agent, Places(tmp_path), lambda _: None, scheduler="ipc://x", version="next")
     try:
         for one in recorded["orders"]:
             reply = service._carry_out(wire.unpack_request(bytes.fromhex(one["request"])))

@@ -239,7 +239,7 @@ class Cluster(RuleBasedStateMachine):
         directory.mkdir(mode=0o700, exist_ok=True)
         places = Places(directory)
         agent = Agent(self.slices[name], places, name)  # type: ignore[arg-type]
-        service = Service(agent, places, lambda _: None, version="1")
+        service = Service(agent, places, lambda _: None, scheduler="ipc://x", version="1")
         service._begin()
         service._context = mock.Mock(socket=lambda _kind: PlayedSocket(self.network, name))  # type: ignore
         self.services[name] = service

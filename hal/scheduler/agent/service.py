@@ -8,12 +8,10 @@ goes on while the machine sleeps.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import secrets
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -27,7 +25,7 @@ from hal.scheduler.agent.binding import ORDERS, Beat, Join, Joined, Order
 from hal.scheduler.agent.until import boot, clock
 from hal.scheduler.core.facts import NodeFacts
 from hal.scheduler.places import Places
-from hal.scheduler.process import AlreadyRunning, signals_as_bytes
+from hal.scheduler.process import locked_for_agent, signals_as_bytes
 
 __all__ = ["Service"]
 
@@ -44,7 +42,8 @@ Connect = Callable[["zmq.Socket[bytes]"], None]
 
 
 class Service:
-    """One node's agent. ``connect`` is given each fresh DEALER: it sets keys and connects it.
+    """One node's agent. ``connect`` is given each fresh DEALER: it sets keys and connects it to the
+    ``scheduler`` at this address.
 
     ``say`` is told, in a sentence each, when the node joins, is refused, or is cut off. ``reread`` is called
     at SIGHUP and gives the node's labels.
@@ -56,6 +55,7 @@ class Service:
         places: Places,
         connect: Connect,
         *,
+        scheduler: str,
         version: str,
         labels: dict[str, str] | None = None,
         say: Callable[[str], None] = lambda _: None,
@@ -64,6 +64,7 @@ class Service:
         self._agent = agent
         self._places = places
         self._connect = connect
+        self._scheduler = scheduler
         self._version = version
         self._labels = labels or {}
         self._say = say
@@ -84,10 +85,10 @@ class Service:
     def run(self) -> None:
         """Until SIGTERM or SIGINT; slices and what runs in them stay for the next agent of this node.
 
-        Raises AlreadyRunning, or StateError when the directory cannot be used.
+        Raises StateError when the directory cannot be used, or is another's.
         """
         self._places.make()
-        with _alone(self._places), contextlib.ExitStack() as stack:
+        with locked_for_agent(self._places, self._scheduler), contextlib.ExitStack() as stack:
             stack.callback(self._agent.close)
             self._begin()
             wakeup = stack.enter_context(signals_as_bytes(signal.SIGHUP))
@@ -301,21 +302,3 @@ class Service:
         if sentence != self._said:
             self._said = sentence
             self._say(sentence)
-
-
-@contextlib.contextmanager
-def _alone(places: Places) -> Iterator[None]:
-    while True:
-        with places.agent_lock.open("ab") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise AlreadyRunning(f"an agent already serves {places.directory}") from None
-            # One that has just left may have removed the file between our open and our lock.
-            ours = False
-            with contextlib.suppress(FileNotFoundError):
-                ours = os.path.samestat(os.fstat(handle.fileno()), places.agent_lock.stat())
-            if ours:
-                yield
-                places.agent_lock.unlink(missing_ok=True)
-                return

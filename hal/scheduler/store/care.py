@@ -153,7 +153,7 @@ def restore(source: Path, places: Places) -> Path | None:
     check(source)
     places.make()
     store = places.store
-    with locked(places):
+    with locked(places, None):
         made = store.with_name("restored.db")
         try:
             for suffix in _SUFFIXES:
