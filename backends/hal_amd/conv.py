@@ -42,7 +42,7 @@ _BDF = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
 
 
 # Far above what any part has: more is no measurement, but a field that was read wrongly.
-_BYTES, _WATTS, _MEGAHERTZ, _LANES, _COUNT = 1 << 50, 100_000, 100_000, 64, (1 << 63) - 1
+_BYTES, _WATTS, _MEGAHERTZ, _LANES, _COUNT = 1 << 50, 20_000, 100_000, 64, (1 << 63) - 1
 
 
 def number(raw: object) -> int | float | None:

@@ -16,7 +16,7 @@ import msgspec
 
 from hal.backend import StateError
 from hal.scheduler import bodies, clock, core, wire
-from hal.scheduler.agent.agent import Agent
+from hal.scheduler.agent.agent import Agent, ended_as_unknown
 from hal.scheduler.agent.binding import Beat, Join
 from hal.scheduler.answers import Later, Peer, Refused, Waiter, code_of
 from hal.scheduler.config import Config
@@ -77,6 +77,7 @@ class Engine:
         self.agent = agent
         self.places = places
         self.joined: dict[str, Peer] = {}  # who speaks for each other node
+        self._turned_away: dict[str, str] = {}  # nodes that may not join, and why
         self.speakers: dict[bytes, str] = {}  # their names, by what ZeroMQ calls them
         self.ending: dict[str, float] = {}  # lease id -> since when
         self._departed: dict[str, DeviceFacts] = {}  # that no node has any more, and leases are still on
@@ -228,7 +229,16 @@ class Engine:
         _must_speak_for(who, joining.node)
         known = self.nodes.nodes.get(joining.node)
         had = None if known is None else known.facts
-        answer = self.nodes.join(who.address, joining, self.state.leases, time.monotonic())
+        try:
+            answer = self.nodes.join(who.address, joining, self.state.leases, time.monotonic())
+        except Refused as wrong:
+            if self._turned_away.get(joining.node) != str(wrong):  # it asks each second
+                if len(self._turned_away) >= _REMEMBERED:
+                    self._turned_away.clear()
+                self._turned_away[joining.node] = str(wrong)
+                self.say(f"node '{joining.node}' was not let in: {wrong}")
+            raise
+        self._turned_away.pop(joining.node, None)
         facts = self.nodes.nodes[joining.node].facts
         self._departs(had, facts)
         if (before := self.joined.get(joining.node)) is not None:
@@ -428,7 +438,9 @@ class Engine:
     def _resume(self, now: float) -> None:
         leases = list(self.state.leases.values())
         if self.agent is not None:
-            self.agent.keep(self.nodes.term, {lease.id: lease.epoch for lease in leases}, now)
+            ended = self.agent.keep(self.nodes.term, {lease.id: lease.epoch for lease in leases}, now)
+            if ended:
+                self.say(ended_as_unknown(ended))
         for lease in leases:
             if lease.state is core.LeaseState.ENDING:
                 self.watch(lease.id, lease.holder_pid)  # it may not have noticed yet

@@ -43,6 +43,12 @@ class Lender:
                 f"this machine's devices are lent by the scheduler at {address}: set HAL_SCHEDULER to that, "
                 f"and HAL_KEY to your key's file (or remove {self._places.lender} if it is so no more)"
             )
+        if there == SERVE == who and not self._places.store.exists():
+            raise StateError(
+                f"the lease store {self._places.store} is gone, though what it had lent was not given back: "
+                f"restore a backup ('hal admin restore'), or remove {self._places.lender} to begin anew, by "
+                "which all that runs on its nodes is ended"
+            )
         left = any(self._places.slices.glob("*.binding"))
         if there == SERVE and who != SERVE and left:
             raise StateError(

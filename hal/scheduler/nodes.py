@@ -287,7 +287,8 @@ class Nodes:
     def cut_off_seconds(self) -> float:
         """Without an answer for so long, a node stops all that it holds, some time before it is taken for
         stopped: its programs have to end, and its devices to be free, in that time."""
-        return self.lost_seconds + self.grace_seconds - min(10.0, max(1.0, self.grace_seconds / 4))
+        whole = self.lost_seconds + self.grace_seconds
+        return whole - min(max(self.grace_seconds / 4, min(2.0, whole / 3)), 10.0)
 
     @property
     def own(self) -> str | None:

@@ -169,7 +169,7 @@ def test_a_backup_is_restored_beside_what_was_there(closed: tuple[Path, list[int
     places = Places(tmp_path / "run")
     places.make()
     places.store.write_bytes(b"damaged")
-    with locked(places), pytest.raises(AlreadyRunning, match="already serves"):
+    with locked(places, None), pytest.raises(AlreadyRunning, match="already serves"):
         care.restore(saved, places)
     old = care.restore(saved, places)
     assert old is not None
@@ -193,8 +193,8 @@ def test_a_store_has_one_scheduler_from_whichever_runtime_directory(
     monkeypatch.setenv("HAL_STATE_DIR", str(tmp_path / "state"))
     ours, theirs = (_places(tmp_path / name, monkeypatch) for name in ("ours", "theirs"))
     assert ours.store == theirs.store
-    with locked(ours):
-        with pytest.raises(AlreadyRunning, match=f"already serves {ours.state}"), locked(theirs):
+    with locked(ours, None):
+        with pytest.raises(AlreadyRunning, match=f"already serves {ours.state}"), locked(theirs, None):
             pass
         with pytest.raises(AlreadyRunning):
             care.restore(saved, theirs)
@@ -202,7 +202,7 @@ def test_a_store_has_one_scheduler_from_whichever_runtime_directory(
     assert not list(ours.state.iterdir())
     care.restore(saved, theirs)
     ours.make()
-    with locked(ours):
+    with locked(ours, None):
         assert ours.store.stat().st_mode & 0o777 == 0o600
 
 

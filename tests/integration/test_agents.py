@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from hal.backend import GoneError, StateError, UnsupportedError
+from hal.backend import GoneError, StateError, TemporaryError
 from hal.emulation.description import load
 from hal.emulation.run import emulated
 from hal.enforce.ledger import Ledger
@@ -84,7 +84,9 @@ class Cluster:
         stderr = self.agents[name].stderr
         assert stderr is not None
         said = stderr.readline()
-        assert "has joined" in (stderr.readline() if late and "cut off" in said else said)
+        while late and ("cut off" in said or "ended here" in said):
+            said = stderr.readline()
+        assert "has joined" in said
 
     def client(self) -> Client:
         return Client(Places(Path(self.head["HAL_RUNTIME_DIR"])), timeout=10.0)
@@ -230,12 +232,9 @@ def test_a_node_that_is_cut_off_stops_what_it_holds_before_it_is_given_up(cluste
     wait_until(lambda: cluster.call("list")["leases"] == [])
 
 
-@pytest.mark.parametrize("grace", [1, 2])
-def test_with_little_grace_too_a_node_stops_before_its_devices_are_lent_again(
-    grace: float, tmp_path: Path
-) -> None:
+def test_with_little_grace_too_a_node_stops_before_its_devices_are_lent_again(tmp_path: Path) -> None:
     with ExitStack() as stack:
-        cluster = Cluster(stack, lost=2, grace=grace)
+        cluster = Cluster(stack, lost=4, grace=2)
         stack.callback(lambda: [process.kill() for process in [cluster.scheduler, *cluster.agents.values()]])
         cluster.through = tmp_path / "through.sock"
         behind = Places(Path(cluster.head["HAL_RUNTIME_DIR"])).socket
@@ -272,7 +271,7 @@ def test_a_silent_node_is_lost_and_its_lease_given_up_after_the_grace(cluster: C
     body = cluster.acquire("k", of("nvidia"), ttl=15)
     os.kill(cluster.agents["green"].pid, signal.SIGSTOP)
     wait_until(lambda: cluster.call("list")["leases"][0]["suspended"])
-    with pytest.raises(UnsupportedError):
+    with pytest.raises(TemporaryError, match=r"nvidia.*; node 'green' is lost$"):
         cluster.acquire("another", of("nvidia"))
     wait_until(lambda: cluster.call("list")["leases"] == [])
     with pytest.raises(GoneError, match="has not come back in time"):
@@ -284,7 +283,7 @@ def test_a_silent_node_is_lost_and_its_lease_given_up_after_the_grace(cluster: C
     def granted() -> bool:
         try:
             again.append(cluster.acquire("another", of("nvidia")))
-        except (StateError, UnsupportedError):
+        except (StateError, TemporaryError):
             return False
         return True
 

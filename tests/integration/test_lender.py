@@ -54,6 +54,25 @@ def test_on_a_node_of_anothers_no_scheduler_begins(cluster: Cluster, stopped: bo
     assert [lease["state"] for lease in cluster.call("list")["leases"]] == ["active"]
 
 
+def test_a_scheduler_whose_store_is_gone_ends_nothing(cluster: Cluster) -> None:
+    body, here = cluster.acquire("k", of("nvidia"), ttl=600), places(cluster.head)
+    program = allocating({**cluster.envs["green"], **body["environment"]}, "cuda")
+    kill(cluster.scheduler.pid)
+    here.store.rename(away := here.store.with_name("away.db"))
+    for suffix in ("-wal", "-shm"):
+        here.store.with_name(here.store.name + suffix).rename(away.with_name(away.name + suffix))
+    said = refused(cluster.head, "serve")
+    assert f"the lease store {here.store} is gone" in said and "hal admin restore" in said
+    assert ask(program, "alloc 512").startswith("allocated")
+    here.lender.unlink()  # as it says
+    cluster.serve()
+    assert program.wait(30) < 0
+    wait_until(lambda: not cluster.ledgers("green"))
+    cluster.agents["green"].terminate()
+    _, told = cluster.agents["green"].communicate(timeout=30)
+    assert f"the scheduler does not know of it: 1 lease ({body['lease']['id']})" in told, told
+
+
 def test_where_a_scheduler_lends_no_agent_begins(cluster: Cluster) -> None:
     address = Places(Path(cluster.head["HAL_RUNTIME_DIR"])).address
     said = refused(cluster.head, "agent", "--scheduler", address, "--node", "red")

@@ -48,7 +48,8 @@ class Slices(NoAgent):
     def take_over(self, binding: Binding) -> bool:
         return binding.lease not in self.lost
 
-    def keep(self, _term: int, _wanted: Mapping[str, int], _now: float) -> None: ...
+    def keep(self, _term: int, _wanted: Mapping[str, int], _now: float) -> list[str]:
+        return []
 
 
 class Clocked(Engine):

@@ -40,10 +40,11 @@ from hal.scheduler.jobs.spec import Ended
 from hal.scheduler.jobs.table import Jobs
 from hal.scheduler.places import Places
 
-__all__ = ["Agent", "StaleError"]
+__all__ = ["Agent", "StaleError", "ended_as_unknown"]
 
 _BURIED = 4096  # leases that have ended are remembered
 _REAP = 0.05  # seconds between looks at who has died
+_NAMED = 8  # leases in a sentence
 _TOLD = 32  # ended runs in one message
 _GRACE = 2.0  # seconds from SIGTERM to SIGKILL for what is left in an ended slice
 
@@ -234,13 +235,18 @@ class Agent:
         self._jobs.start(run, launch)
         return Started()
 
-    def keep(self, term: int, wanted: Mapping[str, int], now: float) -> None:
-        """End all that the scheduler does not know of. Raises StaleError."""
+    def keep(self, term: int, wanted: Mapping[str, int], now: float) -> list[str]:
+        """End all that the scheduler does not know of: the leases that did not end already. Raises
+        StaleError."""
         self.obey(term)
+        found = []
         for binding in list(self._bound.values()):
             if wanted.get(binding.lease) != binding.epoch:
+                if binding.lease not in self._ending:
+                    found.append(binding.lease)
                 self._end(binding, now)
         self._slices.sweep(self._bound)
+        return found
 
     def stop_all(self) -> None:
         """This node is cut off, and the time in which others leave it its devices has passed."""
@@ -339,6 +345,13 @@ class Agent:
         self._over_with[lease] = max(epoch, self._over_with.pop(lease, epoch))
         while len(self._over_with) > _BURIED:
             del self._over_with[next(iter(self._over_with))]
+
+
+def ended_as_unknown(leases: list[str]) -> str:
+    """What ``keep`` has done, for an operator."""
+    named = ", ".join(leases[:_NAMED]) + (", ..." if len(leases) > _NAMED else "")
+    which = "it: 1 lease" if len(leases) == 1 else f"them: {len(leases)} leases"
+    return f"ended here, as the scheduler does not know of {which} ({named})"
 
 
 def _forget(path: Path) -> None:

@@ -20,7 +20,7 @@ import zmq
 from hal.backend import HalError, StateError
 from hal.enforce.ledger import DeviceUse
 from hal.scheduler import wire
-from hal.scheduler.agent.agent import Agent, StaleError
+from hal.scheduler.agent.agent import Agent, StaleError, ended_as_unknown
 from hal.scheduler.agent.binding import ORDERS, Beat, Join, Joined, Order
 from hal.scheduler.agent.until import boot, clock
 from hal.scheduler.core.facts import NodeFacts
@@ -262,10 +262,12 @@ class Service:
         """False: it has not joined, and the scheduler does not take it for heard."""
         try:
             joined = msgspec.convert(body, Joined)
-            self._agent.keep(joined.term, joined.keep, clock())
+            ended = self._agent.keep(joined.term, joined.keep, clock())
         except (StaleError, msgspec.ValidationError) as wrong:
             self._tell(f"the scheduler's answer is of no use: {wrong}")
             return False
+        if ended:
+            self._tell(ended_as_unknown(ended))
         if joined.again:  # with the next beat, when what is not to be kept has had a while to end
             return False
         self._cut_off_seconds = joined.cut_off_seconds

@@ -17,9 +17,10 @@ from hal.scheduler.core.world import Reservation, World
 from hal.selector import NoAnswer, selector, to_short
 from hal.units import format_bytes, format_seconds
 
-__all__ = ["Explanation", "explain", "in_short"]
+__all__ = ["Explanation", "explain", "in_short", "lost_nodes"]
 
 # The fields of WhyNot, and what they say of so many devices (the last of nodes).
+_NAMED = 3  # nodes
 _REASONS = {
     "unusable": "{} failed, drained or cordoned",
     "no_slices": "of {} no part can be held to a limit",
@@ -66,6 +67,8 @@ def explain(world: World, id: str, now: int) -> Explanation | None:
         late = len(member.alternatives) - len(usable[number])
         if late:
             reasons.append(f"{late} alternative(s) are only for a deadline that is further away")
+    if (away := lost_nodes(world)) is not None:
+        reasons.append(f"{away}: what is there does not count")
     return Explanation(id, "waiting", _ahead(world, one), tuple(reasons), _nearest(world, one, found, now))
 
 
@@ -104,7 +107,17 @@ def in_short(world: World, one: Waiting, found: Blocked, now: int) -> str:
     free_text = (
         f"the most that is free is {format_bytes(best)} on {name}" if name else "no device is meant now"
     )
-    return f"no room for {what}{also} now: {free_text}; try again when a lease has ended"
+    away = "" if name else lost_nodes(world)
+    return f"no room for {what}{also} now: {free_text}; {away or 'try again when a lease has ended'}"
+
+
+def lost_nodes(world: World) -> str | None:
+    """Nodes that are lost, of whose devices none counts until they come back; None: there is no such node."""
+    lost = sorted(world.counters.lost)
+    if not lost:
+        return None
+    names = ", ".join(f"'{node}'" for node in lost[:_NAMED]) + (" and others" if len(lost) > _NAMED else "")
+    return f"node {names} is lost" if len(lost) == 1 else f"nodes {names} are lost"
 
 
 def _out_of_use(world: World, member: Member) -> str | None:
@@ -237,6 +250,8 @@ def _nearest(world: World, one: Waiting, found: object, now: int) -> str:
         for member in one.request.members:
             if (told := _out_of_use(world, member)) is not None:
                 return f"the end of that {told}"
+        if (away := lost_nodes(world)) is not None:
+            return f"the return of what is lost ({away}), or more devices"
         return "more devices: it would not fit even if every lease ended"
     living = [world.leases[id] for id in found_kept.waits_for if id in world.leases]
     names = ", ".join(f"'{lease.id}'" for lease in living[:4])

@@ -24,7 +24,7 @@ from hal.scheduler.core.decisions import (
     Suspend,
     Withdrawn,
 )
-from hal.scheduler.core.explain import Explanation, explain, in_short
+from hal.scheduler.core.explain import Explanation, explain, in_short, lost_nodes
 from hal.scheduler.core.facts import NodeFacts
 from hal.scheduler.core.lease import Lease, LeaseState, Waiting
 from hal.scheduler.core.partition import Partitioner
@@ -249,7 +249,11 @@ class State:
         if one.request.wait and (world.counters.lost or world.line.has_kind_of(one)):
             return None  # who knows what comes back; or others of the kind wait already
         found = never(world, one.request)
-        return None if found is None else Refuse(found[0], found[1], one.id)
+        if found is None:
+            return None
+        if (away := lost_nodes(world)) is not None:  # who knows whether it would do
+            return Refuse(Refusal.NO_ROOM, f"{found[1]}; {away}", one.id)
+        return Refuse(found[0], found[1], one.id)
 
     # ---- leases -----------------------------------------------------------------------------
 
