@@ -15,7 +15,6 @@ from hal.enforce.ledger import DeviceUse
 from hal.scheduler import core
 from hal.scheduler.agent import binding as on
 from hal.scheduler.agent.agent import Agent, StaleError
-from hal.scheduler.agent.service import _alone
 from hal.scheduler.answers import Address, Refused
 from hal.scheduler.core.fleet import Spot
 from hal.scheduler.core.shape import Shape
@@ -23,7 +22,7 @@ from hal.scheduler.jobs.output import Piece
 from hal.scheduler.jobs.spec import Ended, JobSpec
 from hal.scheduler.nodes import Nodes
 from hal.scheduler.places import Places
-from hal.scheduler.process import AlreadyRunning
+from hal.scheduler.process import locked_for_agent
 from tests.property.test_agents import PlayedSlices
 
 
@@ -95,7 +94,11 @@ def test_two_agents_cannot_have_one_directory(tmp_path: Path, monkeypatch: pytes
         lock(file, how)
 
     monkeypatch.setattr(fcntl, "flock", late)
-    with _alone(places), pytest.raises(AlreadyRunning), _alone(places):
+    with (
+        locked_for_agent(places, "ipc:///one"),
+        pytest.raises(StateError, match="an agent already serves .*, for ipc:///one"),
+        locked_for_agent(places, "ipc:///two"),
+    ):
         pass
 
 
