@@ -96,7 +96,7 @@ def test_two_agents_cannot_have_one_directory(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(fcntl, "flock", late)
     with (
         locked_for_agent(places, "ipc:///one"),
-        pytest.raises(StateError, match="an agent already serves .*, for ipc:///one"),
+        pytest.raises(StateError, match=r"an agent already serves .*, for ipc:///one"),
         locked_for_agent(places, "ipc:///two"),
     ):
         pass
