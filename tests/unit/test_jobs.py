@@ -345,6 +345,21 @@ def test_in_a_control_group_nothing_can_hide(groups: Path, jobs: Jobs, hidden: P
     assert not list(groups.glob(f"run-{lease}.*"))
 
 
+def test_its_control_group_goes_with_a_run_that_ends_without_an_agent(
+    groups: Path, directory: Path
+) -> None:
+    run = (f"test{os.getpid()}", 3, 0)
+    agent = Jobs(directory)
+    agent.start(run, shell("while [ ! -e go ]; do sleep 0.01; done", directory=str(directory.parent)))
+    group = groups / f"run-{run[0]}.3.0"
+    supervisor = agent._living[run].process
+    agent.close()
+    assert group.exists() and supervisor is not None
+    (directory.parent / "go").touch()
+    assert supervisor.wait(30) == 0
+    assert not group.exists()
+
+
 def test_while_something_in_its_control_group_lives_a_run_has_not_ended(
     jobs: Jobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -112,6 +112,9 @@ class Supervisor:
             signal.signal(number, signal.SIG_IGN)
         _, status = os.waitpid(worker, 0)
         self._kill_rest()
+        if self._spec["cgroup"]:  # no agent may be there to do so
+            with suppress(OSError):
+                os.rmdir(self._spec["cgroup"])  # noqa: PTH106
         if not os.path.exists(os.path.join(self._directory, "exit.json")):  # noqa: PTH110, PTH118
             self._error = f"its supervisor {'was killed' if os.WIFSIGNALED(status) else 'has failed'}"
             self._tell()

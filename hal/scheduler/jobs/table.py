@@ -78,6 +78,7 @@ class Jobs:
                 if (path / "exit.json").exists():
                     if not (path / "told").exists():
                         self._untold[run] = _ended(run, path)
+                        self._remove_group(path)
                 elif not (path / "alive").exists() and not _is_held(path / "lock"):
                     # Its supervisor says so before it begins: this one is as if it was not ordered yet.
                     shutil.rmtree(path, ignore_errors=True)
@@ -192,8 +193,7 @@ class Jobs:
             self._orphaned.discard(run)
             if one.process is not None:
                 one.process.wait()
-            with contextlib.suppress(StateError):
-                self._groups.group(f"run-{one.path.name}").remove()
+            self._remove_group(one.path)
             self._untold[run] = _ended(run, one.path)
 
     def living(self) -> set[RunId]:
@@ -270,6 +270,10 @@ class Jobs:
             return str(self._groups.make(f"run-{path.name}").path)
         except StateError:
             return ""
+
+    def _remove_group(self, path: Path) -> None:
+        with contextlib.suppress(StateError):
+            self._groups.group(f"run-{path.name}").remove()
 
     def _forget_old(self) -> None:
         told = [path for path in self._directory.iterdir() if (path / "told").exists()]
