@@ -1,11 +1,18 @@
-"""What a daemon wrote down under load, with kills and restarts, replays to the very rows that it left."""
+"""What a daemon writes down: once for all that has come together, and under load, with kills and restarts,
+so that it replays to the very rows that it left."""
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import secrets
+import signal
+import time
 from pathlib import Path
+
+import msgpack
+import zmq
 
 from hal.backend import HalError
 from hal.scheduler.client import Client
@@ -107,3 +114,27 @@ def test_a_damaged_store_is_refused_until_a_backup_is_restored(machine_env: Env,
         assert later not in str(client.call("list"))
         client.call("release", lease=kept)
         assert hal("admin", "check")[0] == 0
+
+
+def test_all_that_has_come_together_is_made_durable_by_one_sync(machine_env: Env) -> None:
+    with serving(machine_env) as daemon, Client(places(machine_env)) as client, zmq.Context() as context:
+        commits = client.call("status")["commits"]["counts"]
+        dealer = context.socket(zmq.DEALER)
+        dealer.set(zmq.LINGER, 0)
+        dealer.connect(places(machine_env).address)
+        body = {"memory_bytes": 1 << 30, "ttl_seconds": 60.0}
+        dealer.send(msgpack.packb({"v": 1, "id": "first", "op": "hello", "body": {}}))
+        assert dealer.poll(10_000) and dealer.recv()
+        os.kill(daemon.pid, signal.SIGSTOP)
+        for number in range(32):
+            asked = {"v": 1, "id": str(number), "op": "acquire", "body": body | {"key": f"k{number}"}}
+            dealer.send(msgpack.packb(asked))
+        time.sleep(0.1)  # until they are in the daemon's socket, which cannot be seen from here
+        os.kill(daemon.pid, signal.SIGCONT)
+        for _ in range(32):
+            assert dealer.poll(10_000) and msgpack.unpackb(dealer.recv())["ok"]
+        dealer.close()
+        after = client.call("status")["commits"]["counts"]
+        assert 1 <= sum(after) - sum(commits) <= 4, (
+            "32 leases"
+        )  # those that came a moment later have their own

@@ -345,9 +345,7 @@ def test_in_a_control_group_nothing_can_hide(groups: Path, jobs: Jobs, hidden: P
     assert not list(groups.glob(f"run-{lease}.*"))
 
 
-def test_its_control_group_goes_with_a_run_that_ends_without_an_agent(
-    groups: Path, directory: Path
-) -> None:
+def test_its_control_group_goes_with_a_run_that_ends_without_an_agent(groups: Path, directory: Path) -> None:
     run = (f"test{os.getpid()}", 3, 0)
     agent = Jobs(directory)
     agent.start(run, shell("while [ ! -e go ]; do sleep 0.01; done", directory=str(directory.parent)))
