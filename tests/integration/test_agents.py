@@ -30,7 +30,12 @@ LOST, GRACE = 1.5, 4.0
 
 
 class Cluster:
-    """A scheduler on a machine without accelerators, and nodes by name, each an emulated machine."""
+    """A scheduler on a machine without accelerators, and nodes by name, each an emulated machine.
+
+    ``hal`` is the command of agents that are started from now on.
+    """
+
+    hal = HAL
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
@@ -52,13 +57,20 @@ class Cluster:
 
     def agent(self, name: str, *, late: bool = False) -> None:
         """``late``: it may have been away for so long that it stops first what it held."""
+        said = self.begun(name)
+        assert "has joined" in (self.says(name) if late and "cut off" in said else said)
+
+    def begun(self, name: str) -> str:
+        """The first that an agent says which is started now."""
         address = Places(Path(self.head["HAL_RUNTIME_DIR"])).address
-        command = [*HAL, "agent", "--scheduler", address, "--node", name]
+        command = [*self.hal, "agent", "--scheduler", address, "--node", name]
         self.agents[name] = start(self.envs[name], *command, stdin=subprocess.DEVNULL)
+        return self.says(name)
+
+    def says(self, name: str) -> str:
         stderr = self.agents[name].stderr
         assert stderr is not None
-        said = stderr.readline()
-        assert "has joined" in (stderr.readline() if late and "cut off" in said else said)
+        return stderr.readline()
 
     def client(self) -> Client:
         return Client(Places(Path(self.head["HAL_RUNTIME_DIR"])), timeout=10.0)
@@ -235,7 +247,7 @@ def test_a_slice_that_cannot_be_taken_over_is_held_until_its_programs_have_ended
     damage(path)
     left = path.exists()
 
-    said = begun(cluster, "green")
+    said = cluster.begun("green")
     assert f"the lease '{body['lease']['id']}' has lost its slice" in said
     assert f"cannot use the slice file {path}: {reason}" in said
     assert soft.wait(20) == -signal.SIGTERM
@@ -266,16 +278,6 @@ def claims(cluster: Cluster, name: str) -> int:
     return len(Book(Path(cluster.envs[name]["HAL_NODE_DIR"])).claims())
 
 
-def begun(cluster: Cluster, name: str) -> str:
-    """The first that an agent says that is started anew."""
-    address = Places(Path(cluster.head["HAL_RUNTIME_DIR"])).address
-    command = [*HAL, "agent", "--scheduler", address, "--node", name]
-    cluster.agents[name] = start(cluster.envs[name], *command, stdin=subprocess.DEVNULL)
-    stderr = cluster.agents[name].stderr
-    assert stderr is not None
-    return stderr.readline()
-
-
 def test_a_lease_whose_slice_was_never_made_is_bound_after_all(cluster: Cluster) -> None:
     """An agent that is killed between its promise and the file has lost nothing that anybody uses."""
     cluster.add("green", "l40s-4")
@@ -299,7 +301,7 @@ def test_programs_of_a_slice_that_nobody_knows_of_are_killed(cluster: Cluster) -
     kill(cluster.agents["green"].pid)
     binding = Path(body["environment"]["HAL_SLICE"]).with_suffix(".binding")
     binding.write_bytes(b"what is this")
-    assert f"cannot read {binding}: " in begun(cluster, "green")
+    assert f"cannot read {binding}: " in cluster.begun("green")
     assert program.wait(20) == -signal.SIGKILL
     with pytest.raises(StateError, match="node 'green' has lost its slice"):
         cluster.call("release", lease=body["lease"]["id"])

@@ -79,7 +79,7 @@ def test_one_that_moved_is_known_by_its_number(file: Path, mapping: subprocess.P
 
 
 def test_children_have_it_too_and_come_to_light_when_the_others_have_ended(file: Path) -> None:
-    command = [sys.executable, "-c", MAPS, file, "deaf", "forks"]
+    command: list[str | Path] = [sys.executable, "-c", MAPS, file, "deaf", "forks"]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process, closing(Mapped(file)) as found:
         assert process.stdout is not None
         process.stdout.readline(), process.stdout.readline()
