@@ -121,6 +121,24 @@ def test_a_guard_that_cannot_share_a_slice_grants_nothing(versions: Versions, ma
     assert f"the slice {dev.ledger} cannot be used: it was made by another version of hal" in said
 
 
+def test_a_slice_that_cannot_be_read_is_not_destroyed_under_its_programs(
+    versions: Versions, machine_env: Env
+) -> None:
+    dev = ByHand(versions("before"), machine_env)
+    program = dev.entered(versions("before"))
+    assert ask(program, "alloc 64").startswith("allocated")
+    dev.version = versions("this")
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        dev("destroy", "dev")
+    assert refused.value.returncode == 4
+    assert "1 processes are in the slice 'dev'" in refused.value.stderr
+    assert dev.ledger.exists()
+    dev("destroy", "dev", "--force")
+    program.communicate(timeout=60)
+    assert program.returncode == 128 + signal.SIGKILL
+    assert not dev.ledger.exists()
+
+
 @both_ways
 def test_an_agent_takes_over_what_one_of_another_version_has_lent(
     maker: str, user: str, versions: Versions, cluster: Cluster
