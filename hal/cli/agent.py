@@ -95,7 +95,7 @@ def _agent(options: argparse.Namespace) -> int:
 
     _try(endpoint)
     with Machine() as machine:
-        agent = Agent(Slices(machine, places), places, node, launcher)
+        agent = Agent(Slices(machine, places), places, node, launcher, log)
         labels = config.labels | given
         Service(
             agent,

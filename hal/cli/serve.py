@@ -80,7 +80,7 @@ def _serve(options: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         machine = stack.enter_context(Machine())
         daemon = Daemon(
-            Agent(Slices(machine, places), places, "local", Launcher(config.jobs, own=True)),
+            Agent(Slices(machine, places), places, "local", Launcher(config.jobs, own=True), log),
             places,
             config=config,
             door=door,

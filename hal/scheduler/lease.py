@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from hal.backend import GoneError, HalError
+from hal.backend import GoneError, HalError, StateError
 from hal.model import Enforcement, Rung
 from hal.scheduler.client import Client
 from hal.scheduler.core.request import Request
@@ -90,7 +90,8 @@ class HeldLease:
         if threading.current_thread() is not self._renewer:
             self._renewer.join()
         if self.lost is None:
-            with Client(self._where) as client, contextlib.suppress(GoneError, Unreachable):
+            # StateError: its node has lost it.
+            with Client(self._where) as client, contextlib.suppress(GoneError, StateError, Unreachable):
                 client.call("release", lease=self.id)
 
     def taken_away(self) -> str | None:

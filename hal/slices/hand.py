@@ -18,6 +18,7 @@ from hal.backend import Group as MetricGroup
 from hal.enforce.cgroup import Group, Tree
 from hal.enforce.guard import guard_environment
 from hal.enforce.ledger import Ledger, RunState, SliceUse
+from hal.enforce.mapped import Mapped
 from hal.inventory import Machine
 from hal.model import Enforcement, Rung
 from hal.slices.claims import Book, Claim, free_units
@@ -238,16 +239,16 @@ class HandMade:
 
         Raises TemporaryError while programs are in it, unless ``force``: then these are killed.
         """
-        with contextlib.suppress(StateError), self._open(shown) as ledger:
-            pids = ledger.pids()
-            if pids and not force:
-                raise TemporaryError(
-                    f"{len(pids)} processes are in the slice '{shown.claim.name}': "
-                    f"{', '.join(map(str, pids))}; end them, or use --force"
-                )
-            ledger.set_limit(0, 0)  # who comes in meanwhile gets nothing
-            ledger.set_state(RunState.STOP)
-            ledger.signal(signal.SIGKILL)
+        try:
+            with self._open(shown) as ledger:
+                _check_empty(shown, ledger.pids(), force)
+                ledger.set_limit(0, 0)  # who comes in meanwhile gets nothing
+                ledger.set_state(RunState.STOP)
+                ledger.signal(signal.SIGKILL)
+        except StateError:  # it cannot be read: of another version, say, whose programs have it still
+            with contextlib.closing(Mapped(self._book.ledger_file(shown.claim.id))) as file:
+                _check_empty(shown, file.signal(0), force)
+                file.signal(signal.SIGKILL)
         self._forget(shown.claim)
 
     def enter(self, shown: Shown) -> None:
@@ -269,3 +270,11 @@ class HandMade:
                 with contextlib.suppress(StateError), self._open(shown) as ledger:
                     shown = Shown(held.claim, held.uid, ledger.use(), tuple(ledger.processes(0)))
             yield shown
+
+
+def _check_empty(shown: Shown, pids: list[int], force: bool) -> None:
+    if pids and not force:
+        raise TemporaryError(
+            f"{len(pids)} processes are in the slice '{shown.claim.name}': "
+            f"{', '.join(map(str, pids))}; end them, or use --force"
+        )

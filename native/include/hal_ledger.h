@@ -17,7 +17,10 @@
 #include <stdint.h>
 
 enum {
+    /* A program keeps its guard through an upgrade of hal: code of all versions from OLDEST on may use one file
+     * at a time. How the layout may grow for that, docs/ledger.md says; where it cannot, both are raised. */
     HAL_LEDGER_VERSION = 3,
+    HAL_LEDGER_OLDEST = 3,
     HAL_LEDGER_DEVICES = 64,
     HAL_LEDGER_SLOTS = 256,
     HAL_LEDGER_LANES = 8, /* operations that one process can have under way at once */
@@ -93,10 +96,10 @@ struct hal_ledger_device {
 
 struct hal_ledger {
     char magic[8]; /* "HALSLICE" */
-    uint32_t version;
-    uint32_t size; /* of this structure: a file of another size is foreign */
+    uint32_t version; /* that made it */
+    uint32_t size;    /* of this structure: a file of another size is foreign */
     uint32_t devices;
-    uint32_t padding;
+    uint32_t reads; /* the oldest version whose code may use it; 0: only its own and later ones */
     char name[HAL_LEDGER_ID];
     /* Read by every operation, written seldom. */
     _Alignas(64) _Atomic uint32_t hold; /* not 0: a recount asks new operations to wait a moment (reap.c) */
@@ -118,7 +121,7 @@ enum hal_ledger_error {
     HAL_LEDGER_OK = 0,
     HAL_LEDGER_SYSTEM,  /* errno says it */
     HAL_LEDGER_FOREIGN, /* not a ledger, or cut short */
-    HAL_LEDGER_OTHER_VERSION,
+    HAL_LEDGER_OTHER_VERSION, /* which cannot share a file with this one */
     HAL_LEDGER_DAMAGED, /* a field holds what none of ours can */
 };
 

@@ -19,6 +19,7 @@ void hal_ledger_format(struct hal_ledger *l, const char *name, unsigned devices)
     memcpy(l->magic, MAGIC, sizeof MAGIC);
     l->version = HAL_LEDGER_VERSION;
     l->size = (uint32_t)sizeof *l;
+    l->reads = HAL_LEDGER_OLDEST;
     l->devices = devices < HAL_LEDGER_DEVICES ? devices : HAL_LEDGER_DEVICES;
     snprintf(l->name, sizeof l->name, "%s", name);
     atomic_store(&l->weight, 100);
@@ -142,10 +143,17 @@ const char *hal_ledger_reason(enum hal_ledger_error error) {
 
 /* ---- opening -------------------------------------------------------------------------------- */
 
+/* Of two versions the later one knows whether both can use a file: it reads the earlier one's, or does not, and
+ * says in its own from which version on that may be read. */
+static bool is_shared(const struct hal_ledger *l) {
+    if (l->version <= HAL_LEDGER_VERSION) return l->version >= HAL_LEDGER_OLDEST;
+    return l->reads != 0 && l->reads <= HAL_LEDGER_VERSION;
+}
+
 /* The head lies in the first page, which exists: reading it cannot fault on a short file. */
 static enum hal_ledger_error check(const struct hal_ledger *l, uint64_t size) {
     if (memcmp(l->magic, MAGIC, sizeof MAGIC) != 0) return HAL_LEDGER_FOREIGN;
-    if (l->version != HAL_LEDGER_VERSION) return HAL_LEDGER_OTHER_VERSION;
+    if (!is_shared(l)) return HAL_LEDGER_OTHER_VERSION;
     if (l->size != sizeof *l || size != sizeof *l) return HAL_LEDGER_FOREIGN;
     const char *found = hal_ledger_damage(l);
     if (found != NULL) atomic_store(&damage, found);

@@ -67,10 +67,6 @@ static void test_file(void) {
     longest[sizeof longest - 1] = 0;
     CHECK(hal_ledger_create(longest, "x", 1) == -1 && errno == ENAMETOOLONG);
 
-    uint32_t good = HAL_LEDGER_VERSION, bad = HAL_LEDGER_VERSION + 1;
-    put(path, offsetof(struct hal_ledger, version), &bad, sizeof bad);
-    CHECK(opening(path) == HAL_LEDGER_OTHER_VERSION);
-    put(path, offsetof(struct hal_ledger, version), &good, sizeof good);
     uint32_t size = sizeof(struct hal_ledger), less = size - 8, many = HAL_LEDGER_DEVICES + 1, three = 3;
     put(path, offsetof(struct hal_ledger, size), &less, sizeof less);
     CHECK(opening(path) == HAL_LEDGER_FOREIGN);
@@ -94,6 +90,47 @@ static void test_file(void) {
     unlink(link);
     unlink(path);
     CHECK(mkfifo(path, 0600) == 0 && opening(path) == HAL_LEDGER_FOREIGN);
+    unlink(path);
+}
+
+/* Between versions, whoever is later says whether they share a file. */
+static void test_versions(void) {
+    const uint32_t now = HAL_LEDGER_VERSION, oldest = HAL_LEDGER_OLDEST, most = UINT32_MAX;
+    const struct {
+        uint32_t version, reads;
+        enum hal_ledger_error found;
+    } cases[] = {
+        {now, oldest, HAL_LEDGER_OK},
+        {now, 0, HAL_LEDGER_OK}, /* as it was made before the word was there */
+        {oldest, oldest, HAL_LEDGER_OK},
+        {oldest - 1, 0, HAL_LEDGER_OTHER_VERSION},
+        {oldest - 1, oldest - 1, HAL_LEDGER_OTHER_VERSION},
+        {0, 0, HAL_LEDGER_OTHER_VERSION},
+        {now + 1, now, HAL_LEDGER_OK},
+        {now + 1, 1, HAL_LEDGER_OK},
+        {most, now, HAL_LEDGER_OK},
+        {now + 1, 0, HAL_LEDGER_OTHER_VERSION},
+        {now + 1, now + 1, HAL_LEDGER_OTHER_VERSION},
+        {most, most, HAL_LEDGER_OTHER_VERSION},
+    };
+    const char *path = fresh_path("versions");
+    CHECK(hal_ledger_create(path, "test", 1) == 0);
+    enum hal_ledger_error error;
+    struct hal_ledger *l = hal_ledger_open(path, &error);
+    CHECK(l != NULL && l->version == now && l->reads == oldest);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        l->version = cases[i].version;
+        l->reads = cases[i].reads;
+        CHECK(opening(path) == cases[i].found);
+    }
+    l->version = now + 1; /* of whatever version: what is in it has to make sense */
+    l->reads = now;
+    atomic_store(&l->state, HAL_SLICE_STATES);
+    CHECK(opening(path) == HAL_LEDGER_DAMAGED);
+    atomic_store(&l->state, HAL_SLICE_RUN);
+    l->size += 8;
+    CHECK(opening(path) == HAL_LEDGER_FOREIGN);
+    hal_ledger_close(l);
     unlink(path);
 }
 
@@ -496,6 +533,7 @@ static void test_recounts_at_once(void) {
 
 int main(void) {
     test_file();
+    test_versions();
     test_format_bounds();
     test_limit();
     test_overflow();

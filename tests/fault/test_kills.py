@@ -189,6 +189,33 @@ def test_a_daemon_is_killed_and_started_again(runtime: str, vendor: str, machine
     assert files(machine_env) == []
 
 
+def test_a_daemon_started_again_ends_a_job_whose_slice_it_cannot_read(machine_env: Env) -> None:
+    """And says why, to whoever reads its log and to `hal run`."""
+    with serving(machine_env) as first:
+        job = Job(machine_env, *VENDORS[0])
+        kill(first.pid)
+    job.hal.send_signal(signal.SIGSTOP)  # it, too, would end the job
+    (path,) = (Path(path) for path in files(machine_env) if path.endswith(".ledger"))
+    with path.open("r+b") as file:
+        file.seek(8)  # behind the magic (hal_ledger.h)
+        file.write((1).to_bytes(4, "little"))
+    reason = f"cannot use the slice file {path}: it was made by another version of hal"
+    program = os.pidfd_open(job.pid)
+    second = start(machine_env, *HAL, "serve", stdin=subprocess.DEVNULL)
+    assert second.stderr is not None
+    assert second.stderr.readline().endswith(f" has lost its slice, and its programs are ended: {reason}\n")
+    assert second.stderr.readline().startswith("hal: serving leases at ")
+    assert select.select([program], [], [], 60)[0], "the daemon did not end it"
+    os.close(program)
+    assert [one["state"] for one in leases(machine_env)] == ["ending"]
+    job.hal.send_signal(signal.SIGCONT)
+    _, said = job.hal.communicate(timeout=60)
+    assert (job.hal.returncode, reason in said) == (143, True), said
+    all_is_back(machine_env, but=second.pid)
+    second.terminate()
+    assert second.wait(60) == 0
+
+
 HOLDER = """
 from hal.scheduler.client import Client
 

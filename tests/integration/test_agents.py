@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from hal.enforce.ledger import Ledger
 from hal.scheduler.client import Client
 from hal.scheduler.core.request import Alternative, Member, Request
 from hal.scheduler.places import Places
+from hal.slices.claims import Book
 from tests.conftest import ALLOCATE, HAL, wait_until
 from tests.integration.support import GIB, MIB, Env, ask, kill, line, start
 
@@ -54,7 +56,12 @@ while True:
 
 
 class Cluster:
-    """A scheduler on a machine without accelerators, and nodes by name, each an emulated machine."""
+    """A scheduler on a machine without accelerators, and nodes by name, each an emulated machine.
+
+    ``hal`` is the command of agents that are started from now on.
+    """
+
+    hal = HAL
 
     def __init__(self, stack: ExitStack, lost: float = LOST, grace: float = GRACE) -> None:
         self.lost, self.grace = lost, grace
@@ -78,15 +85,22 @@ class Cluster:
 
     def agent(self, name: str, *, late: bool = False) -> None:
         """``late``: it may have been away for so long that it stops first what it held."""
+        said = self.begun(name)
+        while late and ("cut off" in said or "ended here" in said):
+            said = self.says(name)
+        assert "has joined" in said
+
+    def begun(self, name: str) -> str:
+        """The first that an agent says which is started now."""
         socket = Places(Path(self.head["HAL_RUNTIME_DIR"])).socket if self.through is None else self.through
-        command = [*HAL, "agent", "--scheduler", f"ipc://{socket}", "--node", name]
+        command = [*self.hal, "agent", "--scheduler", f"ipc://{socket}", "--node", name]
         self.agents[name] = start(self.envs[name], *command, stdin=subprocess.DEVNULL)
+        return self.says(name)
+
+    def says(self, name: str) -> str:
         stderr = self.agents[name].stderr
         assert stderr is not None
-        said = stderr.readline()
-        while late and ("cut off" in said or "ended here" in said):
-            said = stderr.readline()
-        assert "has joined" in said
+        return stderr.readline()
 
     def client(self) -> Client:
         return Client(Places(Path(self.head["HAL_RUNTIME_DIR"])), timeout=10.0)
@@ -208,6 +222,120 @@ def test_a_restarted_scheduler_takes_over_all_nodes(cluster: Cluster) -> None:
     assert again["lease"]["id"] == body["lease"]["id"]
     assert again["environments"] == body["environments"]
     assert len(cluster.ledgers("green")) == len(cluster.ledgers("red")) == 1
+
+
+def other_version(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(8)  # behind the magic (hal_ledger.h)
+        file.write((1).to_bytes(4, "little"))
+
+
+def foreign(path: Path) -> None:
+    """Another file in its place: its programs have one that has no name any more."""
+    other = path.with_suffix(".other")
+    other.write_bytes(bytes(1 << 20))
+    other.rename(path)
+
+
+def damaged(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(16)
+        file.write((1000).to_bytes(4, "little"))  # devices
+
+
+DAMAGE: list[tuple[Callable[[Path], None], str]] = [
+    (other_version, "it was made by another version of hal"),
+    (foreign, "it is not a slice file, or is cut short"),
+    (damaged, "it is damaged: the number of devices is impossible"),
+    (Path.unlink, "No such file or directory"),
+]
+
+
+def is_dead(pid: int) -> bool:
+    """Also one that nobody has collected yet."""
+    try:
+        return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+@pytest.mark.parametrize(("damage", "reason"), DAMAGE, ids=lambda one: getattr(one, "__name__", ""))
+def test_a_slice_that_cannot_be_taken_over_is_held_until_its_programs_have_ended(
+    cluster: Cluster, damage: Callable[[Path], None], reason: str
+) -> None:
+    """Also those that do not mind SIGTERM; and who had the lease is told why it has ended."""
+    cluster.add("green", "l40s-4")
+    body, other = cluster.acquire("k", of("nvidia")), cluster.acquire("other", of("nvidia"))
+    env = {**cluster.envs["green"], **body["environment"]}
+    soft = allocating(env, "cuda")
+    deaf = start(env, "sh", "-c", f"trap '' TERM; exec {ALLOCATE} cuda")
+    assert line(deaf).startswith("device")
+    beside = allocating({**cluster.envs["green"], **other["environment"]}, "cuda")
+    assert all(ask(program, "alloc 64").startswith("allocated") for program in (soft, deaf, beside))
+    kill(cluster.agents["green"].pid)
+    path = Path(body["environment"]["HAL_SLICE"])
+    damage(path)
+    left = path.exists()
+
+    said = cluster.begun("green")
+    assert f"the lease '{body['lease']['id']}' has lost its slice" in said
+    assert f"cannot use the slice file {path}: {reason}" in said
+    assert soft.wait(20) == -signal.SIGTERM
+    wait_until(lambda: state(cluster, body) == "ending")
+    why = re.escape(f"node 'green': cannot use the slice file {path}: {reason}")
+    with pytest.raises(StateError, match=why):
+        cluster.call("release", lease=body["lease"]["id"])  # its holder has noticed: its program is left
+    looks = 0
+    while True:
+        there = state(cluster, body), path.exists(), claims(cluster, "green")
+        if is_dead(deaf.pid):
+            break
+        looks += 1
+        assert there == ("ending", left, 2), "it was given up too early"
+    assert looks
+    assert deaf.wait(20) == -signal.SIGKILL
+    wait_until(lambda: state(cluster, body) is None)
+    assert (path.exists(), claims(cluster, "green")) == (False, 1)
+    assert ask(beside, "alloc 64").startswith("allocated")
+
+
+def state(cluster: Cluster, body: dict[str, Any]) -> str | None:
+    states = {one["id"]: one["state"] for one in cluster.call("list")["leases"]}
+    return states.get(body["lease"]["id"])
+
+
+def claims(cluster: Cluster, name: str) -> int:
+    return len(Book(Path(cluster.envs[name]["HAL_NODE_DIR"])).claims())
+
+
+def test_a_lease_whose_slice_was_never_made_is_bound_after_all(cluster: Cluster) -> None:
+    """An agent that is killed between its promise and the file has lost nothing that anybody uses."""
+    cluster.add("green", "l40s-4")
+    body = cluster.acquire("k", of("nvidia"))
+    kill(cluster.agents["green"].pid)
+    path = Path(body["environment"]["HAL_SLICE"])
+    path.unlink()
+    path.with_suffix(".binding").unlink()
+    kill(cluster.scheduler.pid)
+    cluster.serve()
+    cluster.agent("green")
+    assert cluster.acquire("k", of("nvidia"))["lease"]["id"] == body["lease"]["id"]
+    assert path.exists()
+
+
+def test_programs_of_a_slice_that_nobody_knows_of_are_killed(cluster: Cluster) -> None:
+    cluster.add("green", "l40s-4")
+    body = cluster.acquire("k", of("nvidia"))
+    program = allocating({**cluster.envs["green"], **body["environment"]}, "cuda")
+    assert ask(program, "alloc 64").startswith("allocated")
+    kill(cluster.agents["green"].pid)
+    binding = Path(body["environment"]["HAL_SLICE"]).with_suffix(".binding")
+    binding.write_bytes(b"what is this")
+    assert f"cannot read {binding}: " in cluster.begun("green")
+    assert program.wait(20) == -signal.SIGKILL
+    with pytest.raises(StateError, match="node 'green' has lost its slice"):
+        cluster.call("release", lease=body["lease"]["id"])
+    wait_until(lambda: cluster.call("list")["leases"] == [])
 
 
 def test_what_a_node_has_that_nobody_knows_of_is_ended(cluster: Cluster) -> None:

@@ -235,7 +235,7 @@ def _other_version(path: Path) -> None:
     Ledger.create(path, "test", [("device-0", LIMIT)]).close()
     with path.open("r+b") as file:
         file.seek(8)  # behind the magic (hal_ledger.h)
-        file.write((99).to_bytes(4, "little"))
+        file.write((1).to_bytes(4, "little"))
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pwd
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import msgspec
 import pytest
@@ -15,11 +20,16 @@ from hal.scheduler import told, wire
 from hal.scheduler.agent.agent import Agent
 from hal.scheduler.agent.binding import ORDERS, Joined
 from hal.scheduler.agent.service import Service
+from hal.scheduler.agent.slices import Slices as RealSlices
+from hal.scheduler.agent.until import clock
+from hal.scheduler.jobs import supervisor
 from hal.scheduler.jobs.launch import Launcher
 from hal.scheduler.operations import OPERATIONS
 from hal.scheduler.places import Places
 from hal.scheduler.sections import JobsSection
+from hal.slices.claims import Book
 from tests.conftest import wait_until
+from tests.kept import KEPT, unpack
 from tests.skew import RECORDED, body, play
 from tests.unit.test_jobs_agent import Slices, running
 
@@ -133,3 +143,65 @@ def test_what_an_older_scheduler_says_is_read(path: Path) -> None:
     ]
     for said, kind in kinds:
         assert isinstance(msgspec.convert(said | {"of_later": {"x": [None]}}, kind), kind)
+
+
+# ---- what is on a node's disk ---------------------------------------------------------------------
+
+# In place of a supervisor of then, which outlives its agent: says which signals come.
+SUPERVISOR = """
+import json, os, signal, sys
+all = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGHUP}
+signal.pthread_sigmask(signal.SIG_BLOCK, all)
+print("ready", flush=True)
+while True:
+    print(int(signal.sigwait(all)), flush=True)
+"""
+
+
+@pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)
+def test_an_agent_takes_over_what_an_older_one_has_on_disk(path: Path, tmp_path: Path) -> None:
+    recorded = read(path)
+    told, signals = recorded["told"], recorded["signals"]
+    unpack(recorded, tmp_path)
+    tmp_path.chmod(0o700)
+    until = clock() + 50
+    os.utime(tmp_path / "agent.until", (until, until))
+    run = tmp_path / "jobs" / "SLICE-01.3.0"
+    with (run / "lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        command = [sys.executable, "-c", SUPERVISOR]
+        living = subprocess.Popen(command, pass_fds=[lock.fileno()], stdout=subprocess.PIPE, text=True)
+    assert living.stdout is not None
+    assert living.stdout.readline() == "ready\n"
+    alive = json.loads((run / "alive").read_text())
+    alive |= {"pid": living.pid, "start": supervisor._start_time(living.pid)}
+    (run / "alive").write_text(json.dumps(alive))
+
+    said: list[str] = []
+    slices = RealSlices(Mock(), Places(tmp_path), Book(tmp_path / "node"))
+    agent = Agent(slices, Places(tmp_path), "green", say=said.append)
+    agent.start()
+    try:
+        assert (said, agent.bound(), agent.term) == ([], told["bound"], told["term"])
+        assert agent.allowed() == pytest.approx(until)
+        assert missing(told["runs"], msgspec.to_builtins(agent.ended_runs())) == []
+        before = [one | {"used_bytes": 0} for one in told["use"]]  # whose process has died since
+        assert [msgspec.to_builtins(one) for one in agent.use("SLICE-01")] == before
+        assert len(slices._book.claims()) == 2
+        key = ("SLICE-01", 3, 0)
+        assert agent._jobs.living() == {key}
+        assert agent._jobs.output(key, "stdout", 0, 999).data.startswith(b"device pid=")
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            agent._jobs.signal(key, number)
+            assert living.stdout.readline() == f"{signals[number.name]}\n"
+        for number, name in ((signal.SIGTERM, "end"), (signal.SIGKILL, "kill")):
+            agent._jobs.end("SLICE-01", number)
+            assert living.stdout.readline() == f"{signals[name]}\n"
+        ended = json.loads((tmp_path / "jobs" / "WHOLE-01.4.0" / "exit.json").read_text())
+        (run / "exit.json").write_text(json.dumps(ended | {"code": None, "signal": 9}))
+    finally:
+        living.kill()
+        living.communicate()
+    agent._jobs.turn()
+    assert {(one.lease, one.signal) for one in agent.ended_runs()} == {("SLICE-01", 9), ("WHOLE-01", None)}
+    agent.close()

@@ -227,3 +227,47 @@ def test_what_a_later_version_adds_is_passed_over(message: msgspec.Struct) -> No
         return [with_more(one) for one in value] if isinstance(value, list | tuple) else value
 
     assert msgspec.convert(with_more(msgspec.to_builtins(message)), type(message)) == message
+
+
+class LostSlices(PlayedSlices):
+    """Whose file of a lease cannot be read, with a program in it that minds no SIGTERM."""
+
+    def adopt(self, binding: on.Binding) -> bool:
+        self.made[binding.lease] = binding
+        self.stubborn.add(binding.lease)
+        raise StateError("cannot use the slice file")
+
+
+@pytest.mark.parametrize("heard", ["bind", "unbind", "keep", "cut off"])
+def test_a_slice_that_cannot_be_used_is_held_until_it_is_empty_and_its_lender_knows(
+    agent: Agent, tmp_path: Path, heard: str
+) -> None:
+    agent.bind(on.BindOrder(1, wanted()))
+    slices, said = LostSlices("a"), []
+    after = Agent(slices, Places(tmp_path), "a", say=said.append)  # type: ignore[arg-type]
+    after.start()
+    assert said == ["the lease 'l' has lost its slice, and its programs are ended: cannot use the slice file"]
+    assert after.take_over(wanted())
+    for now in (10.0, 11.0):
+        after.turn(now)
+        assert (after.busy, after.bound(), slices.stubborn) == (True, {"l": 1}, {"l"})
+        with pytest.raises(StateError, match="cannot use the slice file"):
+            after.bind(on.BindOrder(1, wanted()))
+        with pytest.raises(StateError, match="is ending"):
+            after.run(on.RunOrder(1, "l", 1, 0, "j", "alice", 7, JobSpec(["true"]), {}))
+    after.turn(12.0)
+    assert not slices.stubborn
+    after.turn(13.0)
+    assert (after.busy, after.bound(), after.ended()) == (False, {"l": 1}, [])
+    if heard == "bind":
+        with pytest.raises(StateError, match="cannot use the slice file"):
+            after.bind(on.BindOrder(1, wanted()))
+    if heard == "keep":
+        after.keep(1, {}, 14.0)
+    elif heard == "cut off":
+        after.stop_all()
+        after.turn(14.0)
+    else:
+        assert after.unbind(on.UnbindOrder(1, "l", 1), 14.0)
+    assert (after.bound(), after.ended(), slices.made) == ({}, [("l", 1)], {})
+    assert not list(tmp_path.glob("slices/*.binding"))

@@ -11,7 +11,7 @@ import contextlib
 import errno
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -56,15 +56,24 @@ class StaleError(StateError):
 class Agent:
     """One node's slices. For one thread; times are seconds on any one clock that the caller reads."""
 
-    def __init__(self, slices: Slices, places: Places, node: str, launcher: Launcher | None = None) -> None:
-        """Without a ``launcher`` it runs no jobs."""
+    def __init__(
+        self,
+        slices: Slices,
+        places: Places,
+        node: str,
+        launcher: Launcher | None = None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Without a ``launcher`` it runs no jobs. ``say`` is told of what it cannot take over."""
         self.node = node
         self.launcher = launcher
         self._slices = slices
         self._jobs = Jobs(places.jobs)
         self._places = places
+        self._say = say
         self._bound: dict[str, Binding] = {}
         self._ending: dict[str, float] = {}  # since when
+        self._unusable: dict[str, str] = {}  # why, until whoever lent it has heard so
         self._ended: dict[str, int] = {}  # epochs of what has ended and was not asked for yet
         self._over_with: dict[str, int] = {}  # epochs that are not to be bound again
         self._noted = 0  # the term that is written down
@@ -85,11 +94,10 @@ class Agent:
         for path in sorted(self._places.slices.glob("*.binding")):
             try:
                 binding = msgspec.msgpack.decode(path.read_bytes(), type=Binding)
-            except (OSError, msgspec.DecodeError):
+            except (OSError, msgspec.DecodeError) as wrong:
+                self._say(f"cannot read {path}: {wrong}; what runs in that slice is ended")
                 binding = None
-            if binding is not None and self._slices.adopt(binding):
-                self._bound[binding.lease] = binding
-            else:
+            if binding is None or not self._adopt(binding):
                 path.unlink(missing_ok=True)
         self._jobs.open()
         self._end_unowned()
@@ -99,9 +107,21 @@ class Agent:
         there = self._bound.get(binding.lease)
         if there is not None and there.epoch == binding.epoch:
             return True
-        if there is not None or not self._slices.adopt(binding):
+        if there is not None or not self._adopt(binding):
             return False
         _write(self._places.binding_file(binding.lease), msgspec.msgpack.encode(binding))
+        return True
+
+    def _adopt(self, binding: Binding) -> bool:
+        """What cannot be used is held, too, until none of its programs is left and its scheduler knows why:
+        else its devices would be lent to others beside them."""
+        try:
+            if not self._slices.adopt(binding):
+                return False
+        except StateError as wrong:
+            self._say(f"the lease '{binding.lease}' has lost its slice, and its programs are ended: {wrong}")
+            self._unusable[binding.lease] = str(wrong)
+            self._ending[binding.lease] = float("inf")  # from the next turn on
         self._bound[binding.lease] = binding
         return True
 
@@ -178,6 +198,8 @@ class Agent:
             raise StaleError(f"the lease '{binding.lease}' was granted anew since (epoch {there.epoch})")
         if self._over_with.get(binding.lease, -1) >= binding.epoch:
             raise StaleError(f"the lease '{binding.lease}' of epoch {binding.epoch} has ended here")
+        if there is not None and there.epoch == binding.epoch and binding.lease in self._unusable:
+            raise StateError(self._unusable[binding.lease])
         if there is not None and (there.epoch < binding.epoch or binding.lease in self._ending):
             raise StateError(f"what ran in the lease '{binding.lease}' before has not ended yet")
         if there is None:
@@ -217,7 +239,7 @@ class Agent:
         there = self._bound.get(order.lease)
         if there is None or there.epoch != order.epoch:
             raise StaleError(f"the lease '{order.lease}' of epoch {order.epoch} is not bound here")
-        if order.lease in self._ending:
+        if order.lease in self._ending or order.lease in self._unusable:
             raise StateError(f"the lease '{order.lease}' is ending")
         slices = self._slices.environments(there)
         if order.member not in slices:
@@ -250,6 +272,7 @@ class Agent:
 
     def stop_all(self) -> None:
         """This node is cut off, and the time in which others leave it its devices has passed."""
+        self._unusable.clear()
         for lease in list(self._bound):
             self._ending[lease] = float("-inf")
             self._slices.stop(lease, signal.SIGKILL)
@@ -260,9 +283,14 @@ class Agent:
     def turn(self, now: float) -> None:
         """Go on with endings, give back what dead processes held, correct shares."""
         for lease, since in list(self._ending.items()):
+            self._ending[lease] = min(since, now)
             # Signal 0 only looks who is left.
-            if self._stop(lease, signal.SIGKILL if now - since >= _GRACE else 0):
-                self._over(lease)
+            late = signal.SIGKILL if now - since >= _GRACE else 0
+            if self._stop(lease, signal.SIGTERM if since > now else late):
+                if lease in self._unusable:
+                    del self._ending[lease]
+                else:
+                    self._over(lease)
         self._jobs.turn()
         if now - self._reaped >= _REAP:
             self._reaped = now
@@ -316,6 +344,7 @@ class Agent:
     # ---- endings ----------------------------------------------------------------------------
 
     def _end(self, binding: Binding, now: float) -> bool:
+        self._unusable.pop(binding.lease, None)
         if binding.lease not in self._ending:
             self._ending[binding.lease] = now
             if self._stop(binding.lease, signal.SIGTERM):

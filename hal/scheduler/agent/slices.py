@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 from hal.backend import HalError, StateError
 from hal.enforce.guard import guard_environment
 from hal.enforce.ledger import DeviceUse, Ledger
+from hal.enforce.mapped import Mapped
 from hal.enforce.spares import Spares
 from hal.inventory import Machine
 from hal.model import Enforcement, Rung
@@ -40,6 +42,7 @@ class Slices:
         self._shares = Shares(machine)
         self._spares = Spares(places.directory)
         self._open: dict[str, dict[int, Ledger]] = {}  # by lease, then by member
+        self._unreadable: dict[str, list[Mapped]] = {}  # by lease, its files: of one that cannot be used
         self._claims: dict[str, list[Claim]] = {}  # by lease
         self._memory: dict[str, int] = {}  # of each device, as it was last seen
 
@@ -63,23 +66,34 @@ class Slices:
             raise error if isinstance(error, StateError) else StateError(str(error)) from error
 
     def adopt(self, binding: Binding) -> bool:
-        """Take over slices from before a restart; False when a file is gone or damaged."""
+        """Take over slices from before a restart; False when one was never made, and nobody uses it.
+
+        Raises StateError when a file cannot be used. Until ``remove`` its devices stay claimed, and ``stop``
+        ends the programs that have it.
+        """
         opened: dict[int, Ledger] = {}
+        path, readable = self._places.slices, True
         try:
             for number, limits in _limits(binding).items():
-                opened[number] = Ledger.open(self._file(binding, number))
-                there = [use.device for use in opened[number].devices()]
-                if there != [
-                    device for device, _ in limits
-                ]:  # or nobody's yet: an agent was killed just then
-                    raise StateError("it is of another lease")
+                path, readable = self._file(binding, number), False
+                opened[number] = Ledger.open(path)
+                there, readable = [use.device for use in opened[number].devices()], True
+                if there != [device for device, _ in limits]:
+                    raise StateError(f"the slice file {path} is not that of its lease")
         except StateError:
             for ledger in opened.values():
                 ledger.close()
-            return False
+            files = [Mapped(self._file(binding, number)) for number in _limits(binding)]
+            # An agent may have been killed before a file was there, or said whose it is.
+            if (readable or not path.exists()) and not any(file.signal(0) for file in files):
+                for file in files:
+                    file.close()
+                return False
+            self._unreadable[binding.lease] = files
+            self._claim_anyway(binding)
+            raise
         self._open[binding.lease] = opened
-        with suppress(HalError):  # it has them, whether the book can be written or not
-            self._claim(binding, anyway=True)
+        self._claim_anyway(binding)
         return True
 
     def renew_limits(self, binding: Binding) -> None:
@@ -94,9 +108,10 @@ class Slices:
     def sweep(self, bindings: Iterable[str]) -> None:
         """Remove files that belong to no lease: an agent was killed between file and promise."""
         known = {ledger.path for ledger in self._ledgers()}
+        known |= {file.path for files in self._unreadable.values() for file in files}
         known |= {self._places.binding_file(lease) for lease in bindings}
         for path in self._places.slices.iterdir():
-            if path not in known:
+            if path not in known and not _is_used(path):
                 with suppress(OSError):  # read-only now: at another time
                     path.unlink(missing_ok=True)
         self._spares.sweep()
@@ -151,11 +166,17 @@ class Slices:
                 for index in range(len(ledger.devices())):
                     ledger.set_limit(index, 0)
             none_left = not ledger.signal(with_signal) and none_left
+        for file in self._unreadable.get(lease, []):
+            none_left = not file.signal(with_signal) and none_left
         return none_left
 
     def remove(self, lease: str) -> None:
         for ledger in self._open.pop(lease, {}).values():
             self._spares.retire(ledger)
+        for file in self._unreadable.pop(lease, []):
+            file.close()
+            with suppress(OSError):
+                file.path.unlink(missing_ok=True)
         for claim in self._claims.pop(lease, []):
             with suppress(StateError):
                 self._book.end(claim.id)
@@ -165,7 +186,11 @@ class Slices:
         for ledger in self._ledgers():
             ledger.close()
         self._spares.close()
+        for files in self._unreadable.values():
+            for file in files:
+                file.close()
         self._open.clear()
+        self._unreadable.clear()
         self._book.close()
 
     def facts(self, node: str) -> NodeFacts:
@@ -182,6 +207,11 @@ class Slices:
 
     def _ledgers(self) -> Iterator[Ledger]:
         return (ledger for ledgers in self._open.values() for ledger in ledgers.values())
+
+    def _claim_anyway(self, binding: Binding) -> None:
+        """It has them, whether the book can be written or not."""
+        with suppress(HalError):
+            self._claim(binding, anyway=True)
 
     def _claim(self, binding: Binding, *, anyway: bool) -> None:
         claims = self._claims[binding.lease] = []
@@ -236,6 +266,14 @@ def _check_files() -> None:
 def _verify(ledger: Ledger, limits: list[tuple[str, int]]) -> None:
     if [(use.device, use.limit_bytes) for use in ledger.devices()] != limits:
         raise StateError(f"the slice {ledger.path} is not as it was asked for")
+
+
+def _is_used(path: Path) -> bool:
+    """By programs of a slice that nobody knows of: they are killed."""
+    if path.suffix != ".ledger":
+        return False
+    with closing(Mapped(path)) as file:
+        return bool(file.signal(signal.SIGKILL))
 
 
 def _uses(ledger: Ledger) -> list[DeviceUse]:
