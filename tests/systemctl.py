@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 UNITS = Path(__file__).parents[1] / "share/systemd"
@@ -53,8 +54,14 @@ def start(unit: str, pid_file: Path) -> None:
             )
         pid_file.write_text(str(process.pid))
         if said["Type"] == "notify":
-            notified.settimeout(60)
-            assert notified.recv(64) == b"READY=1"
+            notified.settimeout(0.1)
+            for _ in range(600):
+                with suppress(TimeoutError):
+                    assert notified.recv(64) == b"READY=1"
+                    return
+                if process.poll() is not None:
+                    sys.exit(f"{unit}.service has ended with {process.returncode}")
+            sys.exit(f"{unit}.service does not get ready")
 
 
 def stop(pid: int) -> None:

@@ -23,6 +23,7 @@ from hal.scheduler.errors import Unreachable
 from hal.scheduler.jobs.launch import Launcher
 from hal.scheduler.logs import Log
 from hal.scheduler.places import Places
+from hal.scheduler.process import tell_systemd
 from hal.scheduler.sections import AgentSection
 from hal.scheduler.security.keys import read_client_key
 
@@ -97,7 +98,7 @@ def _agent(options: argparse.Namespace) -> int:
     with Machine() as machine:
         agent = Agent(Slices(machine, places), places, node, launcher, log)
         labels = config.labels | given
-        Service(
+        service = Service(
             agent,
             places,
             endpoint.dial,
@@ -106,7 +107,8 @@ def _agent(options: argparse.Namespace) -> int:
             labels=labels,
             say=log,
             reread=reread,
-        ).run()
+        )
+        service.run(lambda: tell_systemd("READY=1"))
     return 0
 
 

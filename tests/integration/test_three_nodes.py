@@ -149,6 +149,15 @@ def test_a_revoked_key_opens_nothing_and_keeps_nothing_for_long(cluster: Cluster
     wait_until(lambda: "There are no leases." in leases(cluster))
 
 
+def test_a_restart_fails_with_a_configuration_that_cannot_be_read(cluster: Cluster) -> None:
+    there = {"env": cluster.envs["red"], "check": False}
+    cluster.sh("red", "cp /etc/hal/hal.toml /etc/hal/kept; echo '[agent' > /etc/hal/hal.toml")
+    done = cluster.host("red").run("systemctl", "restart", "hal-agent", **there)
+    assert (done.returncode, done.stderr) == (1, "hal-agent.service has ended with 6\n")
+    cluster.sh("red", "mv /etc/hal/kept /etc/hal/hal.toml; systemctl start hal-agent")
+    all_are_up(cluster)
+
+
 def all_are_up(cluster: Cluster) -> None:
     wait_until(lambda: list(cluster.nodes().values()) == ["up"] * 3)
 

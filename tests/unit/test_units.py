@@ -43,3 +43,14 @@ def test_programs_outlive_a_restart(name: str) -> None:
         "always",
     )
     assert said["RuntimeDirectoryMode"] == "0700"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_number_of_quick_deaths_is_the_end(name: str) -> None:
+    said = settings(name)
+    assert (said["StartLimitIntervalSec"], said["RestartSec"]) == ("0", "2")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_start_that_fails_is_seen_by_who_asked_for_it(name: str) -> None:
+    assert settings(name)["Type"] == "notify"

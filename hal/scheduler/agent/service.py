@@ -82,10 +82,11 @@ class Service:
         self._told_facts: NodeFacts | None = None
         self._told_use: dict[str, list[DeviceUse]] = {}
 
-    def run(self) -> None:
+    def run(self, ready: Callable[[], None] = lambda: None) -> None:
         """Until SIGTERM or SIGINT; slices and what runs in them stay for the next agent of this node.
 
-        Raises StateError when the directory cannot be used, or is another's.
+        ``ready`` is called once nothing is missing but the scheduler. Raises StateError when the directory
+        cannot be used, or is another's.
         """
         self._places.make()
         with locked_for_agent(self._places, self._scheduler), contextlib.ExitStack() as stack:
@@ -94,6 +95,7 @@ class Service:
             wakeup = stack.enter_context(signals_as_bytes(signal.SIGHUP))
             self._context = stack.enter_context(zmq.Context())
             stack.callback(self._hang_up)
+            ready()
             while self._turn(wakeup):
                 pass
 
