@@ -86,6 +86,7 @@ def _run(options: argparse.Namespace) -> int:
             return _new(keys, options)
         case "add":
             key = keys.add(options.name, Role(options.role), options.public, options.uid)
+            _tell_of_an_earlier_owner(keys, key)
             return _said(keys, [key], options)
         case "revoke":
             return _said(keys, [keys.revoke(options.name)], options)
@@ -120,7 +121,20 @@ def _new(keys: Keys, options: argparse.Namespace) -> int:
         keys.revoke(key.name)  # nobody has it
         raise
     note(f"wrote {path}: give it to {key.name} and to nobody else")
+    _tell_of_an_earlier_owner(keys, key)
     return _said(keys, [key], options)
+
+
+def _tell_of_an_earlier_owner(keys: Keys, key: Key) -> None:
+    """A name is nobody's: what the key before it has made is shown to this one only with the same owner."""
+    keys.refresh()
+    before = [one for one in keys.all() if one.name == key.name and one.revoked is not None]
+    owners = [one.uid for one in before if one.role is not Role.AGENT]
+    if key.role is not Role.AGENT and owners and key.uid not in owners:
+        note(
+            f"{key.name} had owner {owners[-1]} before: a key with --uid {owners[-1]} keeps the leases and "
+            f"jobs made until now, this one does not see them (to change that: hal keys revoke {key.name})"
+        )
 
 
 def _elsewhere(options: argparse.Namespace) -> int:

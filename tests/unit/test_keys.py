@@ -185,6 +185,23 @@ def test_new_list_revoke(hal: Hal, tmp_path: Path, own_environment: Path) -> Non
     assert (gone.returncode, gone.stderr) == (3, "hal: there is no key 'node7' in force\n")
 
 
+def test_a_new_key_of_an_old_name_says_how_to_keep_what_is_there(hal: Hal, tmp_path: Path) -> None:
+    def new(output: str, *options: str) -> tuple[int, str]:
+        made = hal("keys", "new", "alice", "--output", output, "--json", *options, cwd=tmp_path)
+        assert made.returncode == 0, made.stderr
+        hal("keys", "revoke", "alice")
+        return json.loads(made.stdout)["keys"][0]["uid"], made.stderr
+
+    first, said = new("1.key")
+    assert "had owner" not in said
+    other, said = new("2.key")
+    assert other != first
+    assert f"hal: alice had owner {first} before: a key with --uid {first} keeps the leases and jobs" in said
+    assert new("3.key", "--uid", str(first))[0] == first
+    assert "had owner" not in new("4.key", "--uid", str(first))[1]
+    assert "had owner" not in new("5.key", "--role", "agent")[1]
+
+
 def test_a_secret_that_never_travels(hal: Hal, tmp_path: Path) -> None:
     server = json.loads(hal("keys", "list", "--json").stdout)["scheduler"]
     made = hal("keys", "new", "bob", "--server-key", server, "--output", "b.key", cwd=tmp_path)
