@@ -71,7 +71,7 @@ def _agent(options: argparse.Namespace) -> int:
     from hal import __version__
 
     places = Places()
-    whole = _configuration(options, places)
+    started = whole = _configuration(options, places)
     config = whole.agent
     log = Log(json=whole.scheduler.log == "json", level=whole.scheduler.log_level)
     endpoint = _endpoint(options, config)
@@ -90,7 +90,7 @@ def _agent(options: argparse.Namespace) -> int:
         except StateError as wrong:
             log(f"the configuration stays as it is: {wrong}")
         else:
-            log(reloaded(whole, after))
+            log(reloaded(started, whole, after))
             whole, launcher.section, log.level = after, after.jobs, after.scheduler.log_level
         return whole.agent.labels | given
 

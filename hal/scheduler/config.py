@@ -232,13 +232,15 @@ def _prices(table: Mapping[str, Any]) -> Iterator[Price]:
 # ---- reloading --------------------------------------------------------------------------------
 
 
-def changed(before: Config, after: Config) -> tuple[list[str], list[str]]:
-    """The keys that differ: those that take effect now, and those that need a new start."""
+def changed(started: Config, before: Config, after: Config) -> tuple[list[str], list[str]]:
+    """The keys that take effect now, as they are others than ``before``; and those that need a new start, as
+    they are others than those that it was ``started`` with."""
     now: list[str] = []
     later: list[str] = []
     for name, kind in _SECTIONS.items():
         for key, is_live, _ in _keys(kind):
-            if getattr(getattr(before, name), key) != getattr(getattr(after, name), key):
+            runs = before if is_live else started
+            if getattr(getattr(runs, name), key) != getattr(getattr(after, name), key):
                 (now if is_live else later).append(f"{name}.{key}")
     now += [name for name in _TABLES if getattr(before, name) != getattr(after, name)]
     return now, later
@@ -250,9 +252,9 @@ def check_there(before: Config, after: Config) -> None:
         raise StateError(f"{before.file} is no longer there")
 
 
-def reloaded(before: Config, after: Config) -> str:
+def reloaded(started: Config, before: Config, after: Config) -> str:
     """What is told when the configuration was read again."""
-    now, later = changed(before, after)
+    now, later = changed(started, before, after)
     waits = f"; with the next start: {', '.join(later)}" if later else ""
     return f"read the configuration again: {', '.join(now) or 'nothing'} changed{waits}"
 

@@ -77,6 +77,7 @@ class Daemon(Engine):
             say=self._door.say,
         )
         self._reread = reread
+        self._started = config
         self._published = 0
         self._stopping = False
         self._needed = time.monotonic()
@@ -196,8 +197,8 @@ class Daemon(Engine):
         except StateError as wrong:
             self._door.say(f"the configuration stays as it is: {wrong}")
             return
-        now, later = changed(self.config, after)
-        said = reloaded(self.config, after)
+        now, later = changed(self._started, self.config, after)
+        said = reloaded(self._started, self.config, after)
         self.config, self.prices = after, Prices(after.prices)
         if self.agent is not None and self.agent.launcher is not None:
             self.agent.launcher.section = after.jobs

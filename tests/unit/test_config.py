@@ -156,11 +156,10 @@ def test_what_takes_effect_at_once(tmp_path: Path) -> None:
         "[limits]\nburst = 3\nqueued = 9\n[scheduler]\nlisten = ['tcp://127.0.0.1:1']\n"
         "[prices]\n'vendor == \"amd\"' = 1\n[agent]\nlabels = { a = 'b' }",
     )
-    assert changed(before, after) == (
-        ["limits.burst", "agent.labels", "prices"],
-        ["scheduler.listen", "limits.queued"],
-    )
-    assert changed(after, after) == ([], [])
+    waiting = ["scheduler.listen", "limits.queued"]
+    assert changed(before, before, after) == (["limits.burst", "agent.labels", "prices"], waiting)
+    assert changed(before, after, after) == ([], waiting)  # until it is started anew
+    assert changed(before, after, before) == (["limits.burst", "agent.labels", "prices"], [])
 
 
 def test_the_page_is_made_from_the_code() -> None:
