@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from hal.backend import TemporaryError
@@ -78,6 +78,8 @@ def _run(options: argparse.Namespace) -> int:
             case "label":
                 changes = dict(_change(text) for text in options.labels)
                 said = client.call("label", node=options.node, labels=changes)
+                for text in _at_odds(said, changes):
+                    note(text)
                 return _said(client, said["node"], options)
             case "forget":
                 said = client.call("forget", node=options.node, force=options.force)
@@ -104,6 +106,21 @@ def _change(text: str) -> tuple[str, str | None]:
     if not equals and text.endswith("-") and len(text) > 1:
         return text[:-1], None
     raise UsageError(f"'{text}' is no label; write NAME=VALUE, or NAME- to take it away")
+
+
+def _at_odds(said: dict[str, Any], changes: dict[str, str | None]) -> Iterator[str]:
+    """What was set here goes before what the node's hal.toml says, also when that is changed."""
+    node = said["node"]
+    for name, told in said.get("agents", {}).items():
+        if name not in changes or changes[name] == told:
+            continue
+        if changes[name] is None:
+            yield f"{node}: {name}={told} stays: its own hal.toml or --label says so"
+        else:
+            yield (
+                f"{node}: this goes before {name}={told} of its own hal.toml or --label, "
+                f"until: hal node label {node} {name}-"
+            )
 
 
 def nodes(client: Client) -> list[dict[str, Any]]:

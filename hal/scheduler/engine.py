@@ -228,7 +228,7 @@ class Engine:
         """An agent reports for its node. Raises Refused."""
         _must_speak_for(who, joining.node)
         known = self.nodes.nodes.get(joining.node)
-        had = None if known is None else known.facts
+        had, said = (None, {}) if known is None else (known.facts, known.labels)
         try:
             answer = self.nodes.join(who.address, joining, self.state.leases, time.monotonic())
         except Refused as wrong:
@@ -244,6 +244,8 @@ class Engine:
         if (before := self.joined.get(joining.node)) is not None:
             self.speakers.pop(before.address.identity, None)
         self.joined[joining.node] = who
+        if joining.labels != said:
+            self._tell_of_labels(joining)
         self.speakers[who.address.identity] = who.name
         if facts is not None and not answer.again:
             self.decide(core.NodeJoined(self.laid_over(facts)))
@@ -251,6 +253,16 @@ class Engine:
             self.noted(journal.Known(facts))
             self.board.joined(facts.id)
         return msgspec.to_builtins(answer)  # type: ignore[no-any-return]
+
+    def _tell_of_labels(self, joining: Join) -> None:
+        """Who changes them in the node's own file wonders why nothing follows."""
+        kept = self.state.world.counters.labels.get(joining.node, {})
+        for name, value in joining.labels.items():
+            if kept.get(name, value) != value:
+                self.say(
+                    f"node '{joining.node}' says {name}={value}, and 'hal node label' has set "
+                    f"{name}={kept[name]}, which counts"
+                )
 
     def beat(self, beat: Beat, who: Peer) -> None:
         """Raises Refused when the agent has to join first."""

@@ -133,7 +133,7 @@ def label(engine: Engine, body: wire.Body, _peer: Peer) -> wire.Body:
     engine.noted(journal.Labelled(node.id, kept))
     if node.facts is not None and engine.nodes.reports(node):
         engine.happens(core.InventoryChanged(engine.laid_over(node.facts)))
-    return {"node": node.id, "labels": engine.labels(node.id)}
+    return {"node": node.id, "labels": engine.labels(node.id), "agents": node.labels}
 
 
 def forget(engine: Engine, body: wire.Body, _peer: Peer) -> wire.Body:

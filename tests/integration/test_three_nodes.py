@@ -158,6 +158,24 @@ def test_a_restart_fails_with_a_configuration_that_cannot_be_read(cluster: Clust
     all_are_up(cluster)
 
 
+def test_a_label_says_which_one_it_goes_before(cluster: Cluster) -> None:
+    def label(text: str) -> str:
+        return cluster.sh("head", f"{HERE}\nhal node label green {text}").stderr
+
+    before = (
+        "hal: green: this goes before rack=a1 of its own hal.toml or --label, until: hal node label green"
+    )
+    assert label("rack=c9 row=3") == f"{before} rack-\n"
+    cluster.sh("green", "systemctl restart hal-agent")
+    all_are_up(cluster)
+    cluster.sh("head", "systemctl restart hal-scheduler")
+    all_are_up(cluster)
+    said = "node 'green' says rack=a1, and 'hal node label' has set rack=c9, which counts"
+    wait_until(lambda: said in cluster.log("head", "hal-scheduler"))
+    assert label("rack- row-") == "hal: green: rack=a1 stays: its own hal.toml or --label says so\n"
+    assert label("rack=a1 row=4") == ""
+
+
 def all_are_up(cluster: Cluster) -> None:
     wait_until(lambda: list(cluster.nodes().values()) == ["up"] * 3)
 
