@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from hal.cli.exits import UsageError
-from hal.cli.output import note, visible
+from hal.cli.output import because, note, visible
 from hal.scheduler.client import Client
 from hal.scheduler.errors import Unreachable
 from hal.units import parse_seconds
@@ -110,5 +110,5 @@ def line(event: dict[str, Any]) -> str:
     devices = ", ".join(event.get("devices", ()))
     parts += [devices] if devices else []
     reason = event.get("reason", "").removeprefix(f"room on {devices}").strip()  # they are there already
-    why = ": ".join(text for text in (event.get("cause"), reason) if text)
+    why = because(event.get("cause", ""), reason)
     return visible("  ".join([*parts, why] if why else parts))

@@ -144,7 +144,8 @@ def _print(one: dict[str, Any]) -> None:
     def when(at: int | None) -> str:
         return "–" if at is None else f"{datetime.fromtimestamp(at / 1000).astimezone():%F %T}"
 
-    state = _state(one) if not one["reason"] else f"{_state(one)}: {one['reason']}"
+    says_all = not one["reason"] or one["reason"].startswith(_state(one))  # "cancelled by alice"
+    state = one["reason"] or _state(one) if says_all else f"{_state(one)}: {one['reason']}"
     exit_code = "–" if one["exit_code"] is None else str(one["exit_code"])
     facts = [
         ("job", one["id"]),
@@ -327,7 +328,8 @@ def _wait(options: argparse.Namespace) -> int:
 def _ended(one: dict[str, Any]) -> str:
     """How it ended, if not well."""
     if one["state"] == "cancelled":
-        return f"the job {one['id']} was cancelled"
+        by = one["reason"] if one["reason"].startswith("cancelled") else "cancelled"
+        return f"the job {one['id']} was {by}"
     return f"the job {one['id']} {one['state']}: {one['reason']}"
 
 

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from hal.backend import GoneError
-from hal.cli.output import first_of, print_facts, print_json, print_table, visible
+from hal.cli.output import because, first_of, print_facts, print_json, print_table, visible
 from hal.cli.request import configure_request
 from hal.scheduler.client import Client
 from hal.units import format_bytes, format_seconds
@@ -167,11 +167,11 @@ def _of_over(one: dict[str, Any]) -> list[tuple[str, str]]:
             {"withdrawn": "waits no longer", "ending": "is ending", "ended": "has ended"}[one["state"]],
         ),
         ("queue", one["queue"]),
-        ("because", f"{one['cause'].replace('_', ' ')}: {one['reason']}"),
+        ("because", because(one["cause"], one["reason"])),
         ("by", one["by"] or "–"),
         ("devices", ", ".join(one["devices"]) or "–"),
         ("granted", when(one["granted_ms"])),
-        ("taken away", when(one["at_ms"])),
+        ("released" if one["cause"] == "released" else "taken away", when(one["at_ms"])),
         ("ended", when(one["ended_ms"])),
     ]
 

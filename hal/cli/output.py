@@ -9,7 +9,17 @@ from typing import Any
 from hal.model import Reading, Status, jsonable
 from hal.units import format_bytes
 
-__all__ = ["cell", "counted", "first_of", "note", "print_facts", "print_json", "print_table", "visible"]
+__all__ = [
+    "because",
+    "cell",
+    "counted",
+    "first_of",
+    "note",
+    "print_facts",
+    "print_json",
+    "print_table",
+    "visible",
+]
 
 
 def print_json(schema: str, **content: Any) -> None:
@@ -57,6 +67,13 @@ def print_facts(facts: Iterable[tuple[str, str]]) -> None:
     width = max((len(name) for name, _ in pairs), default=0)
     for name, value in pairs:
         print(f"{name:<{width}}  {visible(value)}")
+
+
+def because(cause: str, reason: str) -> str:
+    """Why a lease has ended; the cause is left out where the sentence says it."""
+    word = cause.replace("_", " ")
+    said = cause in ("released", "holder_gone") or word in reason
+    return reason if reason and said else ": ".join(text for text in (word, reason) if text)
 
 
 def note(text: str) -> None:

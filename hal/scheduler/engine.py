@@ -176,9 +176,8 @@ class Engine:
             if lease is not None and lease.state is not core.LeaseState.ENDING:
                 if not self.nodes.was_usable(id):
                     self.unwatch(id)  # its holder, who was told nothing, has nothing to notice
-                self.happens(core.HolderGone(id))
+                self.happens(core.HolderGone(id, reason, core.Cause.FAILED))
                 self._is_over(id, "failed", reason)
-                self.past.because(id, reason)
 
     def look_at_devices(self) -> None:
         """Ask this node again what others use of its devices, unless it was asked a moment ago."""
@@ -432,6 +431,7 @@ class Engine:
         self.noted(journal.Began(counters.term, self.state.grace_ms, ids, tuple(nodes)))
         self.watch_ring.begin(self.nodes.term, [*self.state.leases.values(), *self.state.waiting.values()])
         for lease in gone:
+            self.board.because(lease.id, f"node '{self.nodes.own}' has lost its slice")
             self.board.charge(lease, until=min(seen, self.now()))
         self.store.put(self._changes())
         self.store.commit()

@@ -201,6 +201,8 @@ class Nodes:
             return on.Joined(self.term, BEAT_SECONDS, cut_off, keep, again=True)
         self.orders.drop(node=node)
         rebooted = bool(node.boot) and node.boot != joining.boot
+        how = "was cut off and stopped it" if node.address is None else "has lost its slice"
+        how = "was started anew, which ended it" if rebooted else how
         node.address, node.boot, node.version = address, joining.boot, joining.version
         node.heard, node.lost_since, node.joined, node.use = now, None, joining.sent, {}
         node.labels = joining.labels
@@ -216,7 +218,7 @@ class Nodes:
                     held.ended.add(node.id)
             elif rebooted or (not has and node.id in held.bound):
                 held.ended.add(node.id)
-                self._failed.append((lease.id, f"node '{node.id}' has lost its slice"))
+                self._failed.append((lease.id, f"node '{node.id}' {how}"))
             else:
                 self._order_bind(lease, node, now)
         return on.Joined(self.term, BEAT_SECONDS, cut_off, keep)

@@ -63,11 +63,6 @@ class Past:
             elif type(decision) is core.Withdrawn:
                 self._add(decision.one, "withdrawn", decision, who, (), None, now)
 
-    def because(self, id: str, reason: str) -> None:
-        """It failed: what its node said of it, which the core was not told."""
-        if (one := self._over.get(id)) is not None:
-            one.cause, one.reason = core.Cause.FAILED.value, reason
-
     def find(self, id: str, now: int) -> Over | None:
         one = self._over.get(id)
         return None if one is None or one.at_ms <= now - self._kept_ms else one

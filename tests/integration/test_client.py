@@ -228,7 +228,7 @@ def test_what_its_holder_has_lost_is_not_granted_anew(
     number = client.scheduler().event
     process, id = holder(address, kind)
     drained(device_of(client, id))
-    assert "is to be left" in line(process)
+    assert "is drained" in line(process)
     wait_until(lambda: client.leases() == [])
     events = client.call("watch", after=number, timeout_seconds=0)["events"]
     seen = [one for one in msgspec.convert(events, list[Event]) if one.lease == id]

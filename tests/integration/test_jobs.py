@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import re
 import shutil
 import signal
@@ -272,6 +273,56 @@ def test_a_job_is_tried_again_when_its_node_is_lost(site: Site, tmp_path: Path) 
     site.at_rest()
 
 
+def test_a_job_whose_retries_are_used_up_says_for_what(site: Site) -> None:
+    for name in ("green", "blue"):
+        site.add(name, "l40s-4")
+    id = site.submit("echo up; exec sleep 1000", request=on("nvidia"), retries=1)
+    for attempt in (1, 2):
+        wait_until(lambda n=attempt: (site.job(id)["attempt"], site.job(id)["state"]) == (n, "running"))  # type: ignore[misc]
+        (last,) = site.job(id)["nodes"]
+        os.kill(site.agents[last].pid, signal.SIGSTOP)
+        wait_until(lambda n=attempt: site.job(id)["attempt"] > n or site.job(id)["state"] == "failed")  # type: ignore[misc]
+        os.kill(site.agents[last].pid, signal.SIGCONT)
+        wait_until(lambda: [node["state"] for node in site.call("nodes")["nodes"]].count("up") == 3)
+    job = site.over(id)
+    assert (job["state"], job["attempt"]) == ("failed", 2)
+    assert job["reason"] == f"node '{last}' has not come back in time (1 of 1 retries used)"
+    site.at_rest()
+
+
+def test_how_a_job_ended_is_how_its_lease_ended(site: Site) -> None:
+    site.add("green", "l40s-4")
+    me = pwd.getpwuid(os.getuid()).pw_name
+    well, badly, never = (
+        site.submit(script, request=on("nvidia")) for script in ("true", "exit 3", "read x; sleep 1000")
+    )
+    site.over(badly)
+    assert site.over(well)["reason"] == ""
+    wait_until(lambda: site.job(never)["state"] == "running")
+    site.call("cancel_job", job=never)
+    assert site.over(never)["reason"] == f"cancelled by {me}"
+    site.at_rest()
+    for id, why in (
+        (well, "finished"),
+        (badly, "its program ended with code 3"),
+        (never, f"cancelled by {me}"),
+    ):
+        (ending,) = (
+            one for one in site.call("watch", after=0, lease=id)["events"] if one["kind"] == "ending"
+        )
+        assert (ending["cause"], ending["reason"]) == ("released", why)
+        shown = printed(site, "lease", "show", id)
+        assert f"\nbecause   {why}\n" in shown and "\nreleased  2" in shown, shown
+    assert re.search(rf"^state +cancelled by {me}$", printed(site, "job", "show", never), re.MULTILINE)
+    assert re.search(rf"  ending +{well}  finished$", printed(site, "events", "--lease", well), re.MULTILINE)
+
+
+def printed(site: Site, *arguments: str) -> str:
+    done = subprocess.run([*HAL, *arguments], env=site.head, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def table(site: Site) -> str:
     done = subprocess.run([*HAL, "job", "list"], env=site.head, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -398,6 +449,8 @@ def test_a_job_that_ended_for_want_of_a_scheduler_is_tried_again(machine_env: En
     wait_until(lambda: not strays(runs))
     second = serve()
     wait_until(lambda: (tmp_path / "begun").read_text() == "x\nx\n")
+    why = "tried again: the scheduler was away for too long, and its node stopped it"
+    assert ask("job", job=id)["job"]["reason"] == why
     (tmp_path / "go").touch()
     wait_until(lambda: ask("job", job=id)["job"]["state"] == "completed")
     assert ask("job", job=id)["job"]["attempt"] == 2
@@ -558,7 +611,8 @@ def test_follow_ends_with_the_job_and_cancel_ends_it(hal_here: Run, machine_env:
         assert hal_here("job", "cancel", name).stdout == "3 of 3 jobs are told to end.\n"
         waited = hal_here("job", "wait", name)
         assert waited.returncode == 1
-        assert waited.stderr == "".join(f"hal: the job {name}_{n} was cancelled\n" for n in range(3))
+        me = pwd.getpwuid(os.getuid()).pw_name
+        assert waited.stderr == "".join(f"hal: the job {name}_{n} was cancelled by {me}\n" for n in range(3))
         array = json.loads(hal_here(*command, "--json", "--", "true").stdout)
         assert [job.split("_")[0] for job in array["jobs"]] == [array["array"]] * 3
         hal_here("job", "wait", array["array"])
@@ -733,7 +787,7 @@ def test_run_says_why_its_program_was_stopped(site: Site) -> None:
     assert line(program) == "up"
     site.call("drain", target="green", reason="dust")
     _, err = program.communicate(timeout=60)
-    why = f"hal: the lease was taken away: green is to be left: dust (by uid:{os.getuid()})\n"
+    why = f"hal: the lease was taken away: green is drained: dust (by uid:{os.getuid()})\n"
     assert (err, program.returncode) == (why, 143)
     site.call("uncordon", target="green")
     site.at_rest()

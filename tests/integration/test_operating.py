@@ -85,7 +85,7 @@ def test_a_cordon_keeps_requests_away_and_a_drain_ends_what_is_there(client: Cli
     with pytest.raises(HalError, match=r"would do are out of use .*dust\); try again when that is over"):
         client.call("acquire", key="b", memory_bytes=GIB)
     client.call("drain", target="local", reason="dust")
-    with pytest.raises(GoneError, match="local is to be left"):
+    with pytest.raises(GoneError, match="local is drained: dust"):
         client.call("renew", lease=lease)
     wait_until(lambda: client.call("nodes")["nodes"][0]["state"] == "drained")
     assert client.call("status")["devices"]["usable"] == 0
@@ -294,7 +294,7 @@ def test_what_has_become_of_a_lease_can_be_read(client: Client, machine_env: Env
     )
     assert done.returncode == 0, done.stderr
     assert "state       has ended" in done.stdout
-    assert "because     drained: local is to be left: dust" in done.stdout
+    assert "\nbecause     local is drained: dust\n" in done.stdout
     with pytest.raises(GoneError, match="there is no lease '1234abcd'"):
         client.call("lease", lease="1234abcd")
 

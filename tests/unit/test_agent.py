@@ -171,6 +171,29 @@ def test_a_node_is_given_the_time_that_it_was_told_whatever_is_configured_since(
     assert not nodes.beat(here, on.Beat("a", 0), 82.0)  # it is to join again, and hear of it
 
 
+@pytest.mark.parametrize(
+    ("boot", "lost", "why"),
+    [
+        ("boot", True, "node 'a' was cut off and stopped it"),
+        ("other", True, "node 'a' was started anew, which ended it"),
+        ("boot", False, "node 'a' has lost its slice"),
+    ],
+)
+def test_a_node_that_comes_back_without_a_slice_says_why(boot: str, lost: bool, why: str) -> None:
+    nodes = Nodes(None, lost_seconds=5, grace_seconds=60)
+    joining = on.Join("a", "boot", 0, 1.0, "1", core.NodeFacts("a", 1000, 1 << 30))
+    nodes.join(Address(Mock(), b"1"), joining, {}, 0.0)
+    part = core.Part(0, 0, 0, (Spot("a", ("gpu0",), Shape(whole=True)),))
+    lease = Mock(id="l", epoch=1, uid=7, parts=[part], spots=lambda: part.spots)
+    lease.name = "l"
+    nodes.bind(lease, 0.0)
+    nodes._held["l"].bound["a"] = Mock()
+    assert nodes.lost(6.0 if lost else 1.0) == (["a"] if lost else [])
+    again = msgspec.structs.replace(joining, boot=boot, sent=2.0)
+    nodes.join(Address(Mock(), b"2"), again, {"l": lease}, 7.0)
+    assert nodes.failures() == [("l", why)]
+
+
 def test_of_a_forgotten_node_nothing_is_waited_for_not_even_after_a_restart() -> None:
     nodes = Nodes(None, lost_seconds=5, grace_seconds=60)
     facts = {name: core.NodeFacts(name, 1000, 1 << 30) for name in "ab"}

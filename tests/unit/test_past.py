@@ -57,16 +57,6 @@ def test_who_asked_is_named_only_where_it_was_their_will(cause: core.Cause, by: 
     assert one.by == by
 
 
-def test_a_node_knows_better_than_the_core() -> None:
-    past = Past()
-    revoked(past, "l", 50, core.Cause.HOLDER_GONE)
-    past.because("l", "its node has lost the slice")
-    past.because("m", "never heard of")
-    one = past.find("l", 51)
-    assert one is not None
-    assert (one.cause, one.reason) == ("failed", "its node has lost the slice")
-
-
 def test_the_latest_are_kept_and_those_for_a_while() -> None:
     past = Past(kept=3, kept_ms=100)
     for number in range(3):

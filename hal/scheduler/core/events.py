@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from hal.scheduler.core.decisions import Cause
 from hal.scheduler.core.facts import NodeFacts
 from hal.scheduler.core.queues import Queue
 from hal.scheduler.core.request import Request
@@ -107,18 +108,21 @@ class Renew(_Event, frozen=True):
     uid: int
 
 
-class Release(_Event, frozen=True):
+class Release(_Event, frozen=True, omit_defaults=True):
     """Ends a lease, or takes a request out of the queue."""
 
     id: str
     uid: int
+    reason: str = "it was released"
 
 
-class HolderGone(_Event, frozen=True):
-    """The process that held the lease, or waited for it, has died."""
+class HolderGone(_Event, frozen=True, omit_defaults=True):
+    """The process that held the lease, or waited for it, has died; or for another ``cause`` what it held is
+    no more."""
 
     id: str
     reason: str = "its holder has died"
+    cause: Cause = Cause.HOLDER_GONE
 
 
 class Ended(_Event, frozen=True):

@@ -123,7 +123,7 @@ class State:
             case on.Release():
                 return [self._release(event)]
             case on.HolderGone():
-                return self._gone(event.id, Cause.HOLDER_GONE, event.reason)
+                return self._gone(event.id, event.cause, event.reason)
             case on.Ended():
                 return self._ended(event.id, now)
             case on.Tick():
@@ -159,7 +159,7 @@ class State:
                 there = {lease.id: lease for lease in self.world.on_device(event.target)}
                 there |= {lease.id: lease for lease in self.world.on_node(event.target)}
                 why = "" if event.reason == "drained" else f": {event.reason}"
-                return self._revoke(there.values(), Cause.DRAINED, f"{event.target} is to be left{why}")
+                return self._revoke(there.values(), Cause.DRAINED, f"{event.target} is drained{why}")
             case on.Uncordon():
                 self.world.counters.cordoned.pop(event.target, None)
                 self.world.refresh(event.target)
@@ -274,7 +274,7 @@ class State:
         one = self._owned(event.id, event.uid)
         if isinstance(one, Refuse):
             return one
-        (decision,) = self._gone(one.id, Cause.RELEASED, "it was released")
+        (decision,) = self._gone(one.id, Cause.RELEASED, event.reason)
         return decision
 
     def _owned(self, id: str, uid: int) -> Lease | Waiting | Refuse:
@@ -288,9 +288,10 @@ class State:
     def _gone(self, id: str, cause: Cause, reason: str) -> list[Decision]:
         lease = self.world.leases.get(id)
         if lease is not None:
+            decisions = self._revoke([lease], cause, reason)
             lease.again = False  # whoever wanted it wants it no more
             self.world.note("lease", id)
-            return self._revoke([lease], cause, reason)
+            return decisions
         return self._withdraw(id, cause, reason)
 
     def _withdraw(self, id: str, cause: Cause, reason: str) -> list[Decision]:

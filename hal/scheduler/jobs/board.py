@@ -36,6 +36,7 @@ KIND = "job"
 _KEPT = 2000  # jobs that are over
 _TTL_MS = 3600 * 1000  # the scheduler renews it itself, long before
 _AGAIN = "tried again: "
+_TAKEN_AWAY = "its lease was taken away"
 _RENEW = 60.0  # seconds
 _REFUSALS = 10  # by nodes, one after the other, that a job is given time for
 _AT_ONCE = 256  # leases that are charged in one turn while they go on
@@ -138,7 +139,7 @@ class Board:
                 self._enter_queue(job)
             except Refused:
                 for other in made:
-                    self.cancel(self.jobs[other])
+                    self.cancel(self.jobs[other], peer)
                 raise
             made.append(id)
         return made
@@ -162,11 +163,12 @@ class Board:
         job = self.jobs.get(lease)
         return job is not None and job.attached and job.key == _key_of(peer, job.uid, key)
 
-    def cancel(self, job: Job) -> None:
+    def cancel(self, job: Job, peer: Peer) -> None:
         """Again, or of one that is over, it changes nothing."""
         if job.state.over or job.cancelled:
             return
         job.cancelled = True
+        job.why = f"cancelled by {owner_name(peer.name, peer.uid)}"
         self._release(job)
         self._touch(job.id)
 
@@ -186,17 +188,25 @@ class Board:
         for decision in decisions:
             match decision:
                 case core.Revoke(lease=lease) | core.Preempt(lease=lease):
-                    self._say(lease.id, decision.reason)
+                    self.because(lease.id, decision.reason)
                 case core.Grant(lease=lease):
                     self._say(lease.id, "")
+                    if lease.id in self._living and self.jobs[lease.id].tries <= self.jobs[lease.id].retries:
+                        self.jobs[lease.id].why = ""  # else it is given back, for what has ended the last try
                 case core.Queued(id=id) if id in self._living and self.jobs[id].attempt:
-                    self._say(id, _AGAIN + self.jobs[id].reason.removeprefix(_AGAIN))
+                    self._say(id, _AGAIN + (self.jobs[id].why or decision.reason))
                 case core.Queued(id=id) | core.Withdrawn(id=id):
                     self._say(id, decision.reason)
                 case core.Suspend(id=id):
                     self._say(id, decision.reason)
                 case core.Resume(id=id):
                     self._say(id, "")
+
+    def because(self, id: str, reason: str) -> None:
+        """What its latest attempt ends for: of what follows one from the other, the first is kept."""
+        if id in self._living:
+            self.jobs[id].why = self.jobs[id].why or reason
+            self._say(id, self.jobs[id].why)
 
     def ended(self, node: str, ended: list[Ended]) -> None:
         """Programs have ended, as their node reports; again is no error."""
@@ -207,9 +217,8 @@ class Board:
             if job.nodes[one.member : one.member + 1] != [node]:  # it speaks for what runs there only
                 continue
             if one.lost:
-                job.reason = one.error
+                self.because(job.id, self._cut_off(node))
                 self._release(job)
-                self._touch(job.id)
                 continue
             job.exits[one.member] = one
             if one.exit_code != 0 and job.first is None:
@@ -287,7 +296,7 @@ class Board:
         before = job.state
         again = job.id in state.waiting or (lease is not None and lease.epoch != job.epoch)
         if again and job.tries > job.retries:  # it was the last time
-            job.state, job.reason = JobState.ENDING, job.reason.removeprefix(_AGAIN)
+            job.state = JobState.ENDING
             self._release(job)
             lease = state.leases.get(job.id)
             if lease is None:
@@ -305,6 +314,7 @@ class Board:
                 job.state = JobState.ENDING
             elif self._has_done_enough(job):
                 job.stopped = True
+                self.because(job.id, "finished" if job.first is None else self._failure(job, job.first))
                 self._release(job)
             elif self._engine.nodes.is_bound(lease):
                 job.state = JobState.RUNNING
@@ -359,9 +369,8 @@ class Board:
         def done(answer: Started | HalError) -> None:
             if isinstance(answer, HalError) and job.epoch == epoch and job.state is JobState.RUNNING:
                 job.stopped = True
-                job.reason = str(answer)
+                self.because(job.id, str(answer))
                 self._release(job)
-                self._touch(job.id)
 
         return done
 
@@ -384,23 +393,22 @@ class Board:
     def _is_gone(self, job: Job) -> None:
         """Nothing is left of its lease, or it waits no longer."""
         if job.cancelled:
-            return self._is_over(job, JobState.CANCELLED, "it was cancelled")
+            return self._is_over(job, JobState.CANCELLED, job.why or "cancelled")
         if job.first is not None and job.stopped:
-            one = job.exits[job.first]
-            how = f"ended with code {one.code}" if one.signal is None else f"was ended by signal {one.signal}"
-            who = f"member {job.first}" if len(job.nodes) > 1 else "its program"
-            return self._is_over(job, JobState.FAILED, one.error or f"{who} {how}")
+            return self._is_over(job, JobState.FAILED, self._failure(job, job.first))
         if job.stopped and len(job.exits) == len(job.nodes):
             return self._is_over(job, JobState.COMPLETED, "")
         why = self._engine.over.get(job.id, ("", ""))
-        reason = why[1] if why[0] == "failed" else job.reason
+        withdrawn = job.state is JobState.WAITING and why[0] == "ended"
+        reason = job.reason if withdrawn else why[1] if why[0] == "failed" else job.why or _TAKEN_AWAY
         if why[0] == "failed" and not job.begun and not job.attached:
             del self._engine.over[job.id]
             return self._is_refused(job, reason)
-        withdrawn = job.state is JobState.WAITING and why[0] == "ended"
-        if job.stopped or job.attached or withdrawn or not job.attempt or job.tries > job.retries:
-            return self._is_over(job, JobState.FAILED, reason or "its lease was taken away")
-        reason = reason.removeprefix(_AGAIN)
+        if job.stopped or job.attached or withdrawn or not job.attempt:
+            return self._is_over(job, JobState.FAILED, reason)
+        if job.tries > job.retries:
+            used = f" ({job.retries} of {job.retries} retries used)" if job.retries else ""
+            return self._is_over(job, JobState.FAILED, reason + used)
         job.first, job.exits, job.begun = None, {}, False
         try:
             self._engine.decide(self._request(job))
@@ -408,6 +416,17 @@ class Board:
             return self._is_over(job, JobState.FAILED, f"{reason}; and again: {refused}")
         job.state, job.reason = JobState.WAITING, _AGAIN + reason
         return self._touch(job.id)
+
+    def _cut_off(self, node: str) -> str:
+        if node == self._engine.nodes.own:
+            return "the scheduler was away for too long, and its node stopped it"
+        return f"node '{node}' was cut off and stopped it"
+
+    def _failure(self, job: Job, member: int) -> str:
+        """How the first member that failed has ended."""
+        one = job.exits[member]
+        how = f"ended with code {one.code}" if one.signal is None else f"was ended by signal {one.signal}"
+        return one.error or f"{f'member {member}' if len(job.nodes) > 1 else 'its program'} {how}"
 
     def _is_refused(self, job: Job, reason: str) -> None:
         """A node could not make its slices: nothing was begun, and so it was no try of the job."""
@@ -455,9 +474,7 @@ class Board:
     def _release(self, job: Job) -> None:
         state = self._engine.state
         if job.id in state.waiting or job.id in state.leases:
-            reason = job.reason
-            self._engine.happens(core.Release(job.id, job.uid))
-            job.reason = reason
+            self._engine.happens(core.Release(job.id, job.uid, job.why or _TAKEN_AWAY))
 
     def _add(self, job: Job) -> None:
         self.jobs[job.id] = job

@@ -235,7 +235,7 @@ def cancel_job(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body:
         raise _no_job(id)
     for one in found:
         _must_command(one, peer)
-        engine.board.cancel(one)
+        engine.board.cancel(one, peer)
     return {"jobs": [_told(engine, one) for one in found]}
 
 

@@ -72,6 +72,7 @@ class Job(Struct):
     index: int | None = None
     state: JobState = JobState.WAITING
     reason: str = ""
+    why: str = ""  # the first cause for which the latest attempt was ended
     attempt: int = 0  # how often it was granted
     tries: int = 0  # how often its programs were begun
     begun: bool = False  # they were, in the latest attempt
