@@ -72,7 +72,7 @@ def format_bytes(size: int | None) -> str:
     if size is None:
         return "–"
     for letter in "PTGMK":
-        if size >= _BINARY[letter]:
+        if size >= _BINARY[letter] * (1 - 0.05 / 1024):  # below that 1024.0 of the smaller unit
             return f"{size / _BINARY[letter]:.1f} {letter}iB"
     return f"{size} B"
 

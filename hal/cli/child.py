@@ -36,6 +36,7 @@ def supervise(
     command: Sequence[str],
     environments: Sequence[Mapping[str, str]],
     *,
+    directory: Path | None = None,
     started: Callable[[subprocess.Popen[bytes]], None] = lambda child: None,
 ) -> int:
     """Run it once in each environment, to the end; returns its exit code, or 128 + the number of the signal
@@ -49,7 +50,7 @@ def supervise(
     children: list[subprocess.Popen[bytes]] = []
     try:
         for env in environments:
-            children.append(_begin(command, env, before))
+            children.append(_begin(command, env, directory, before))
             started(children[-1])
         failed: int | None = None
         while alive := [child for child in children if child.poll() is None]:
@@ -69,7 +70,10 @@ def supervise(
 
 
 def _begin(
-    command: Sequence[str], env: Mapping[str, str], mask: set[int] | set[signal.Signals]
+    command: Sequence[str],
+    env: Mapping[str, str],
+    directory: Path | None,
+    mask: set[int] | set[signal.Signals],
 ) -> subprocess.Popen[bytes]:
     parent = os.getpid()
 
@@ -80,13 +84,19 @@ def _begin(
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     try:
-        return subprocess.Popen(command, env=dict(env), preexec_fn=in_child)
-    except FileNotFoundError:
-        raise CommandNotFound(f"there is no command '{command[0]}'") from None
-    except PermissionError:
-        raise CommandNotRunnable(f"'{command[0]}' cannot be run: permission denied") from None
+        return subprocess.Popen(command, env=dict(env), cwd=directory, preexec_fn=in_child)
     except OSError as error:
-        raise CommandNotRunnable(f"'{command[0]}' cannot be run: {error.strerror}") from None
+        if directory is not None and str(error.filename) == str(directory):
+            why = f"the directory '{directory}' cannot be entered: {error.strerror}"
+            raise CommandNotRunnable(why) from None
+        raise _not_run(command[0], error) from None
+
+
+def _not_run(program: str, error: OSError) -> CommandNotFound | CommandNotRunnable:
+    if isinstance(error, FileNotFoundError):
+        return CommandNotFound(f"there is no command '{program}'")
+    why = "permission denied" if isinstance(error, PermissionError) else error.strerror
+    return CommandNotRunnable(f"'{program}' cannot be run: {why}")
 
 
 def _fail_together(

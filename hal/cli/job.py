@@ -170,8 +170,8 @@ def _print(one: dict[str, Any]) -> None:
 
 
 def _mean(one: dict[str, Any]) -> int | None:
-    """Bytes of device memory that were held, on average of the time."""
-    seconds = one["ran_seconds"]
+    """Bytes of device memory that were held, on average of the time, all attempts together."""
+    seconds = one.get("held_seconds") or (one["ran_seconds"] if one["attempt"] == 1 else None)
     return round(one["memory_byte_seconds"] / seconds) if seconds and one["memory_byte_seconds"] else None
 
 

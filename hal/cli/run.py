@@ -8,6 +8,7 @@ import subprocess
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 from hal.cli.child import supervise
 from hal.cli.exits import UsageError
@@ -27,8 +28,8 @@ def configure_run(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespa
         "Its exit code, signals and streams are passed through. When the slice's memory is used up, the\n"
         "program gets its vendor's own out-of-memory error; other programs on the device do not notice.\n"
         "A gang runs the program once for each member (HAL_MEMBER says which it is): all at once, or none.\n"
-        "Where the scheduler has other nodes, it may run there: with this environment and directory, with\n"
-        "output, signals and exit code passed through, and nothing to read from stdin."
+        "Where the scheduler has other nodes, it may run there: with this environment, in the directory of\n"
+        "this name, with output, signals and exit code passed through, and nothing to read from stdin."
     )
     parser.epilog = (
         "examples:\n  hal run --memory 20GiB -- python train.py\n"
@@ -37,6 +38,9 @@ def configure_run(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespa
         "  hal emulate mixed -- hal run --memory 20GiB -- ./program"
     )
     configure_request(parser)
+    parser.add_argument(
+        "--directory", metavar="DIR", help="where it runs, there on another node, too (this one)"
+    )
     parser.add_argument("program", nargs=argparse.REMAINDER, metavar="-- PROGRAM ARG …", help="what to run")
     return _run
 
@@ -47,6 +51,7 @@ def _run(options: argparse.Namespace) -> int:
         raise UsageError(
             "there is nothing to run; write the program after --, as in: hal run --memory 8GiB -- PROGRAM"
         )
+    directory = None if options.directory is None else Path.cwd() / options.directory
     child: list[subprocess.Popen[bytes]] = []
     elsewhere = told = False
 
@@ -70,11 +75,11 @@ def _run(options: argparse.Namespace) -> int:
             if watch is not None:
                 watch(process)
 
-        return supervise(command, environments, started=started)
+        return supervise(command, environments, directory=directory, started=started)
 
     with leased(options, on_lost=stop) as held:
         elsewhere = not held.is_here
-        code = run_there(held, command) if elsewhere else run_here(held)
+        code = run_there(held, command, directory or Path.cwd()) if elsewhere else run_here(held)
         if code and not told:  # its node may have stopped it, before this process heard of that
             told = True
             if (reason := held.taken_away()) is not None:

@@ -38,7 +38,7 @@ def described(status: dict[str, Any]) -> list[tuple[str, str]]:
     unusable = devices["total"] - devices["usable"]
     found = [
         ("scheduler", f"hal {status['version']}, for {up}, process {status['pid']}, term {status['term']}"),
-        *([("trouble", status["trouble"])] if status.get("trouble") else []),
+        *(("trouble", status[name]) for name in ("trouble", "unnoted") if status.get(name)),
         ("nodes", _counts(status["nodes"])),
         (
             "devices",

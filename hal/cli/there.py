@@ -26,7 +26,7 @@ _PASSED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.
 _LEFT_HERE = ("HAL_", "LD_PRELOAD", "DISPLAY", "WAYLAND_DISPLAY", "SSH_", "DBUS_", "XDG_RUNTIME_DIR")
 
 
-def run_there(held: HeldLease, command: Sequence[str]) -> int:
+def run_there(held: HeldLease, command: Sequence[str], directory: Path) -> int:
     """Its exit code; of several members that of the first that fails. It ends with the lease.
 
     Raises CommandNotFound, CommandNotRunnable, and StateError when it could not be run or was stopped.
@@ -39,16 +39,15 @@ def run_there(held: HeldLease, command: Sequence[str]) -> int:
     before = {number: signal.signal(number, hear) for number in _PASSED}
     try:
         with Client(held.where, timeout=10.0) as client:
-            id = client.call("submit", key=secrets.token_hex(16), lease=held.id, job=_spec(command))["jobs"][
-                0
-            ]
+            spec = _spec(command, directory)
+            (id,) = client.call("submit", key=secrets.token_hex(16), lease=held.id, job=spec)["jobs"]
             return _follow(client, id, held, heard)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _spec(command: Sequence[str]) -> dict[str, object]:
+def _spec(command: Sequence[str], directory: Path) -> dict[str, object]:
     from hal.scheduler.jobs.spec import JobSpec
 
     umask = os.umask(0)
@@ -64,12 +63,12 @@ def _spec(command: Sequence[str]) -> dict[str, object]:
     if unsayable:
         names = ", ".join(map(ascii, unsayable))
         note(f"not sent to the other node, as what is in them is not text in UTF-8: {names}")
-    directory = str(Path.cwd())
+    there = str(directory)
     try:
-        JobSpec(list(command), environment, directory, umask=umask)
+        JobSpec(list(command), environment, there, umask=umask)
     except ValueError as error:
         raise UsageError(f"it cannot be run on another node: {error}") from None
-    return {"command": list(command), "environment": environment, "directory": directory, "umask": umask}
+    return {"command": list(command), "environment": environment, "directory": there, "umask": umask}
 
 
 def _is_text(found: str) -> bool:
@@ -113,7 +112,8 @@ def _follow(client: Client, id: str, held: HeldLease, heard: list[int]) -> int:
         if not any(went_on):
             time.sleep(_POLL)
     if job["exit_code"] is None:
-        raise StateError(f"the program is stopped: {job['reason']}")
+        how = "is stopped" if job.get("started", True) else "was not started"
+        raise StateError(f"the program {how}: {job['reason']}")
     first = next((one for one in job["exits"] if one["error"]), None)
     if first is not None and first["code"] in (126, 127):
         raise (CommandNotFound if first["code"] == 127 else CommandNotRunnable)(first["error"])

@@ -155,7 +155,7 @@ class Daemon(Engine):
         replies += self._waited()
         if self.trouble is None:
             self._publish()
-        self._door.flush(durable=self.trouble is None)
+        self.unnoted = self._door.flush(durable=self.trouble is None)
         self.monitor.flush()
         # A client that has gone in the meantime is no error: its lease ends with its process.
         messages = [(address, _packed(reply)) for address, reply in replies]
@@ -334,6 +334,7 @@ class Daemon(Engine):
                 self.waiters.add(waiter)
             else:
                 self._door.limits.end(waiter.peer)
+                self.monitor.settled(waiter.peer, waiter.request, reply)
                 replies.append((waiter.peer.address, reply))
         return replies
 

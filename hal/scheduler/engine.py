@@ -84,6 +84,7 @@ class Engine:
         self.monitor = monitor
         self.watch_ring = Watch(tell=monitor.happened)
         self.trouble: str | None = None  # why nothing can be written
+        self.unnoted: str | None = None  # why what is done is in no audit log
         self.waiters = Waiters()
         self.say = say
         self.seen = float("-inf")  # when this node's devices were looked at

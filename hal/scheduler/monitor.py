@@ -44,15 +44,15 @@ class Monitor:
         self.commits = [0] * (len(BOUNDS) + 1)  # by how long they took
         self.commit_seconds = 0.0
         self.who = ""  # who asked for what is carried out now
-        self._request = ""  # and its id
+        self.request = ""  # and its id: what happens meanwhile follows from it
 
     def begin(self, request: str, who: str) -> None:
         """What happens until ``answered`` follows from this request."""
-        self._request, self.who = request[:64], who
+        self.request, self.who = request[:64], who
 
     def answered(self, peer: Peer | None, message: wire.Request, reply: wire.Reply | None) -> None:
         """``reply`` None: it comes ``later``."""
-        self._request = self.who = ""
+        self.request = self.who = ""
         outcome = "later" if reply is None else "ok" if reply.error is None else reply.error.code
         # A client cannot make up names without end.
         self.requests["" if outcome == "unknown_op" else message.op, outcome] += 1
@@ -60,6 +60,17 @@ class Monitor:
             why = None if reply is None or reply.error is None else reply.error.message
             who = None if peer is None else peer.name
             self._say("debug", f"{message.op:.40} {outcome}", request=message.id[:64], who=who, reason=why)
+
+    def settled(self, peer: Peer, request: str, reply: wire.Reply) -> None:
+        """What was to be answered ``later``, is."""
+        if self.log.wants("debug"):
+            outcome, why = ("ok", None) if reply.error is None else (reply.error.code, reply.error.message)
+            self._say("debug", f"answered {outcome}", request=request[:64], who=peer.name, reason=why)
+
+    def job(self, id: str, how: str, reason: str, request: str) -> None:
+        """Long after it was asked for: only its id leads back to that."""
+        if self.log.wants("debug"):
+            self._say("debug", f"job {how}: {id}", request=request, reason=reason)
 
     def unreadable(self) -> None:
         self.requests["", "malformed"] += 1
@@ -71,7 +82,7 @@ class Monitor:
             return
         about = one.node or one.lease or one.name or one.queue or ",".join(one.devices)
         facts: dict[str, Any] = {"cause": one.cause, "reason": one.reason, "queue": one.queue}
-        facts |= {"devices": one.devices, "event": one.number, "request": self._request}
+        facts |= {"devices": one.devices, "event": one.number, "request": self.request}
         if one.lease and one.name != one.lease:
             facts["name"] = one.name
         self._say(level, f"{one.kind.replace('_', ' ')}: {about}", **facts)

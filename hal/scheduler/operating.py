@@ -286,6 +286,7 @@ def status(engine: Engine, _body: wire.Body, _peer: Peer) -> wire.Body:
         "now_ms": now,
         "event": engine.watch_ring.last,
         "trouble": engine.trouble,
+        "unnoted": engine.unnoted,
         "nodes": dict(Counter(_state(engine, node) for node in engine.nodes.nodes.values())),
         "devices": _devices(engine),
         "leases": dict(leases),

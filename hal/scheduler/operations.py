@@ -40,6 +40,7 @@ def hello(engine: Engine, _body: wire.Body, _peer: Peer) -> wire.Body:
         "now_ms": engine.now(),
         "event": engine.watch_ring.last,
         "trouble": engine.trouble,
+        "unnoted": engine.unnoted,
     }
 
 

@@ -94,8 +94,9 @@ class Pages(ThreadingHTTPServer):
         with self._ask() as client:
             hello = client.call("hello")
         well = {"status": "ok", "term": hello["term"], "event": hello["event"]}
-        # It runs, and to be started anew would not help it: its leases are kept, and no more is promised.
-        return well if hello["trouble"] is None else well | {"status": "degraded", "reason": hello["trouble"]}
+        # It runs, and to be started anew would not help it: its leases are kept.
+        reason = hello["trouble"] or hello["unnoted"]
+        return well if reason is None else well | {"status": "degraded", "reason": reason}
 
     @contextlib.contextmanager
     def _ask(self) -> Iterator[Client]:

@@ -389,6 +389,8 @@ def test_a_job_that_is_drained_goes_on_elsewhere_at_once(site: Site) -> None:
     told = site.call("watch", after=0, lease=id)["events"]
     assert [one["kind"] for one in told] == ["granted", "ending", "ended", "granted"]
     site.call("cancel_job", job=id)
+    assert site.over(id)["held_seconds"] > site.job(id)["ran_seconds"] > 0  # of both, and of the second
+    assert ", 1.0 GiB on average" in printed(site, "job", "show", id)
     site.at_rest()
 
 
@@ -711,6 +713,8 @@ def test_run_passes_output_environment_and_code_through_from_another_node(site: 
     program = hal_run(site, "--memory", "1GiB", "--gang", "2", "--", "sh", "-c", "echo $RANK; kill -9 $$")
     out, _ = program.communicate(timeout=60)
     assert program.returncode == 137
+    program = hal_run(site, "--memory", "1GiB", "--directory", "/usr/..", "--", "pwd")
+    assert program.communicate(timeout=60)[0] == "/\n"
     program = hal_run(site, "--memory", "1GiB", "--", "no-such-program")
     _, err = program.communicate(timeout=60)
     assert (err, program.returncode) == ("hal: there is no command 'no-such-program'\n", 127)
@@ -800,7 +804,7 @@ def test_what_a_node_refuses_to_run_is_said_with_its_reason(site: Site) -> None:
     Cluster.agent(site, "green")
     why = "node 'green': this node runs no jobs of 'root': [jobs] run_as of its hal.toml names no user\n"
     program = hal_run(site, "--memory", "1GiB", "--", "true")
-    assert program.communicate(timeout=60) == ("", f"hal: the program is stopped: {why}")
+    assert program.communicate(timeout=60) == ("", f"hal: the program was not started: {why}")
     assert program.returncode == 6
     id = site.submit("true", request=on("nvidia"))
     site.over(id)

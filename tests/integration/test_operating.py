@@ -6,6 +6,7 @@ import json
 import os
 import pwd
 import re
+import signal
 import subprocess
 import urllib.request
 from collections.abc import Iterator
@@ -28,9 +29,9 @@ CONFIG = '[scheduler]\nmetrics = "127.0.0.1:0"\nlog = "json"\nlog_level = "debug
 
 
 @contextmanager
-def serving(env: Env, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+def serving(env: Env, tmp_path: Path, more: str = "") -> Iterator[subprocess.Popen[str]]:
     """As an operator configures it; its log is in the file ``log``."""
-    (tmp_path / "hal.toml").write_text(CONFIG)
+    (tmp_path / "hal.toml").write_text(CONFIG + more)
     with (tmp_path / "log").open("a") as log:
         daemon = start(env, *HAL, "serve", "--config", str(tmp_path / "hal.toml"), stderr=log)
     count = len(logged(tmp_path, "serving"))
@@ -207,6 +208,51 @@ def test_the_log_has_the_ids_of_requests(client: Client, tmp_path: Path) -> None
     (granted,) = logged(tmp_path, f"granted: {lease}")
     assert asked["request"] and asked["request"] == granted["request"]
     assert asked["who"].startswith("uid:")
+
+
+def test_the_log_says_what_has_come_of_a_request_later(client: Client, tmp_path: Path) -> None:
+    job = {"command": ["sh", "-c", "exit 3"], "directory": "/"}
+    (id,) = client.call("submit", key="j", job=job, request={"members": [{}]})["jobs"]
+    wait_until(lambda: bool(logged(tmp_path, f"job failed: {id}")))
+    (failed,) = logged(tmp_path, f"job failed: {id}")
+    (asked,) = logged(tmp_path, "submit ok")
+    assert failed["reason"] == "its program ended with code 3"
+    assert failed["request"] and failed["request"] == asked["request"]
+    client.call("cordon", target="local")
+    waits = client.call("acquire", key="w", request={"members": [{}], "wait": True})["waiting"]["id"]
+    client.call("wait", lease=waits, timeout_seconds=0.1)
+    (later,), (answered,) = logged(tmp_path, "wait later"), logged(tmp_path, "answered ok")
+    assert later["request"] == answered["request"]
+
+
+def test_an_audit_log_that_cannot_be_written_is_told(machine_env: Env, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    audit = f'[security]\naudit = "{tmp_path}/there/audit.log"\n'
+    with serving(machine_env, tmp_path, audit) as daemon, Client(places(machine_env), timeout=10.0) as client:
+        (said,) = logged(tmp_path, "serving leases at")
+        url = said["message"].split(", ")[-1].replace("metrics", "health")
+
+        def trouble() -> str:
+            with urllib.request.urlopen(url, timeout=30) as answer:
+                health = json.loads(answer.read())
+            done = subprocess.run(
+                [*HAL, "status"], env=machine_env, capture_output=True, text=True, timeout=60
+            )
+            (shown,) = re.findall(r"^trouble +(.*)\n", done.stdout, re.MULTILINE) or [""]
+            assert (health["status"], health.get("reason", "")) == ("degraded" if shown else "ok", shown)
+            return shown
+
+        assert trouble() == ""
+        (tmp_path / "there").rename(tmp_path / "away")
+        daemon.send_signal(signal.SIGHUP)  # as who moves it away does, so that it is opened anew
+        wait_until(lambda: client.call("status")["unnoted"] is not None)
+        assert (
+            trouble() == f"cannot write the audit log {tmp_path}/there/audit.log: No such file or directory"
+        )
+        (tmp_path / "away").rename(tmp_path / "there")
+        wait_until(lambda: client.call("status")["unnoted"] is None)
+        assert trouble() == ""
+        assert '"outcome":"lost"' in (tmp_path / "there/audit.log").read_text()
 
 
 def test_commands(client: Client, machine_env: Env, tmp_path: Path) -> None:

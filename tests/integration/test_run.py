@@ -149,6 +149,14 @@ def test_the_exit_code_is_the_programs(script: str, code: int, hal: Hal) -> None
     assert (result.returncode, result.stdout, result.stderr) == (code, "", "")
 
 
+def test_the_directory_is_the_one_that_is_named(hal: Hal) -> None:
+    done = hal("run", "--memory", "1GiB", "--directory", "/usr/..", "--", "pwd", on="mixed")
+    assert (done.stdout, done.returncode) == ("/\n", 0), done.stderr
+    done = hal("run", "--memory", "1GiB", "--directory", "/no/where", "--", "pwd", on="mixed")
+    said = "hal: the directory '/no/where' cannot be entered: No such file or directory\n"
+    assert (done.stdout, done.stderr, done.returncode) == ("", said, 126)
+
+
 def test_streams_are_the_programs(machine_env: Env) -> None:
     text = "\n".join(map(str, range(100_000)))
     program = hal_run(machine_env, "--memory", "1GiB", "--", "sh", "-c", "cat; echo error >&2")

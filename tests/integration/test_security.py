@@ -30,6 +30,7 @@ from tests.conftest import HAL, wait_until
 from tests.integration.support import GIB, Env, places, start
 
 NOBODY = "nobody"
+ME = pwd.getpwuid(os.geteuid()).pw_name
 
 
 class Head:
@@ -43,7 +44,8 @@ class Head:
 
     def config(self, text: str, scheduler: str = "") -> None:
         (self.folder / "hal.toml").write_text(
-            f'[scheduler]\nlisten = ["tcp://127.0.0.1:*"]\n{scheduler}\n[security]\naudit_files = 3\n{text}'
+            f'[scheduler]\nlisten = ["tcp://127.0.0.1:*"]\n{scheduler}\n[jobs.run_as]\nalice = "{ME}"\n'
+            f"[security]\naudit_files = 3\n{text}"
         )
 
     def serve(self) -> subprocess.Popen[str]:
@@ -158,6 +160,13 @@ def test_what_a_role_may_not_ask_is_denied_and_noted(role: str, op: str, serving
     note = serving.audit()[-1]
     assert (note["who"], note["role"], note["op"], note["outcome"]) == ("someone", role, op, "denied")
     assert note["from"] == "127.0.0.1"
+
+
+def test_a_job_that_can_run_nowhere_is_refused_at_once(serving: Head) -> None:
+    bob, job = serving.named("bob"), {"command": ["true"], "directory": "/"}
+    with pytest.raises(StateError, match="node 'local': this node runs no jobs of 'bob'"):
+        bob.call("submit", key="j", job=job)
+    assert bob.call("jobs")["jobs"] == []
 
 
 def test_who_did_what_is_noted(serving: Head) -> None:

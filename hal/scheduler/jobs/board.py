@@ -69,6 +69,7 @@ class Board:
         self._day = -1  # for which all leases that go on were charged, but those that are
         self._due: list[str] = []
         self._order = 0
+        self._requests: dict[str, str] = {}  # by which jobs that live were asked for, since the start
 
     # ---- store ------------------------------------------------------------------------------
 
@@ -221,6 +222,7 @@ class Board:
                 self._release(job)
                 continue
             job.exits[one.member] = one
+            job.started = True
             if one.exit_code != 0 and job.first is None:
                 job.first = one.member
             self._touch(job.id)
@@ -241,9 +243,11 @@ class Board:
         if job is None and self._engine.private:
             return
         until = self._engine.now() if until is None else until
+        seconds = max(until - self.accounts.charged_until(lease), 0) / 1000
         usage = self.accounts.charge(lease, self._engine.device, until, job=job is not None, ended=ended)
         if job is not None and not job.state.over:
             job.usage += usage
+            job.held += seconds
             self._touch(job.id)
 
     def _charge_each_day(self) -> None:
@@ -330,7 +334,7 @@ class Board:
         job.epoch = lease.epoch
         job.attempt += 1
         job.began, job.ended = lease.granted, None
-        job.exits, job.first, job.stopped, job.begun = {}, None, False, False
+        job.exits, job.first, job.stopped, job.begun, job.started = {}, None, False, False, False
         job.nodes = [part.spots[0].node for part in lease.parts]
         job.devices = list(lease.devices())
         job.state = JobState.STARTING
@@ -367,7 +371,11 @@ class Board:
 
     def _answer(self, job: Job, epoch: int):  # type: ignore[no-untyped-def]
         def done(answer: Started | HalError) -> None:
-            if isinstance(answer, HalError) and job.epoch == epoch and job.state is JobState.RUNNING:
+            if job.epoch != epoch or job.state is not JobState.RUNNING:
+                return
+            if not isinstance(answer, HalError):
+                job.started = True
+            else:
                 job.stopped = True
                 self.because(job.id, str(answer))
                 self._release(job)
@@ -432,6 +440,7 @@ class Board:
         """A node could not make its slices: nothing was begun, and so it was no try of the job."""
         job.refused += 1
         job.attempt = max(job.attempt, 1)
+        self._engine.monitor.job(job.id, "refused", reason, self._requests.get(job.id, ""))
         if job.refused > _REFUSALS:
             self._is_over(job, JobState.FAILED, f"{reason} (refused {job.refused} times)")
             return
@@ -442,6 +451,7 @@ class Board:
 
     def _is_over(self, job: Job, state: JobState, reason: str) -> None:
         job.state, job.reason, job.ended = state, reason, self._engine.now()
+        self._engine.monitor.job(job.id, state.value, reason, self._requests.pop(job.id, ""))
         self._living.discard(job.id)
         self._ordered.pop(job.id, None)
         self._changed.add(job.id)
@@ -463,7 +473,7 @@ class Board:
         try:
             self._engine.decide(self._request(job))
         except Refused:
-            del self.jobs[job.id]
+            del self.jobs[job.id], self._requests[job.id]
             self._living.discard(job.id)
             self._by_key[job.uid, job.key].remove(job.id)
             if not self._by_key[job.uid, job.key]:
@@ -478,6 +488,7 @@ class Board:
 
     def _add(self, job: Job) -> None:
         self.jobs[job.id] = job
+        self._requests[job.id] = self._engine.monitor.request
         self.accounts.know(job.owner, job.uid)
         self._by_key.setdefault((job.uid, job.key), []).append(job.id)
         if not job.state.over:

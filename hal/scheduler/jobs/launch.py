@@ -35,6 +35,10 @@ class Launcher:
         self._own = own
         self._inherited = inherited
 
+    def check(self, owner: str, uid: int) -> None:
+        """Raises StateError when this owner runs no jobs here."""
+        self._user(owner, uid)
+
     def launch(self, order: RunOrder, slice: Mapping[str, str]) -> Launch:
         """Raises StateError when its owner runs no jobs here."""
         user = self._user(order.owner, order.uid)

@@ -21,6 +21,7 @@ from hal.scheduler.core.lease import LeaseState
 from hal.scheduler.core.request import Request
 from hal.scheduler.jobs.accounting import KINDS, TooMany, together
 from hal.scheduler.jobs.board import waiting_for
+from hal.scheduler.jobs.launch import owner_name
 from hal.scheduler.jobs.output import Piece
 from hal.scheduler.jobs.records import Job, described
 from hal.scheduler.jobs.spec import LAST_SIGNAL, JobSpec
@@ -173,12 +174,24 @@ def submit(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body:
             known = ", ".join(sorted(engine.config.classes))
             raise Refused("not_found", f"there is no class '{asked.preset:.64}'; there are {known}")
         request = with_preset(request, engine.config.classes[asked.preset])
+    _must_run_here(engine, peer)
     engine.look_at_devices()
     made = engine.board.submit(
         request, asked.job, peer, key=asked.key, retries=asked.retries, array=asked.array
     )
     jobs = [engine.board.jobs[id] for id in made if id in engine.board.jobs]
     return {"jobs": [job.id for job in jobs], "array": jobs[0].array if jobs and jobs[0].array else None}
+
+
+def _must_run_here(engine: Engine, peer: Peer) -> None:
+    """Where there is no other node, it is known beforehand. Raises Refused."""
+    launcher = None if engine.agent is None or engine.nodes.has_others else engine.agent.launcher
+    if launcher is None:
+        return
+    try:
+        launcher.check(owner_name(peer.name, peer.uid), peer.uid)
+    except StateError as wrong:
+        raise Refused("failed", f"node '{engine.nodes.own}': {wrong}") from None
 
 
 def _attach(engine: Engine, asked: Submit, id: str, peer: Peer) -> list[str]:

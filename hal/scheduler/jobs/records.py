@@ -89,6 +89,8 @@ class Job(Struct):
     cancelled: bool = False
     attached: bool = False  # to a lease that somebody else holds: it goes with that
     usage: Usage = Usage()
+    held: float = 0.0  # seconds that this was used in
+    started: bool = False  # a program of its latest attempt
 
     @property
     def name(self) -> str:
@@ -132,6 +134,8 @@ def described(job: Job, now: int) -> dict[str, Any]:
         "exit_code": job.exit_code,
         "exits": [msgspec.to_builtins(job.exits[member]) for member in sorted(job.exits)],
         "cpu_seconds": _total([one.cpu_seconds for one in job.exits.values()]),
+        "started": job.started,
+        "held_seconds": round(job.held, 3),
         "device_seconds": round(job.usage.device_seconds, 3),
         "memory_byte_seconds": job.usage.whole_byte_seconds,
         "price": round(job.usage.micros / 1e6, 6),

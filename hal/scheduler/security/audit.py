@@ -53,7 +53,7 @@ class Audit:
 
         Not ``durable``: what was done for clients could not be written, and they are told that it failed.
         """
-        if not self._lines:
+        if not self._lines and not self.lost:  # what was lost is told once it can be, by itself
             return
         told, self._lines = self._lines, []
         for line in () if durable else told:

@@ -157,12 +157,14 @@ class Door:
             self._strangers = 0
         return changed
 
-    def flush(self, *, durable: bool = True) -> None:
-        """Before replies are sent: write what was noted. ``durable``: what was done is."""
-        if self.audit is not None:
-            self.audit.flush(durable=durable)
-            if self.audit.complaint is not None:
-                self._tell(self.audit.complaint)
+    def flush(self, *, durable: bool = True) -> str | None:
+        """Before replies are sent: write what was noted. ``durable``: what was done is. Why it cannot be."""
+        if self.audit is None:
+            return None
+        self.audit.flush(durable=durable)
+        if self.audit.complaint is not None:
+            self._tell(self.audit.complaint)
+        return self.audit.complaint
 
     def patience(self, now: float) -> float:
         """Seconds until it wants a turn."""
