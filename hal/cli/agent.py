@@ -17,7 +17,7 @@ from hal.inventory import Machine
 from hal.scheduler.agent.agent import Agent
 from hal.scheduler.agent.service import Service
 from hal.scheduler.agent.slices import Slices
-from hal.scheduler.config import Config, check_there, configuration_file, load_config, reloaded
+from hal.scheduler.config import Config, check_there, configuration_file, load_config, reloaded, usual_file
 from hal.scheduler.endpoint import Endpoint
 from hal.scheduler.errors import Unreachable
 from hal.scheduler.jobs.launch import Launcher
@@ -74,7 +74,7 @@ def _agent(options: argparse.Namespace) -> int:
     started = whole = _configuration(options, places)
     config = whole.agent
     log = Log(json=whole.scheduler.log == "json", level=whole.scheduler.log_level)
-    endpoint = _endpoint(options, config)
+    endpoint = _endpoint(options, config, whole.file)
     node = options.node or config.node or (endpoint.key.name if endpoint.key else socket.gethostname())
     if endpoint.key is not None and node != endpoint.key.name:
         raise UsageError(f"the key is that of node '{endpoint.key.name}', and this one is '{node}'")
@@ -119,14 +119,17 @@ def _configuration(options: argparse.Namespace, places: Places) -> Config:
     return config
 
 
-def _endpoint(options: argparse.Namespace, config: AgentSection) -> Endpoint:
+def _endpoint(options: argparse.Namespace, config: AgentSection, file: Path | None) -> Endpoint:
     address = options.scheduler or os.environ.get("HAL_SCHEDULER") or config.scheduler
     if address is None:
-        raise UsageError("which scheduler? write --scheduler tcp://HOST:PORT, or set HAL_SCHEDULER")
+        raise UsageError(
+            "which scheduler? write --scheduler tcp://HOST:PORT, set HAL_SCHEDULER, or name it under [agent] "
+            + (f"in {usual_file(Places().directory)} (not found)" if file is None else f"in {file}")
+        )
     if not address.startswith(("tcp://", "ipc://")):
         raise UsageError(f"'{address}' is no address; write tcp://HOST:PORT or ipc://PATH")
-    file = options.key or os.environ.get("HAL_KEY") or config.key
-    return Endpoint(address, read_client_key(Path(file)) if file and address.startswith("tcp://") else None)
+    key = options.key or os.environ.get("HAL_KEY") or config.key
+    return Endpoint(address, read_client_key(Path(key)) if key and address.startswith("tcp://") else None)
 
 
 def _try(endpoint: Endpoint) -> None:

@@ -22,7 +22,8 @@ from hal.units import parse_bytes, parse_seconds
 __all__ = ["configure_request", "the_request"]
 
 
-def configure_request(parser: argparse.ArgumentParser) -> None:
+def configure_request(parser: argparse.ArgumentParser, *, waits: bool = False) -> None:
+    """``waits``: whatever is asked for does, and need not say so."""
     slices = parser.add_argument_group("what")
     slices.add_argument(
         "--memory", metavar="SIZE", help="device memory, such as 20GiB; without it a whole device"
@@ -56,7 +57,9 @@ def configure_request(parser: argparse.ArgumentParser) -> None:
         help="start the program N times, each in a slice of its own, or not at all",
     )
     turn = parser.add_argument_group("when")
-    turn.add_argument("--wait", action="store_true", help="wait in the queue when there is no room now")
+    parser.set_defaults(wait=waits)
+    if not waits:
+        turn.add_argument("--wait", action="store_true", help="wait in the queue when there is no room now")
     turn.add_argument("--queue", metavar="NAME", help="the queue (default)")
     turn.add_argument("--priority", type=int, metavar="N", help="within the queue, the greater first (0)")
     turn.add_argument("--class", dest="preset", metavar="NAME", help="training, inference, batch or your own")
@@ -140,8 +143,15 @@ def _device(text: str) -> str:
         with Machine() as machine:
             return machine.find(text).id
     with Client(where) as client:
-        there: list[str] = [device["id"] for node in nodes(client) for device in node["devices"]]
-    meant = [id for id in there if id == text] or [id for id in there if text.lower() in id.lower()]
+        there: dict[str, str] = {
+            id
+            if id.startswith(f"{node['id']}/")
+            else f"{node['id']}/{id}": id  # the scheduler's own have none
+            for node in nodes(client)
+            for id in (device["id"] for device in node["devices"])
+        }
+    exact = [id for name, id in there.items() if text in (id, name)]
+    meant = exact or [id for name, id in there.items() if text.lower() in name.lower()]
     if not meant:
         raise GoneError(f"there is no device '{text}' in this cluster; 'hal node list --devices' has all")
     if len(meant) > 1:

@@ -29,7 +29,7 @@ def configure_submit(parser: argparse.ArgumentParser) -> Callable[[argparse.Name
         "  hal submit --gang 4 --retries 2 --env WANDB_API_KEY -- python train.py\n"
         "  hal submit --memory 8GiB --array 0-9 -- sh -c './evaluate $HAL_ARRAY_INDEX'"
     )
-    configure_request(parser)
+    configure_request(parser, waits=True)
     jobs = parser.add_argument_group("how")
     jobs.add_argument(
         "--array", metavar="RANGE", help="one job for each number, as in 0-9 or 1,4,7-9 (HAL_ARRAY_INDEX)"

@@ -40,6 +40,7 @@ __all__ = [
     "load_config",
     "markdown",
     "reloaded",
+    "usual_file",
 ]
 
 _SYSTEM = Path("/etc/hal/hal.toml")
@@ -91,8 +92,13 @@ def configuration_file(named: str | None, runtime: Path, *, private: bool = Fals
         return Path(chosen).absolute()
     if (own := runtime / "hal.toml").exists():
         return own
-    machine_wide = os.geteuid() == 0 and not private and "HAL_RUNTIME_DIR" not in os.environ
-    return _SYSTEM if machine_wide and _SYSTEM.exists() else None
+    usual = usual_file(runtime)
+    return usual if usual.exists() and not private else None
+
+
+def usual_file(runtime: Path) -> Path:
+    """Where one is that nobody names."""
+    return _SYSTEM if os.geteuid() == 0 and "HAL_RUNTIME_DIR" not in os.environ else runtime / "hal.toml"
 
 
 def keys_directory(config: Config, runtime: Path) -> Path:

@@ -189,6 +189,21 @@ def test_a_mistake_is_one_sentence_and_a_code(arguments: list[str], code: int, h
     assert time.monotonic() - started < 30
 
 
+def test_an_agent_that_knows_no_scheduler_says_where_to_name_it(hal: Hal, own_environment: Path) -> None:
+    file = own_environment / "hal.toml"
+    for found in ("(not found)", ""):
+        said = hal("agent").stderr
+        assert said.endswith(f"or name it under [agent] in {file} {found}".rstrip() + "\n"), said
+        file.parent.mkdir(mode=0o700, exist_ok=True)
+        file.write_text("")
+
+
+def test_what_always_waits_offers_no_wait(hal: Hal) -> None:
+    assert "--wait " in hal("run", "--help").stdout
+    assert "--wait " not in hal("submit", "--help").stdout
+    assert hal("submit", "--wait", "--", "true").returncode == 2
+
+
 def test_a_reader_that_has_gone_is_no_traceback() -> None:
     pipe = f"{sys.executable} -m hal emulate --list | true"
     result = subprocess.run(["bash", "-c", pipe], capture_output=True, text=True, timeout=60)
