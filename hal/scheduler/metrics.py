@@ -133,8 +133,8 @@ def _by_node(nodes: list[dict[str, Any]]) -> Iterator[Metric]:
     yield of("hal_node_leases", "Leases that have a part of it.", lambda node: node["leases"])
     yield of_device(
         "hal_device_lent_ratio",
-        "Share of the device's time that is lent; 1 where it is lent whole.",
-        lambda one: one["lent_milli"] / 1000,
+        "Share of the device that is lent: of its time or its memory, the greater; 1: it is lent whole.",
+        lambda one: max(one["lent_milli"] / 1000, one["lent_bytes"] / max(one["memory_bytes"], 1)),
     )
     yield of_device(
         "hal_device_lent_bytes", "Memory of the device that is lent.", lambda one: one["lent_bytes"]

@@ -58,8 +58,22 @@ NODES = [
         "last_beat_seconds": 0.5,
         "leases": 2,
         "devices": [
-            {"id": "green/a", "vendor": "v", "lent_milli": 300, "lent_bytes": 20, "failed": None},
-            {"id": "green/b", "vendor": "v", "lent_milli": 0, "lent_bytes": 0, "failed": "broken"},
+            {
+                "id": "green/a",
+                "vendor": "v",
+                "memory_bytes": 40,
+                "lent_milli": 300,
+                "lent_bytes": 20,
+                "failed": None,
+            },
+            {
+                "id": "green/b",
+                "vendor": "v",
+                "memory_bytes": 40,
+                "lent_milli": 700,
+                "lent_bytes": 0,
+                "failed": "broken",
+            },
         ],
     },
     {"id": "red", "state": "lost", "last_beat_seconds": 60.0, "leases": 0, "devices": []},
@@ -84,7 +98,10 @@ def test_prometheus_reads_it() -> None:
     assert said["hal_nodes", (("state", "lost"),)] == 1
     assert said["hal_node_up", (("node", "green"),)] == 1
     assert said["hal_node_up", (("node", "red"),)] == 0
-    assert said["hal_device_lent_ratio", (("device", "green/a"), ("node", "green"), ("vendor", "v"))] == 0.3
+    for device, ratio in (("green/a", 0.5), ("green/b", 0.7)):  # of memory and time, the greater
+        assert (
+            said["hal_device_lent_ratio", (("device", device), ("node", "green"), ("vendor", "v"))] == ratio
+        )
     assert said["hal_device_failed", (("device", "green/b"), ("node", "green"), ("vendor", "v"))] == 1
     assert said["hal_queue_limit_devices", (("queue", 'odd "one"\\\n'),)] == 4
     assert ("hal_queue_limit_devices", (("queue", "default"),)) not in said  # it has none

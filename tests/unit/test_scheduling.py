@@ -673,7 +673,7 @@ def test_who_has_no_room_because_of_a_cordon_is_told_so(event: Event, why: str) 
     (queued,) = cluster.ask("y", only)
     assert isinstance(queued, Queued)
     assert "try again when a lease has ended" not in queued.reason
-    assert cluster.told("y").endswith(f"nearest: the end of that {told}")
+    assert cluster.told("y").endswith(f"nearest: an end to this: {told}")
     cluster.granted("z", Alternative('vendor == "amd"', 80 * GIB))
     (refused,) = cluster.ask("u", only, Alternative('vendor == "amd"', GIB), wait=False)
     assert isinstance(refused, Refuse)  # one of its alternatives only waits for a lease

@@ -152,7 +152,7 @@ def _out_of_use(world: World, member: Member) -> str | None:
 def _devices(world: World, one: Alternative, kept: Reservation | None) -> str:
     fleet = world.fleet
     eligible = world.matcher.eligible(fleet, one)
-    total = int(fleet.there.sum())
+    total = int((fleet.there & (fleet.slices | eligible.devices)).sum())  # as 'hal status' counts them
     counts = why_not(fleet, shape_of(one, one.count), eligible)
     parts = _not_meant(world, one, eligible)
     parts += [text.format(count) for name, text in _REASONS.items() if (count := getattr(counts, name))]
@@ -176,7 +176,7 @@ def _not_meant(world: World, one: Alternative, eligible: Eligible) -> list[str]:
     others = 0
     for node in fleet.facts:
         for device in node.devices if node else ():
-            if eligible.devices[fleet.cell_of[device.id]]:
+            if eligible.devices[fleet.cell_of[device.id]] or not device.holds_slices:
                 continue
             for number, condition in enumerate(conditions):
                 try:
@@ -196,7 +196,7 @@ def _not_meant(world: World, one: Alternative, eligible: Eligible) -> list[str]:
         if unknown:
             parts.append(f"of {unknown} is not known whether {to_short(condition.cel)}")
     if others:
-        parts.append(f"{others} not meant (no accelerator, too dear, or not held as wanted)")
+        parts.append(f"{others} not meant (too dear, or not held as wanted)")
     return parts
 
 
@@ -249,7 +249,7 @@ def _nearest(world: World, one: Waiting, found: object, now: int) -> str:
     if isinstance(found_kept, Blocked):
         for member in one.request.members:
             if (told := _out_of_use(world, member)) is not None:
-                return f"the end of that {told}"
+                return f"an end to this: {told}"
         if (away := lost_nodes(world)) is not None:
             return f"the return of what is lost ({away}), or more devices"
         return "more devices: it would not fit even if every lease ended"

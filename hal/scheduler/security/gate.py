@@ -208,8 +208,8 @@ class Gate:
         if access is None:
             raise Refused("unknown_op", f"there is no operation '{op:.40}'")
         if peer.role not in access.roles:
-            roles = ", ".join(sorted(access.roles))
-            raise Refused("denied", f"'{op}' is for {roles}; {peer.name} is {peer.role.value}")
+            roles = " or ".join(sorted(access.roles))
+            raise Refused("denied", f"this takes the role {roles}, and {peer.name} has {peer.role.value}")
 
 
 def _property(frame: zmq.Frame, name: str) -> str:
