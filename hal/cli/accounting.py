@@ -10,7 +10,7 @@ from typing import Any
 
 from hal.cli.exits import UsageError
 from hal.cli.output import print_json, print_table
-from hal.units import format_bytes, parse_seconds
+from hal.units import parse_seconds
 
 
 def configure_accounting(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
@@ -71,7 +71,7 @@ def _accounting(options: argparse.Namespace) -> int:
         total = {name: sum(one[name] for one in rows) for name in _SUMS}
         told.append(("total", *[""] * (len(names) - 1), *_told(total)))
     heads = [_HEADS[kind] for kind in by]
-    print_table((*heads, ">LEASES", ">JOBS", ">DEVICE HOURS", ">MEMORY HOURS", ">PRICE"), told)
+    print_table((*heads, ">LEASES", ">JOBS", ">DEVICE HOURS", ">GiB HOURS", ">PRICE"), told)
     return 0
 
 
@@ -80,7 +80,7 @@ def _told(one: dict[str, Any]) -> tuple[str, ...]:
         str(one["leases"]),
         str(one["jobs"]),
         f"{one['device_seconds'] / 3600:.3f}",
-        format_bytes(round(one["memory_byte_seconds"] / 3600)),
+        f"{one['memory_byte_seconds'] / 3600 / (1 << 30):.3f}",
         f"{one['price']:.4f}",
     )
 

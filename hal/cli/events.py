@@ -6,12 +6,13 @@ import argparse
 import contextlib
 import json
 import time
+from collections import deque
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
 from hal.cli.exits import UsageError
-from hal.cli.output import because, note, visible
+from hal.cli.output import because, first_of, note, visible
 from hal.scheduler.client import Client
 from hal.scheduler.errors import Unreachable
 from hal.units import parse_seconds
@@ -19,6 +20,7 @@ from hal.units import parse_seconds
 _WAIT = 20.0  # seconds that the scheduler keeps a question before it says that nothing has happened
 _AGAIN = 1.0  # seconds from one try to reach a scheduler that is gone to the next
 _PAGE = 500
+_BEFORE = 10  # events that who follows is shown first
 
 
 def configure_events(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
@@ -31,7 +33,10 @@ def configure_events(parser: argparse.ArgumentParser) -> Callable[[argparse.Name
         "  hal events -f --kind node_lost,device_failed\n  hal events -f --json --after 4294967301"
     )
     parser.add_argument(
-        "-f", "--follow", action="store_true", help="go on as things happen, until interrupted"
+        "-f",
+        "--follow",
+        action="store_true",
+        help="the latest ten (or all since --after or --since), and then what happens, until interrupted",
     )
     parser.add_argument("--after", metavar="NUMBER", type=int, help="only what came after this event")
     parser.add_argument("--lease", metavar="LEASE", help="only of this lease, or who waits for it")
@@ -59,6 +64,11 @@ def _run(options: argparse.Namespace) -> int:
     wanted = {name: value for name, value in wanted.items() if value is not None}
     told, told_gone = 0, False
     with Client() as client:
+        if options.follow and options.after is None and options.since is None:
+            latest: deque[dict[str, Any]] = deque(maxlen=_BEFORE)
+            after = _read(client, after, wanted, latest)
+            for event in latest:
+                print(_as_json(event) if options.json else line(event), flush=True)
         while True:
             try:
                 wait = _WAIT if options.follow else 0.0
@@ -86,6 +96,16 @@ def _run(options: argparse.Namespace) -> int:
                 return 0
 
 
+def _read(client: Client, after: int, wanted: dict[str, Any], to: deque[dict[str, Any]]) -> int:
+    """All that there is until now, page by page; the number to go on from."""
+    while True:
+        page = client.call("watch", after=after, limit=_PAGE, timeout_seconds=0.0, **wanted)
+        to.extend(page["events"])
+        after = page["next"]
+        if not page["events"]:
+            return after
+
+
 def _since(text: str) -> int:
     """Milliseconds since 1970. Raises UsageError."""
     with contextlib.suppress(ValueError):
@@ -107,8 +127,11 @@ def line(event: dict[str, Any]) -> str:
     parts += [about] if about else []
     name = event.get("name", "")
     parts += [name] if name and name != about else []
-    devices = ", ".join(event.get("devices", ()))
-    parts += [devices] if devices else []
-    reason = event.get("reason", "").removeprefix(f"room on {devices}").strip()  # they are there already
+    ids = event.get("devices", ())
+    parts += [first_of(ids)] if ids else []
+    reason = (
+        event.get("reason", "").removeprefix(f"room on {', '.join(ids)}").strip()
+    )  # they are there already
+    reason = "" if reason == event["kind"] else reason  # that of whoever gave none
     why = because(event.get("cause", ""), reason)
     return visible("  ".join([*parts, why] if why else parts))

@@ -7,12 +7,13 @@ import contextlib
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from hal.backend import GoneError, StateError
-from hal.cli.exits import UsageError
+from hal.backend import GoneError, HalError, StateError
+from hal.cli.exits import UsageError, exit_code
 from hal.cli.output import first_of, note, print_facts, print_json, print_table
 from hal.units import format_bytes, format_seconds
 
@@ -48,7 +49,7 @@ def configure_job(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespa
     showing = verb("show", "all about one job", "hal job show 5f3a91c0", "hal.job/1")
     logs = verb("logs", "what a job's program has said", "hal job logs -f 5f3a91c0", "hal.output/1")
     logs.add_argument("-f", "--follow", action="store_true", help="go on until the job is over")
-    logs.add_argument("--member", type=int, default=0, metavar="N", help="of a gang, this member (0)")
+    logs.add_argument("--member", type=int, metavar="N", help="of a gang, this member (0)")
     logs.add_argument(
         "--stream", choices=["stdout", "stderr", "both"], default="both", help="which of its streams (both)"
     )
@@ -56,7 +57,8 @@ def configure_job(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespa
     waiting = verb("wait", "wait until a job, or all of an array, is over", "hal job wait 5f3a91c0")
     waiting.description = (
         "Wait until a job, or all of an array, is over. The exit code is the job's own, as a shell gives it\n"
-        "(1 for one that did not get so far); of several, the first that is not 0."
+        "(3 for one that was ended from outside, 6 for one that was not started); of several, the first\n"
+        "that is not 0."
     )
     sending = verb("signal", "send a signal to a job's program", "hal job signal 5f3a91c0 USR1", "hal.job/1")
     for one in (showing, logs, ending, waiting, sending):
@@ -157,16 +159,21 @@ def _print(one: dict[str, Any]) -> None:
         ("command", shlex.join(one["command"])),
         ("directory", one["directory"]),
         ("variables", ", ".join(one["variables"]) or "–"),
-        ("members", f"{one['members']}" + (f" on {', '.join(one['nodes'])}" if one["nodes"] else "")),
+        ("members", f"{one['members']}" + (f" on {_places(one['nodes'])}" if one["nodes"] else "")),
         ("devices", ", ".join(one["devices"]) or "–"),
-        ("attempts", f"{one['attempt']}, and {one['retries']} retries allowed"),
+        ("attempts", f"{one['attempt']}; retries allowed: {one['retries']}"),
         ("submitted", when(one["submitted_ms"])),
         ("began", when(one["began_ms"])),
         ("ended", when(one["ended_ms"])),
         ("used", f"{one['device_seconds']:.1f} device seconds, {format_bytes(_mean(one))} on average"),
-        ("price", f"{one['price']:g}"),
+        ("price", f"{one['price']:.4f}"),
     ]
     print_facts(facts)
+
+
+def _places(nodes: list[str]) -> str:
+    """As in "green ×4, red"."""
+    return ", ".join(name if many == 1 else f"{name} ×{many}" for name, many in Counter(nodes).items())
 
 
 def _mean(one: dict[str, Any]) -> int | None:
@@ -180,6 +187,9 @@ def _logs(options: argparse.Namespace) -> int:
     if options.json and options.follow:
         raise UsageError("--json prints what there is, at once: it does not go with --follow")
     with reaching() as client:
+        if options.member is None:
+            options.member = 0
+            _say_of_the_others(client, options.job)
         if options.json:
             said = {name: b"".join(_said(client, options, name)) for name in streams}
             texts = {name: data.decode(errors="replace") for name, data in said.items()}
@@ -203,9 +213,16 @@ def _logs(options: argparse.Namespace) -> int:
                 time.sleep(_POLL)
 
 
+def _say_of_the_others(client: Client, id: str) -> None:
+    members = client.call("job", job=id)["job"]["members"]
+    if members > 1:
+        note(f"this is member 0 of {members}; --member N shows another, up to {members - 1}")
+
+
 def _say_if_it_never_ran(client: Client, id: str) -> None:
+    """Else its output is there, if on a node that cannot be reached."""
     job = client.call("job", job=id)["job"]
-    if job["state"] in OVER and job["exit_code"] is None:
+    if job["state"] in OVER and job["exit_code"] is None and not job.get("started"):
         raise StateError(_ended(job))
 
 
@@ -321,8 +338,17 @@ def _wait(options: argparse.Namespace) -> int:
         for one in jobs:
             if one["state"] != "completed":
                 note(_ended(one))
-    codes = [1 if one["exit_code"] is None else int(one["exit_code"]) for one in jobs]
+    codes = [
+        exit_code(ended_early(one)) if one["exit_code"] is None else int(one["exit_code"]) for one in jobs
+    ]
     return next((code for code in codes if code), 0)
+
+
+def ended_early(one: dict[str, Any]) -> HalError:
+    """What is to be raised of a program that has no exit code of its own."""
+    if one["state"] == "cancelled" or one.get("started", True):
+        return GoneError(f"the program is stopped: {one['reason']}")
+    return StateError(f"the program was not started: {one['reason']}")
 
 
 def _ended(one: dict[str, Any]) -> str:

@@ -89,7 +89,7 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _take(options: argparse.Namespace) -> int:
-    from hal.cli.waiting import leased
+    from hal.cli.waiting import leased, loss
 
     lost = threading.Event()
     with leased(options, on_lost=lambda _: lost.set()) as held:
@@ -104,7 +104,7 @@ def _take(options: argparse.Namespace) -> int:
         with contextlib.suppress(KeyboardInterrupt):
             lost.wait()
     if held.lost is not None:
-        raise GoneError(f"the lease is lost: {held.lost}")
+        raise GoneError(loss(held.lost))
     return 0
 
 
@@ -139,7 +139,7 @@ def _of_lease(one: dict[str, Any]) -> list[tuple[str, str]]:
             f"{format_bytes(one['memory_bytes'])}, used {format_bytes(one['used_bytes'])}",
         ),
         ("held by", f"memory {held['memory']}, compute {held['compute']}"),
-        ("expires in", format_seconds(one["expires_in_seconds"])),
+        ("expires in", _left(one)),
     ]
 
 
@@ -195,6 +195,11 @@ def _name(one: dict[str, Any]) -> str:
     return str(one["name"]) if one["name"] != one["id"] else ""
 
 
+def _left(one: dict[str, Any]) -> str:
+    """One that is ending expires no more."""
+    return "–" if one["state"] == "ending" else format_seconds(one["expires_in_seconds"])
+
+
 def print_leases(leases: list[dict[str, Any]], *, owners: bool = False) -> None:
     whose = ("OWNER",) if owners else ()
     columns = (">USED", ">MEMORY", "MEMORY HELD BY", "COMPUTE", "STATE", ">EXPIRES IN")
@@ -211,7 +216,7 @@ def print_leases(leases: list[dict[str, Any]], *, owners: bool = False) -> None:
                 lease["enforcement"]["memory"],
                 "no limit" if lease["enforcement"]["compute"] == "none" else lease["enforcement"]["compute"],
                 "suspended" if lease["suspended"] else lease["state"],
-                format_seconds(lease["expires_in_seconds"]),
+                _left(lease),
             )
             for lease in leases
         ],

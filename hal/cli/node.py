@@ -10,7 +10,7 @@ from typing import Any
 
 from hal.backend import TemporaryError
 from hal.cli.exits import UsageError
-from hal.cli.output import counted, note, print_json, print_table
+from hal.cli.output import counted, first_of, note, print_json, print_table
 from hal.scheduler.client import Client
 from hal.units import format_bytes, format_seconds
 
@@ -91,12 +91,24 @@ def _run(options: argparse.Namespace) -> int:
             case verb:
                 said = client.call(verb, target=options.target, reason=options.reason)
         target: str = said["target"]
+        if options.verb == "uncordon":
+            _say_what_stays(client, target)
         if options.verb == "drain" and options.wait:
             _wait(client, target)
         elif said["leases"] and options.verb != "uncordon":
             going = "told to end" if options.verb == "drain" else "left there"
             note(f"{target}: {counted(said['leases'], 'lease')} {going}")
         return _said(client, target, options)
+
+
+def _say_what_stays(client: Client, target: str) -> None:
+    """A device that was cordoned by itself has to be uncordoned by itself, and so has its node."""
+    for node in nodes(client):
+        left = [device["id"] for device in node["devices"] if device["cordoned"] is not None]
+        if node["id"] == target and left:
+            note(f"{target}: still left by itself is {first_of(left)}")
+        if node["reason"] is not None and any(device["id"] == target for device in node["devices"]):
+            note(f"{target}: its node {node['id']} is still left")
 
 
 def _change(text: str) -> tuple[str, str | None]:

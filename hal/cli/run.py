@@ -16,7 +16,7 @@ from hal.cli.held import report_unheld
 from hal.cli.output import note
 from hal.cli.request import configure_request
 from hal.cli.there import run_there
-from hal.cli.waiting import leased
+from hal.cli.waiting import leased, loss
 from hal.scheduler.lease import HeldLease
 
 _STOP_SECONDS = 5.0  # from SIGTERM to SIGKILL for a program whose lease is lost
@@ -60,7 +60,7 @@ def _run(options: argparse.Namespace) -> int:
         if elsewhere or told:  # a job says itself what has become of it
             return
         told = True
-        note(f"the lease is lost: {reason}; the program is stopped")
+        note(f"{loss(reason)}; the program is stopped")
         for process in child:
             with suppress(ProcessLookupError):
                 process.send_signal(signal.SIGTERM)

@@ -48,7 +48,6 @@ def described(status: dict[str, Any]) -> list[tuple[str, str]]:
         ("memory", f"{lent if devices['lent_bytes'] else 0} of {size} lent" if devices["total"] else "–"),
         ("leases", _counts(leases)),
         ("waiting", _waiting(status)),
-        ("latest event", str(status["event"])),
     ]
     commits = status["commits"]
     late = sum(

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from hal.backend import HalError, StateError
+from hal.backend import HalError
 from hal.cli.exits import CommandNotFound, CommandNotRunnable, UsageError
-from hal.cli.job import OVER, Reader, pass_on
+from hal.cli.job import OVER, Reader, ended_early, pass_on
 from hal.cli.output import note
 from hal.scheduler.client import Client
 from hal.scheduler.errors import Unreachable
@@ -29,7 +29,8 @@ _LEFT_HERE = ("HAL_", "LD_PRELOAD", "DISPLAY", "WAYLAND_DISPLAY", "SSH_", "DBUS_
 def run_there(held: HeldLease, command: Sequence[str], directory: Path) -> int:
     """Its exit code; of several members that of the first that fails. It ends with the lease.
 
-    Raises CommandNotFound, CommandNotRunnable, and StateError when it could not be run or was stopped.
+    Raises CommandNotFound, CommandNotRunnable, GoneError when it was stopped, StateError when it could not be
+    run.
     """
     heard: list[int] = []
 
@@ -112,8 +113,7 @@ def _follow(client: Client, id: str, held: HeldLease, heard: list[int]) -> int:
         if not any(went_on):
             time.sleep(_POLL)
     if job["exit_code"] is None:
-        how = "is stopped" if job.get("started", True) else "was not started"
-        raise StateError(f"the program {how}: {job['reason']}")
+        raise ended_early(job)
     first = next((one for one in job["exits"] if one["error"]), None)
     if first is not None and first["code"] in (126, 127):
         raise (CommandNotFound if first["code"] == 127 else CommandNotRunnable)(first["error"])

@@ -13,7 +13,7 @@ from hal.cli.output import note
 from hal.cli.request import the_request
 from hal.scheduler.lease import HeldLease, lease
 
-__all__ = ["leased"]
+__all__ = ["leased", "loss"]
 
 
 def leased(options: argparse.Namespace, *, on_lost: Callable[[str], None]) -> HeldLease:
@@ -21,6 +21,11 @@ def leased(options: argparse.Namespace, *, on_lost: Callable[[str], None]) -> He
     asked, preset = the_request(options)
     with _ending_in_order():
         return lease(request=asked, preset=preset, on_lost=on_lost, on_wait=_say_that_it_waits)
+
+
+def loss(reason: str) -> str:
+    """A lease that is lost, in a sentence that says so once."""
+    return reason if reason.startswith("the lease") else f"the lease is lost: {reason}"
 
 
 @contextmanager

@@ -176,6 +176,7 @@ def _target(engine: Engine, name: str) -> str:
     cordoned = engine.state.world.counters.cordoned
     if name in engine.nodes.nodes or name in cordoned:  # a device may have gone since
         return name
+    name = name.removeprefix(f"{engine.nodes.own}/")  # the scheduler's own devices have no node before them
     facts = [node.facts for node in engine.nodes.nodes.values() if node.facts is not None]
     meant = [device.id for node in facts for device in node.devices if name in device.id]
     if name in meant:

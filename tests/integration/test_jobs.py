@@ -317,6 +317,51 @@ def test_how_a_job_ended_is_how_its_lease_ended(site: Site) -> None:
     assert re.search(rf"  ending +{well}  finished$", printed(site, "events", "--lease", well), re.MULTILINE)
 
 
+def test_a_gang_is_told_in_few_words(site: Site) -> None:
+    site.add("green", "l40s-4")
+    id = site.submit("echo $RANK", request={"members": [member("nvidia", None, replicas=4)]}, retries=1)
+    site.over(id)
+    shown = printed(site, "job", "show", id)
+    for said in (
+        "members    4 on green ×4\n",
+        "attempts   1; retries allowed: 1\n",
+        "price      0.0000\n",
+    ):
+        assert said in shown, shown
+    granted = next(one for one in printed(site, "events", "--lease", id).splitlines() if "  granted " in one)
+    assert re.search(rf"{id}  green/nvidia:\S+ and 3 more$", granted), granted
+    logs = start(site.head, *HAL, "job", "logs", id)
+    assert logs.communicate(timeout=60) == (
+        "0\n",
+        "hal: this is member 0 of 4; --member N shows another, up to 3\n",
+    )
+    logs = start(site.head, *HAL, "job", "logs", "--member", "2", id)
+    assert logs.communicate(timeout=60) == ("2\n", "")
+    assert "  GiB HOURS  " in printed(site, "accounting")
+
+
+def test_a_lost_node_has_one_exit_code_and_keeps_the_output(site: Site) -> None:
+    site.add("green", "l40s-4")
+    id = site.submit("echo up; exec sleep 1000", request=on("nvidia"))
+    site.has_said(id, "up")
+    ran = hal_run(
+        site, "--memory", "1GiB", "--vendor", "nvidia", "--", "sh", "-c", "echo up; exec sleep 1000"
+    )
+    assert line(ran) == "up"
+    waited = start(site.head, *HAL, "job", "wait", id)
+    os.kill(site.agents["green"].pid, signal.SIGSTOP)
+    why = "node 'green' has not come back in time"
+    assert waited.communicate(timeout=60)[1] == f"hal: the job {id} failed: {why}\n"
+    assert ran.communicate(timeout=60)[1].endswith(f"{why}\n")
+    assert (waited.returncode, ran.returncode) == (3, 3)
+    logs = start(site.head, *HAL, "job", "logs", id)
+    assert (
+        logs.communicate(timeout=60)[1] == "hal: node 'green', which keeps the output, does not answer now\n"
+    )
+    os.kill(site.agents["green"].pid, signal.SIGCONT)
+    site.at_rest()
+
+
 def printed(site: Site, *arguments: str) -> str:
     done = subprocess.run([*HAL, *arguments], env=site.head, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -589,7 +634,8 @@ def test_who_follows_a_job_that_waits_hears_of_one_attempt(site: Site) -> None:
     assert line(follower) == "up"
     site.call("cancel_job", job=id)
     _, err = follower.communicate(timeout=60)
-    assert (err, follower.returncode) == ("hal: it is tried again\n", 0)
+    which = "hal: this is member 0 of 4; --member N shows another, up to 3\n"
+    assert (err, follower.returncode) == (f"{which}hal: it is tried again\n", 0)
     site.at_rest()
 
 
@@ -612,7 +658,7 @@ def test_follow_ends_with_the_job_and_cancel_ends_it(hal_here: Run, machine_env:
         name = hal_here(*command, "--", "sleep", "1000").stdout.strip()
         assert hal_here("job", "cancel", name).stdout == "3 of 3 jobs are told to end.\n"
         waited = hal_here("job", "wait", name)
-        assert waited.returncode == 1
+        assert waited.returncode == 3
         me = pwd.getpwuid(os.getuid()).pw_name
         assert waited.stderr == "".join(f"hal: the job {name}_{n} was cancelled by {me}\n" for n in range(3))
         array = json.loads(hal_here(*command, "--json", "--", "true").stdout)
@@ -666,7 +712,7 @@ def test_each_job_of_a_large_array_is_waited_for(hal_here: Run, machine_env: Env
         assert "600 of 600" in hal_here("job", "cancel", answer["array"]).stdout
         waited = hal_here("job", "wait", answer["array"], "--json")
         assert {one["id"] for one in json.loads(waited.stdout)["jobs"]} == set(answer["jobs"])
-        assert waited.returncode == 1
+        assert waited.returncode == 3
         client.call("release", lease=held)
 
 

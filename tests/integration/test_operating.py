@@ -373,6 +373,51 @@ def test_no_name_steers_the_terminal_of_who_looks(client: Client, machine_env: E
     assert r"\x1b]0;mine\x07\nLease" in shown[0]
 
 
+def test_who_follows_is_shown_the_latest_first(client: Client, machine_env: Env) -> None:
+    for number in range(12):
+        client.call("cordon", target="local", reason=f"dust {number}")
+    client.call("cordon", target="local")
+    for options, first in (((), "cordoned  local  dust 3"), (("--since", "1h"), "cordoned  local  dust 0")):
+        following = start(machine_env, *HAL, "events", "-f", *options)
+        assert re.sub(" +", " ", line(following)).endswith(re.sub(" +", " ", first))
+        following.kill()
+    done = subprocess.run([*HAL, "events"], env=machine_env, capture_output=True, text=True, timeout=60)
+    assert re.search(r"cordoned +local$", done.stdout.rstrip())
+
+
+def test_who_uncordons_a_part_hears_of_the_rest(client: Client, machine_env: Env) -> None:
+    def uncordon(target: str) -> str:
+        command = [*HAL, "node", "uncordon", target]
+        return subprocess.run(command, env=machine_env, capture_output=True, text=True, timeout=60).stderr
+
+    one, other = (device["id"] for device in client.call("nodes")["nodes"][0]["devices"][:2])
+    for target in ("local", f"local/{one}", other):
+        client.call("cordon", target=target)
+    assert uncordon(other) == f"hal: {other}: its node local is still left\n"
+    assert uncordon("local") == f"hal: local: still left by itself is {one}\n"
+    assert uncordon(one) == ""
+    named = subprocess.run(
+        [*HAL, "run", "--device", f"local/{one}", "--memory", "1GiB", "--", "true"],
+        env=machine_env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (named.returncode, named.stderr) == (0, "")
+
+
+def test_what_is_ending_expires_no_more(client: Client, machine_env: Env) -> None:
+    taking = start(machine_env, *HAL, "lease", "take", "--memory", "1GiB")
+    id = line(taking).split()[1]
+    client.call("drain", target="local", reason="dust")
+    shown = subprocess.run(
+        [*HAL, "lease", "list"], env=machine_env, capture_output=True, text=True, timeout=60
+    )
+    assert re.search(rf"^{id} .* ending +–$", shown.stdout, re.MULTILINE) or id not in shown.stdout
+    _, said = taking.communicate(timeout=60)
+    assert (said, taking.returncode) == (f"hal: the lease '{id}' has ended: local is drained: dust\n", 3)
+
+
 def test_events_that_are_asked_for(client: Client, machine_env: Env) -> None:
     def events(*options: str) -> list[dict[str, Any]]:
         command = [*HAL, "events", "--json", *options]

@@ -126,7 +126,7 @@ def test_what_runs_goes_on_through_kills_and_a_cut_and_its_output_is_followed(cl
             one.says_more()
         assert states(cluster, jobs) == ["running"] * 3
         cluster.sh("green", f"{ALICE}\nfor job in {' '.join(jobs.values())}; do hal job cancel $job; done")
-        assert (waited.process.wait(60), followed.process.wait(60)) == (1, 0)
+        assert (waited.process.wait(60), followed.process.wait(60)) == (3, 0)
         assert waited.said == f"hal: the job {red} was cancelled by alice\n"
         ran.process.terminate()
         assert ran.process.wait(60) == 128 + signal.SIGTERM
