@@ -404,10 +404,11 @@ def test_a_node_that_refuses_it_is_no_try_of_a_job(site: Site, tmp_path: Path) -
     site.at_rest()
 
 
-def test_a_job_that_is_preempted_is_tried_again(site: Site) -> None:
+def test_a_job_that_is_preempted_is_tried_again(site: Site, tmp_path: Path) -> None:
     site.add("green", "l40s-4")
     whole = [member("nvidia", None, replicas=4)]
-    low = site.submit("echo up; sleep 0.5", request={"members": whole}, retries=3)
+    script = f"echo up; while [ ! -e {tmp_path}/go ]; do sleep 0.01; done"
+    low = site.submit(script, request={"members": whole}, retries=3)
     never = site.submit("sleep 1000", request={"members": whole})
     site.has_said(low, "up")
     for listing in ("job", "lease"):  # a row has room for one device, whole
@@ -416,6 +417,7 @@ def test_a_job_that_is_preempted_is_tried_again(site: Site) -> None:
         assert re.search(r"  green/nvidia:GPU-[0-9a-f-]{36} and 3 more  ", row), row
     high = site.submit("true", request={"members": whole, "priority": 5})
     assert site.over(high)["state"] == "completed"
+    (tmp_path / "go").touch()
     job = site.over(low)
     assert (job["state"], job["attempt"]) == ("completed", 2)
     site.call("cancel_job", job=never)
