@@ -244,10 +244,10 @@ class Engine:
         if (before := self.joined.get(joining.node)) is not None:
             self.speakers.pop(before.address.identity, None)
         self.joined[joining.node] = who
-        if joining.labels != said:
-            self._tell_of_labels(joining)
         self.speakers[who.address.identity] = who.name
         if facts is not None and not answer.again:
+            if joining.labels != said:
+                self._tell_of_labels(joining)
             self.decide(core.NodeJoined(self.laid_over(facts)))
             self.store.put([("node", facts.id, msgspec.msgpack.encode(facts))])
             self.noted(journal.Known(facts))
