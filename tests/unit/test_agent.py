@@ -99,6 +99,14 @@ def test_two_agents_cannot_have_one_directory(tmp_path: Path, monkeypatch: pytes
         pass
 
 
+@pytest.mark.parametrize("labels", [{"é": "x"}, {"name": "b"}, {"a b": "x"}, {"a": "x\ny"}, {"a": "x" * 257}])
+def test_a_node_joins_with_labels_as_operators_may_set_them(labels: dict[str, str]) -> None:
+    joining = on.Join("a", "boot-1", 0, 10.0, "1", core.NodeFacts("a", 1000, 1 << 30))
+    said = msgspec.to_builtins(joining) | {"labels": labels}
+    with pytest.raises(msgspec.ValidationError, match="label"):
+        msgspec.convert(said, on.Join)
+
+
 def test_a_late_join_and_a_second_node_of_a_name_are_refused() -> None:
     nodes = Nodes(None, lost_seconds=5, grace_seconds=60)
     facts = core.NodeFacts("a", 1000, 1 << 30)
