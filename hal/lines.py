@@ -13,9 +13,21 @@ import tomllib
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["Place", "line_of", "line_of_fault", "nearest"]
+__all__ = ["Place", "line_of", "line_of_fault", "nearest", "parse_toml"]
 
 Place = tuple[str | int, ...]  # "devices", 0, "pci"
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Raises ValueError for whatever is wrong: tomllib's own, and for that which it stumbles over."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        raise
+    except ValueError:
+        raise ValueError("a number in it has thousands of digits") from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def line_of(text: str, place: Place) -> int:

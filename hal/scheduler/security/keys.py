@@ -18,7 +18,6 @@ import re
 import stat
 import struct
 import tempfile
-import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -30,6 +29,7 @@ import zmq
 from zmq.utils import z85
 
 from hal.backend import GoneError, StateError
+from hal.lines import parse_toml
 from hal.scheduler.security.roles import Role
 
 __all__ = [
@@ -266,11 +266,11 @@ def _read_secret(path: Path, kind: type[T]) -> T:
         raise StateError(f"cannot read the key {path}: {error.strerror}") from None
     _is_ones_own(path, "key")
     try:
-        found = msgspec.convert(tomllib.loads(content), kind)
-    except tomllib.TOMLDecodeError as error:
-        raise StateError(f"the key {path} is not TOML: {error}") from None
+        found = msgspec.convert(parse_toml(content), kind)
     except msgspec.ValidationError as error:
         raise StateError(f"{path} is no key: {error}") from None
+    except ValueError as error:
+        raise StateError(f"the key {path} is not TOML: {error}") from None
     if _public_of(found.secret) != found.public:
         raise StateError(f"the two halves of the key {path} do not belong together")
     if isinstance(found, ClientKey):
