@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import socket
 from collections.abc import Callable
@@ -104,12 +103,19 @@ def _agent(options: argparse.Namespace) -> int:
             _warn(log, after)
         return whole.agent.labels | given
 
-    _try(endpoint)
+    if (nobody := _nobody(endpoint)) is not None:
+        log(f"{nobody}; it is asked again and again")
     with Machine() as machine:
-        agent = Agent(Slices(machine, places), places, node, launcher)
-        labels = config.labels | given
         Service(
-            agent, places, endpoint.dial, version=__version__, labels=labels, say=log, reread=reread
+            Agent(Slices(machine, places), places, node, launcher),
+            places,
+            endpoint.dial,
+            version=__version__,
+            labels=config.labels | given,
+            log=log,
+            at=endpoint.address,
+            silent=nobody is not None,
+            reread=reread,
         ).run()
     return 0
 
@@ -139,11 +145,17 @@ def _endpoint(options: argparse.Namespace, config: AgentSection) -> Endpoint:
     return Endpoint(address, read_client_key(Path(file)) if file and address.startswith("tcp://") else None)
 
 
-def _try(endpoint: Endpoint) -> None:
-    """A key that is refused is said at once; a scheduler that is not there yet is waited for."""
-    with zmq.Context() as context, context.socket(zmq.DEALER) as probe, contextlib.suppress(Unreachable):
+def _nobody(endpoint: Endpoint) -> Unreachable | None:
+    """A scheduler that is not there yet is waited for. Raises StateError when it is, and refuses the key."""
+    if not endpoint.somebody_listens():
+        return endpoint.nobody()
+    with zmq.Context() as context, context.socket(zmq.DEALER) as probe:
         probe.set(zmq.LINGER, 0)
-        endpoint.connect(probe, 3.0)
+        try:
+            endpoint.connect(probe, 3.0)
+        except Unreachable as nobody:
+            return nobody
+    return None
 
 
 def _label(text: str) -> tuple[str, str]:

@@ -15,7 +15,8 @@ from hal.enforce.ledger import DeviceUse
 from hal.scheduler import core
 from hal.scheduler.agent import binding as on
 from hal.scheduler.agent.agent import Agent, StaleError
-from hal.scheduler.agent.service import _alone
+from hal.scheduler.agent.service import Service, _alone
+from hal.scheduler.agent.until import clock
 from hal.scheduler.answers import Address, Refused
 from hal.scheduler.core.fleet import Spot
 from hal.scheduler.core.shape import Shape
@@ -83,6 +84,18 @@ def test_what_the_system_refuses_is_an_answer_and_not_the_agents_end(
     monkeypatch.setattr(agent, "bind", Mock(side_effect=PermissionError(1, "not permitted")))
     with pytest.raises(StateError, match="not permitted"):
         agent.perform(on.BindOrder(1, wanted()), 0.0)
+
+
+@pytest.mark.parametrize("bound", [{}, {"l": 1}])
+def test_only_a_node_that_holds_something_is_cut_off(
+    bound: dict[str, int], agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(agent, "bound", lambda: bound)
+    service = Service(agent, Places(tmp_path), lambda _: None, version="1", log=told.append)  # type: ignore[arg-type]
+    service._notice_silence(clock() + 3600)
+    service._notice_silence(clock() + 3601)
+    assert ["cut off" in one for one in told] == [True] * len(bound)
 
 
 def test_two_agents_cannot_have_one_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
