@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from hal.backend import StateError
-from hal.lines import parse_toml
+from hal.lines import parse_toml, read_text
 from hal.scheduler.core.request import InvalidError, Request, check
 from hal.units import parse_bytes, parse_seconds
 
@@ -58,7 +58,7 @@ _NAMES = {field: name for name, (field, _) in _UNITS.items()} | {"members": "mem
 def read_request(path: Path) -> tuple[Request, str | None]:
     """The request, and the class that it is of. StateError names the line and the field."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         content = parse_toml(text)
     except OSError as error:
         raise StateError(f"cannot read {path}: {error.strerror}") from None

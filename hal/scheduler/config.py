@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from hal.backend import StateError
-from hal.lines import parse_toml
+from hal.lines import parse_toml, text_of
 from hal.scheduler.presets import Preset, typed_presets
 from hal.scheduler.sections import (
     AgentSection,
@@ -113,7 +113,7 @@ def load_config(path: Path | None) -> Config:
     try:
         with path.open("rb") as file:
             found = os.fstat(file.fileno())
-            content = file.read().decode()
+            content = text_of(file)
     except UnicodeDecodeError:
         raise StateError(f"{path} is not UTF-8") from None
     except OSError as error:

@@ -29,6 +29,9 @@ class Places:
         self.lock = self.directory / "scheduler.lock"
         named = os.environ.get("HAL_STATE_DIR") if directory is None else None
         self.state = Path(named).absolute() if named else self.directory
+        for path, variable in ((self.directory, "HAL_RUNTIME_DIR"), (self.state, "HAL_STATE_DIR")):
+            if not _is_text(path):
+                raise StateError(f"{str(path)!a} is not text in UTF-8: set {variable} to a directory that is")
         self.store = self.state / "leases.db"
         self.store_lock = self.state / "leases.lock"
         self.slices = self.directory / "slices"
@@ -101,6 +104,15 @@ class Places:
                 directory.rmdir()
             except OSError:
                 return
+
+
+def _is_text(path: Path) -> bool:
+    """What is told of it goes into sockets' addresses and messages."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _chosen() -> Path:

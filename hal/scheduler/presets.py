@@ -11,7 +11,7 @@ import msgspec
 from msgspec.structs import replace
 
 from hal.backend import StateError
-from hal.lines import parse_toml
+from hal.lines import parse_toml, read_text
 from hal.scheduler.core.request import Alternative, InvalidError, Member, Request, check
 from hal.units import parse_bytes, parse_seconds
 
@@ -35,7 +35,7 @@ def load(path: Path | None = None) -> dict[str, Preset]:
     presets = _read(own, "presets.toml")
     if path is not None:
         try:
-            presets |= _read(path.read_text(), str(path))
+            presets |= _read(read_text(path), str(path))
         except OSError as error:
             raise StateError(f"cannot read the presets {path}: {error.strerror}") from None
         except UnicodeDecodeError:

@@ -29,7 +29,7 @@ import zmq
 from zmq.utils import z85
 
 from hal.backend import GoneError, StateError
-from hal.lines import parse_toml
+from hal.lines import parse_toml, read_text
 from hal.scheduler.security.roles import Role
 
 __all__ = [
@@ -259,7 +259,7 @@ T = TypeVar("T", Pair, ClientKey)
 
 def _read_secret(path: Path, kind: type[T]) -> T:
     try:
-        content = path.read_text()
+        content = read_text(path)
     except UnicodeDecodeError:
         raise StateError(f"the key {path} is not UTF-8") from None
     except OSError as error:
