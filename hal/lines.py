@@ -8,14 +8,45 @@ text cut after a statement is TOML, too, and the shortest that has the key ends 
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import tomllib
 from collections.abc import Iterable
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
-__all__ = ["Place", "line_of", "line_of_fault", "nearest"]
+__all__ = ["Place", "line_of", "line_of_fault", "nearest", "parse_toml", "read_text", "text_of"]
+
+_LARGEST = 4 << 20  # bytes
 
 Place = tuple[str | int, ...]  # "devices", 0, "pci"
+
+
+def read_text(path: Path) -> str:
+    """Of a file that a person has written. Raises as ``text_of`` does."""
+    with path.open("rb") as file:
+        return text_of(file)
+
+
+def text_of(file: IO[bytes]) -> str:
+    """Raises OSError, also where there is no end of it (/dev/zero), and UnicodeDecodeError."""
+    content = file.read(_LARGEST + 1)
+    if len(content) > _LARGEST:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), file.name)
+    return content.decode()
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Raises ValueError for whatever is wrong: tomllib's own, and for that which it stumbles over."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        raise
+    except ValueError:
+        raise ValueError("a number in it has thousands of digits") from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def line_of(text: str, place: Place) -> int:

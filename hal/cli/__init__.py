@@ -6,12 +6,12 @@ Modules are imported when their command is used: start-up is part of what a user
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from hal.backend import HalError, StateError
@@ -71,6 +71,9 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"formatter_class": _Format} | options)
 
+    def print_help(self, file: Any = None) -> None:
+        print(self.format_help(), end="", file=file)  # argparse's own passes over what cannot be written
+
     def error(self, message: str) -> None:  # type: ignore[override]
         raise UsageError(f"{_plainly(message)}; see '{self.prog} --help'")
 
@@ -102,27 +105,62 @@ class _Version(argparse.Action):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code. No traceback for what a user can cause."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if sys.stdout is None:  # closed by the caller: `hal list >&-`
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - until the process ends
+    _have_streams()
     try:
-        return _dispatch(arguments)
-    except HalError as error:
-        from hal.cli.output import note
-
-        note(str(error).removeprefix(_FOR_CLIENTS))
-        return exit_code(error)
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+        code = _told(arguments)
+        sys.stdout.flush()
+        return code
     except BrokenPipeError:
         _discard_output()  # the reader has gone, as in `hal list | head -1`
         return 128 + signal.SIGPIPE
     except OSError as error:
         _discard_output()  # a full disk, for one
         if error.filename is None:
-            print(f"hal: {error.strerror or error}", file=sys.stderr)
+            _note(error.strerror or str(error))
             return 1
-        print(f"hal: cannot use {os.fspath(error.filename)}: {error.strerror}", file=sys.stderr)
+        _note(f"cannot use {os.fsdecode(error.filename)}: {error.strerror}")
         return exit_code(StateError(""))
+
+
+def _told(arguments: list[str]) -> int:
+    """The exit code of a command; what went wrong is told."""
+    try:
+        return _dispatch(arguments)
+    except SystemExit as end:  # of --help: what it has printed is still to be written
+        if isinstance(end.code, str):
+            _note(end.code)
+            return 1
+        return end.code or 0
+    except HalError as error:
+        _note(str(error).removeprefix(_FOR_CLIENTS))
+        return exit_code(error)
+    except UnicodeEncodeError as error:
+        _note(f"{error.object[:64]!a} is not text in UTF-8, and cannot be used here")
+        return exit_code(UsageError(""))
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+def _note(text: str) -> None:
+    from hal.cli.output import note  # which most commands need, and --version does not
+
+    note(text)
+
+
+def _have_streams() -> None:
+    """What the caller has closed, as in `hal list >&-`, goes nowhere: no file that is opened is to get its
+    number, and with it what is printed. And what cannot be printed as it is, is printed in another way."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - until the process ends
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _discard_output() -> None:
@@ -158,6 +196,4 @@ def _dispatch(arguments: list[str]) -> int:
         parser.print_help()
         return 0
     run: Callable[[argparse.Namespace], int] = options.run
-    code = run(options)
-    sys.stdout.flush()
-    return code
+    return run(options)

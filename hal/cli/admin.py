@@ -47,7 +47,8 @@ def configure_admin(parser: argparse.ArgumentParser) -> Callable[[argparse.Names
         epilog="examples:\n  hal admin check\n  hal admin check /backups/leases.db --json",
     )
     checking.add_argument("file", metavar="FILE", type=Path, nargs="?", help="a backup (the store)")
-    checking.add_argument("--json", action="store_true", help="print JSON (schema hal.store/1)")
+    for verb in (saving, restoring, checking):
+        verb.add_argument("--json", action="store_true", help="print JSON (schema hal.store/1)")
     telling = verbs.add_parser(
         "journal",
         help="what has happened, as JSON lines",
@@ -65,12 +66,19 @@ def _run(options: argparse.Namespace) -> int:
     places = Places()
     match options.verb:
         case "backup":
-            care.backup(_there(places), options.file)
-            note(f"wrote {options.file}")
+            found = care.backup(_there(places), options.file)
+            if options.json:
+                print_json("hal.store/1", **msgspec.structs.asdict(found))
+            else:
+                note(f"wrote {options.file}")
         case "restore":
             old = care.restore(options.file, places)
-            kept = "" if old is None else f"; what was there is kept as {old}"
-            note(f"restored {places.store}{kept}")
+            if options.json:
+                found = care.check(places.store)
+                print_json("hal.store/1", **msgspec.structs.asdict(found), kept=old and str(old))
+            else:
+                kept = "" if old is None else f"; what was there is kept as {old}"
+                note(f"restored {places.store}{kept}")
         case "check":
             return _check(options, places)
         case "journal":

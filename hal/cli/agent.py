@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import socket
 from collections.abc import Callable
@@ -20,8 +19,9 @@ from hal.scheduler.agent.slices import Slices
 from hal.scheduler.config import Config, check_there, configuration_file, load_config, reloaded, usual_file
 from hal.scheduler.endpoint import Endpoint
 from hal.scheduler.errors import Unreachable
-from hal.scheduler.jobs.launch import Launcher
+from hal.scheduler.jobs.launch import Launcher, missing_users
 from hal.scheduler.logs import Log
+from hal.scheduler.names import check_address, check_labels, check_node
 from hal.scheduler.places import Places
 from hal.scheduler.process import tell_systemd
 from hal.scheduler.sections import AgentSection
@@ -72,13 +72,22 @@ def _agent(options: argparse.Namespace) -> int:
 
     places = Places()
     started = whole = _configuration(options, places)
+    places.passable = whole.jobs.of_others
     config = whole.agent
     log = Log(json=whole.scheduler.log == "json", level=whole.scheduler.log_level)
     endpoint = _endpoint(options, config, whole.file)
-    node = options.node or config.node or (endpoint.key.name if endpoint.key else socket.gethostname())
+    node = options.node if options.node is not None else config.node
+    if node is None:
+        node = endpoint.key.name if endpoint.key else socket.gethostname()
+    given = dict(_label(text) for text in options.label)
+    try:
+        check_node(node)
+        check_labels(given)
+    except ValueError as wrong:
+        raise UsageError(str(wrong)) from None
     if endpoint.key is not None and node != endpoint.key.name:
         raise UsageError(f"the key is that of node '{endpoint.key.name}', and this one is '{node}'")
-    given = dict(_label(text) for text in options.label)
+    _warn(log, whole)
     launcher = Launcher(whole.jobs, own=False)
 
     def reread() -> dict[str, str]:
@@ -86,26 +95,27 @@ def _agent(options: argparse.Namespace) -> int:
         try:
             after = _configuration(options, places)
             check_there(whole, after)
-            places.make()
+            places.make(passable=after.jobs.of_others)
         except StateError as wrong:
             log(f"the configuration stays as it is: {wrong}")
         else:
             log(reloaded(started, whole, after))
             whole, launcher.section, log.level = after, after.jobs, after.scheduler.log_level
+            _warn(log, after)
         return whole.agent.labels | given
 
-    _try(endpoint)
+    if (nobody := _nobody(endpoint)) is not None:
+        log(f"{nobody}; it is asked again and again")
     with Machine() as machine:
-        agent = Agent(Slices(machine, places), places, node, launcher, log)
-        labels = config.labels | given
         service = Service(
-            agent,
+            Agent(Slices(machine, places), places, node, launcher, log),
             places,
             endpoint.dial,
             scheduler=endpoint.address,
             version=__version__,
-            labels=labels,
-            say=log,
+            labels=config.labels | given,
+            log=log,
+            silent=nobody is not None,
             reread=reread,
         )
         service.run(lambda: tell_systemd("READY=1"))
@@ -113,30 +123,44 @@ def _agent(options: argparse.Namespace) -> int:
 
 
 def _configuration(options: argparse.Namespace, places: Places) -> Config:
-    """What the file says; and whether programs of other users have to reach their slices."""
-    config = load_config(configuration_file(options.config, places.directory))
-    places.passable = os.geteuid() == 0 and bool(config.jobs.run_as)
-    return config
+    return load_config(configuration_file(options.config, places.directory))
+
+
+def _warn(log: Log, config: Config) -> None:
+    for sentence in missing_users(config.jobs):
+        log.warn(sentence)
 
 
 def _endpoint(options: argparse.Namespace, config: AgentSection, file: Path | None) -> Endpoint:
-    address = options.scheduler or os.environ.get("HAL_SCHEDULER") or config.scheduler
+    address: str | None = options.scheduler
+    if address is None:
+        address = os.environ.get("HAL_SCHEDULER") or config.scheduler
     if address is None:
         raise UsageError(
             "which scheduler? write --scheduler tcp://HOST:PORT, set HAL_SCHEDULER, or name it under [agent] "
             + (f"in {usual_file(Places().directory)} (not found)" if file is None else f"in {file}")
         )
-    if not address.startswith(("tcp://", "ipc://")):
-        raise UsageError(f"'{address}' is no address; write tcp://HOST:PORT or ipc://PATH")
-    key = options.key or os.environ.get("HAL_KEY") or config.key
+    try:
+        check_address(address)
+    except ValueError as wrong:
+        raise UsageError(str(wrong)) from None
+    key: str | None = options.key
+    if key is None:
+        key = os.environ.get("HAL_KEY") or config.key
     return Endpoint(address, read_client_key(Path(key)) if key and address.startswith("tcp://") else None)
 
 
-def _try(endpoint: Endpoint) -> None:
-    """A key that is refused is said at once; a scheduler that is not there yet is waited for."""
-    with zmq.Context() as context, context.socket(zmq.DEALER) as probe, contextlib.suppress(Unreachable):
+def _nobody(endpoint: Endpoint) -> Unreachable | None:
+    """A scheduler that is not there yet is waited for. Raises StateError when it is, and refuses the key."""
+    if not endpoint.somebody_listens():
+        return endpoint.nobody()
+    with zmq.Context() as context, context.socket(zmq.DEALER) as probe:
         probe.set(zmq.LINGER, 0)
-        endpoint.connect(probe, 3.0)
+        try:
+            endpoint.connect(probe, 3.0)
+        except Unreachable as nobody:
+            return nobody
+    return None
 
 
 def _label(text: str) -> tuple[str, str]:

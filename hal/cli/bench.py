@@ -12,6 +12,7 @@ from pathlib import Path
 from hal.backend import HalError
 from hal.cli.exits import UsageError
 from hal.cli.output import print_json, print_table
+from hal.cli.waiting import ending_in_order
 from hal.scheduler.bench.figures import PEERS, PEERS_SOURCE, Figure, missing
 from hal.scheduler.bench.load import own_key
 from hal.scheduler.bench.rows import ROWS, at_address
@@ -52,7 +53,8 @@ def _daemon(options: argparse.Namespace) -> int:
         if not Path(options.directory).is_dir():
             raise UsageError(f"there is no directory {options.directory}")
         tempfile.tempdir = options.directory
-    figures = list(_figures(options, names))
+    with ending_in_order():
+        figures = list(_figures(options, names))
     machine = {
         "cores": len(os.sched_getaffinity(0)),
         "load": os.getloadavg()[0],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import re
 import signal
 import sys
 import time
@@ -362,7 +363,8 @@ def _ended(one: dict[str, Any]) -> str:
 def _signal(options: argparse.Namespace) -> int:
     name = options.signal.upper()
     try:
-        number = int(name) if name.isdigit() else signal.Signals[f"SIG{name.removeprefix('SIG')}"].value
+        is_number = re.fullmatch("[0-9]{1,9}", name)
+        number = int(name) if is_number else signal.Signals[f"SIG{name.removeprefix('SIG')}"].value
     except KeyError:
         raise UsageError(f"there is no signal '{options.signal}'") from None
     with reaching() as client:

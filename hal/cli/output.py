@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -78,7 +79,10 @@ def because(cause: str, reason: str) -> str:
 
 def note(text: str) -> None:
     """A word to the person, beside what is printed for a program."""
-    print("hal:", visible(text, but="\n"), file=sys.stderr)
+    try:
+        print("hal:", visible(text, but="\n"), file=sys.stderr, flush=True)
+    except OSError:  # nobody hears it: the exit code says it, too, and is not to become another
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def visible(text: str, but: str = "") -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from hal.backend import StateError
+from hal.lines import parse_toml, read_text
 from hal.scheduler.core.request import InvalidError, Request, check
 from hal.units import parse_bytes, parse_seconds
 
@@ -58,11 +58,11 @@ _NAMES = {field: name for name, (field, _) in _UNITS.items()} | {"members": "mem
 def read_request(path: Path) -> tuple[Request, str | None]:
     """The request, and the class that it is of. StateError names the line and the field."""
     try:
-        text = path.read_text(encoding="utf-8")
-        content = tomllib.loads(text)
+        text = read_text(path)
+        content = parse_toml(text)
     except OSError as error:
         raise StateError(f"cannot read {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise StateError(f"{path} is not TOML: {error}") from None
     try:
         request, preset = _converted(content)

@@ -18,11 +18,12 @@ from hal.scheduler.client import Client
 from hal.scheduler.config import Config, configuration_file, keys_directory, load_config
 from hal.scheduler.daemon import AlreadyRunning, Daemon
 from hal.scheduler.errors import Unreachable
-from hal.scheduler.jobs.launch import Launcher
+from hal.scheduler.jobs.launch import Launcher, missing_users
 from hal.scheduler.logs import Log
 from hal.scheduler.places import Places
 from hal.scheduler.presets import load
 from hal.scheduler.process import tell_systemd
+from hal.scheduler.sections import LONGEST_SECONDS
 from hal.scheduler.security.door import Door, group_id
 from hal.scheduler.security.keys import Keys
 
@@ -64,6 +65,7 @@ def _serve(options: argparse.Namespace) -> int:
 
     places = Places()
     config = _configuration(options, places)
+    places.passable = config.jobs.of_others
     group = config.security.group
     if group is not None:
         places.group = group_id(group)
@@ -71,11 +73,8 @@ def _serve(options: argparse.Namespace) -> int:
     keys = Keys(keys_directory(config, places.directory)) if config.scheduler.listen else None
     log = Log(json=config.scheduler.log == "json", level=config.scheduler.log_level)
     door = Door(config, places, keys, say=log)
-
-    def reread() -> Config:
-        again = _configuration(options, places)
-        places.make()
-        return again
+    for sentence in missing_users(config.jobs):
+        log.warn(sentence)
 
     with contextlib.ExitStack() as stack:
         machine = stack.enter_context(Machine())
@@ -85,7 +84,7 @@ def _serve(options: argparse.Namespace) -> int:
             config=config,
             door=door,
             private=options.private,
-            reread=reread,
+            reread=lambda: _configuration(options, places),
             log=log,
             version=__version__,
         )
@@ -133,8 +132,6 @@ def _is_about_to_leave(places: Places) -> bool:
 def _configuration(options: argparse.Namespace, places: Places) -> Config:
     """What the file says, with what the command line says over it."""
     config = load_config(configuration_file(options.config, places.directory, private=options.private))
-    # Programs of other users have to reach their slices.
-    places.passable = os.geteuid() == 0 and bool(config.jobs.run_as)
     named = os.environ.get("HAL_PRESETS")
     presets = load(Path(named) if named else None)
     scheduler = config.scheduler
@@ -152,6 +149,6 @@ def _seconds(text: str) -> float:
         found = float(text)
     except ValueError:
         found = -1.0
-    if not 0.5 <= found <= 86400:
-        raise argparse.ArgumentTypeError("it is a number of seconds between 0.5 and 86400")
+    if not 0.5 <= found <= LONGEST_SECONDS:
+        raise argparse.ArgumentTypeError(f"it is a number of seconds between 0.5 and {LONGEST_SECONDS}")
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from hal.cli.request import configure_request, the_request
 from hal.units import parse_bytes
 
 _MOST = 1000
+_NUMBER = re.compile("[0-9]{1,18}")
 
 
 def configure_submit(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
@@ -120,7 +122,7 @@ def _numbers(text: str) -> list[int]:
     found: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not (first.isascii() and first.isdigit() and (not dash or (last.isascii() and last.isdigit()))):
+        if not (_NUMBER.fullmatch(first) and (not dash or _NUMBER.fullmatch(last))):
             raise UsageError(f"'{text}' is no range: write it like 0-9 or 1,4,7-9")
         low, high = int(first), int(last or first)
         if high < low or high - low >= _MOST or len(found) + high - low >= _MOST:

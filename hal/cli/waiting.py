@@ -13,13 +13,13 @@ from hal.cli.output import note
 from hal.cli.request import the_request
 from hal.scheduler.lease import HeldLease, lease
 
-__all__ = ["leased", "loss"]
+__all__ = ["ending_in_order", "leased", "loss"]
 
 
 def leased(options: argparse.Namespace, *, on_lost: Callable[[str], None]) -> HeldLease:
     """What the options ask for (hal/cli/request.py). Raises what ``lease`` does."""
     asked, preset = the_request(options)
-    with _ending_in_order():
+    with ending_in_order():
         return lease(request=asked, preset=preset, on_lost=on_lost, on_wait=_say_that_it_waits)
 
 
@@ -29,10 +29,11 @@ def loss(reason: str) -> str:
 
 
 @contextmanager
-def _ending_in_order() -> Iterator[None]:
-    """SIGTERM and SIGHUP end this process by an exception, as Ctrl-C does, so that its request is taken back.
+def ending_in_order() -> Iterator[None]:
+    """SIGTERM and SIGHUP end this process by an exception, as Ctrl-C does, so that it takes back what it has
+    asked for, or made.
 
-    Over TCP nobody else would do it: a scheduler does not see the process at the other end.
+    Over TCP nobody else would take a request back: a scheduler does not see the process at the other end.
     """
     before = {}
     for number in (signal.SIGTERM, signal.SIGHUP):

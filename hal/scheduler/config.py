@@ -10,7 +10,6 @@ import difflib
 import os
 import re
 import stat
-import tomllib
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -20,6 +19,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from hal.backend import StateError
+from hal.lines import parse_toml, text_of
 from hal.scheduler.presets import Preset, typed_presets
 from hal.scheduler.sections import (
     AgentSection,
@@ -87,8 +87,8 @@ _TABLES = {
 def configuration_file(named: str | None, runtime: Path, *, private: bool = False) -> Path | None:
     """``named`` (--config), else HAL_CONFIG, else ``hal.toml`` in the runtime directory, else for root
     /etc/hal/hal.toml; None when there is none of them. A private daemon has nothing to do with the last."""
-    chosen = named or os.environ.get("HAL_CONFIG")
-    if chosen:
+    chosen = os.environ.get("HAL_CONFIG") or None if named is None else named
+    if chosen is not None:
         return Path(chosen).absolute()
     if (own := runtime / "hal.toml").exists():
         return own
@@ -119,7 +119,7 @@ def load_config(path: Path | None) -> Config:
     try:
         with path.open("rb") as file:
             found = os.fstat(file.fileno())
-            content = file.read().decode()
+            content = text_of(file)
     except UnicodeDecodeError:
         raise StateError(f"{path} is not UTF-8") from None
     except OSError as error:
@@ -130,8 +130,8 @@ def load_config(path: Path | None) -> Config:
             f"to root, and take the right to write from others (chmod o-w {path})"
         )
     try:
-        tables = tomllib.loads(content)
-    except tomllib.TOMLDecodeError as error:
+        tables = parse_toml(content)
+    except ValueError as error:
         raise StateError(f"{path} is not TOML: {error}") from None
     try:
         return _typed(tables, path)
@@ -168,11 +168,25 @@ def _section(name: str, table: Any, kind: type[Struct]) -> Struct:
         raise ValueError(f"{name}: expected a table, [{name}]")
     _only(table, kind.__struct_fields__, f"{name}.")
     for key, value in table.items():  # one by one, so that the error can name the key and nothing else
+        if any("\0" in text for text in _texts(value)):
+            raise ValueError(f"{name}.{key}: no name or path has a NUL in it")
         try:
             msgspec.convert({key: value}, kind)
         except msgspec.ValidationError as error:
             raise ValueError(f"{name}.{_plainly(key, str(error), kind)}") from None
     return msgspec.convert(table, kind)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All that are in it, keys too."""
+    if isinstance(value, dict):
+        for one in (*value.keys(), *value.values()):
+            yield from _texts(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from _texts(one)
+    elif isinstance(value, str):
+        yield value
 
 
 def _only(table: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
@@ -271,7 +285,8 @@ def _keys(kind: type[Struct]) -> Iterator[tuple[str, bool, str]]:
     for key in kind.__struct_fields__:
         meta = next(one for one in hints[key].__metadata__ if isinstance(one, Meta) and one.extra)
         assert meta.extra is not None and meta.description is not None
-        yield key, bool(meta.extra["live"]), meta.description
+        bounds = "" if meta.ge is None or meta.le is None else f" ({meta.ge} to {meta.le})"
+        yield key, bool(meta.extra["live"]), meta.description + bounds
 
 
 # ---- the page ---------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from hal.scheduler.answers import FAULTS, Address, Later, Peer, Refused, Waiter,
 from hal.scheduler.config import Config, changed, check_there, reloaded
 from hal.scheduler.engine import Engine
 from hal.scheduler.holders import SILENCE, Holders
+from hal.scheduler.jobs.launch import missing_users
 from hal.scheduler.logs import Log
 from hal.scheduler.monitor import Monitor
 from hal.scheduler.operations import OPERATIONS
@@ -90,6 +91,7 @@ class Daemon(Engine):
         self.places.make()
         who = None if self.agent is None else lender.RUN if self.private else lender.SERVE
         with locked(self.places, who), contextlib.ExitStack() as stack:
+            self._door.check(self.config)  # before anything is made
             self.store = Store(self.places.store)
             stack.push(self._close_store)
             if self.agent is not None:
@@ -193,15 +195,19 @@ class Daemon(Engine):
         try:
             after = self._reread()
             check_there(self.config, after)
-            self._door.reload(after)
+            roles = self._door.check(after)
+            self.places.make(passable=after.jobs.of_others)
         except StateError as wrong:
             self._door.say(f"the configuration stays as it is: {wrong}")
             return
+        self._door.reload(after, roles)
         now, later = changed(self._started, self.config, after)
         said = reloaded(self._started, self.config, after)
         self.config, self.prices = after, Prices(after.prices)
         if self.agent is not None and self.agent.launcher is not None:
             self.agent.launcher.section = after.jobs
+            for sentence in missing_users(after.jobs):
+                self.monitor.log.warn(sentence)
         self.nodes.lost_seconds = after.scheduler.lost_seconds
         self.nodes.grace_seconds = after.scheduler.grace_seconds
         self.state.grace_ms = round(after.scheduler.grace_seconds * 1000)

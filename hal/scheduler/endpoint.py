@@ -19,6 +19,7 @@ import zmq
 from hal.backend import StateError
 from hal.scheduler.errors import Unreachable
 from hal.scheduler.lender import Lender
+from hal.scheduler.names import check_address
 from hal.scheduler.places import Places
 from hal.scheduler.security.keys import ClientKey, read_client_key
 
@@ -32,8 +33,11 @@ class Endpoint:
 
     def __init__(self, address: str, key: ClientKey | None = None, *, places: Places | None = None) -> None:
         """Raises StateError when it is no address, or one of TCP without a key."""
-        if not address.startswith(("tcp://", "ipc://")):
-            raise StateError(f"'{address}' is no scheduler's address; write tcp://HOST:PORT or ipc://PATH")
+        try:
+            if places is None:  # else nobody has written it
+                check_address(address)
+        except ValueError as wrong:
+            raise StateError(str(wrong)) from None
         if address.startswith("tcp://") and key is None:
             raise StateError(
                 f"{address} needs a key: set HAL_KEY to its file ('hal keys new' makes one, at the scheduler)"

@@ -36,6 +36,10 @@ class Log:
         self.add("info", sentence)
         self.flush()
 
+    def warn(self, sentence: str) -> None:
+        self.add("warning", sentence)
+        self.flush()
+
     def wants(self, level: str) -> bool:
         return LEVELS[level] <= LEVELS[self.level]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -14,6 +13,7 @@ from msgspec import Struct
 from hal.scheduler import bodies, core, wire
 from hal.scheduler.answers import Peer, Refused
 from hal.scheduler.core.facts import WHOLE_MILLI, NodeFacts
+from hal.scheduler.names import check_label
 from hal.scheduler.node import Node
 from hal.scheduler.store import journal
 
@@ -24,7 +24,6 @@ __all__ = ["OPERATIONS", "Label", "NodesPage", "Target", "labelled"]
 
 _MOST_NODES = 200  # on a page
 _MOST_NAMES = 8  # of nodes, told to whoever gives another
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
 class NodesPage(Struct, frozen=True, forbid_unknown_fields=True):
@@ -58,10 +57,7 @@ class Label(Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         for name, value in self.labels.items():
-            if not _NAME.fullmatch(name):
-                raise ValueError(f"'{name:.64}' is no name of a label: letters, digits, '.', '_' and '-'")
-            if value is not None and not (value.isprintable() and len(value) <= 256):
-                raise ValueError(f"the label '{name}' has at most 256 printable characters")
+            check_label(name, value)
 
 
 class Forget(Struct, frozen=True, forbid_unknown_fields=True):
@@ -73,7 +69,7 @@ class Forget(Struct, frozen=True, forbid_unknown_fields=True):
 
 def labelled(facts: NodeFacts, labels: dict[str, str]) -> NodeFacts:
     """Its devices have the node's name and labels as attributes: ``device.attributes["node"].rack``."""
-    own = {"node.name": facts.id} | {f"node.{name}": value for name, value in labels.items()}
+    own = {f"node.{name}": value for name, value in labels.items()} | {"node.name": facts.id}
     devices = tuple(
         msgspec.structs.replace(device, attributes={**device.attributes, **own}) for device in facts.devices
     )

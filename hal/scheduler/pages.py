@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import socket
 import threading
 import time
@@ -22,21 +21,14 @@ from hal.backend import HalError, StateError
 from hal.scheduler.client import Client
 from hal.scheduler.metrics import CONTENT_TYPE, exposition
 from hal.scheduler.places import Places
+from hal.scheduler.sections import http_address
 
-__all__ = ["Pages", "address"]
+__all__ = ["Pages"]
 
 _ANSWER = 2.0  # seconds in which the daemon has to answer
 _READER = 5.0  # seconds that somebody may take to say what is wanted, and to read it
 _AT_ONCE = 8  # connections; for more, one that has asked nothing yet is closed
 _FRESH = 1.0  # seconds for which a page of metrics is good: whoever reads it costs all others the same time
-
-
-def address(text: str) -> tuple[str, int]:
-    """Host and port of ``HOST:PORT`` or ``[ADDRESS]:PORT``. Raises StateError."""
-    found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+)):(\d{1,5})", text)
-    if found is None or int(found[3]) > 65535:
-        raise StateError(f"scheduler.metrics: '{text}' is no address; write HOST:PORT")
-    return found[1] or found[2], int(found[3])
 
 
 class Pages(ThreadingHTTPServer):
@@ -46,7 +38,7 @@ class Pages(ThreadingHTTPServer):
     block_on_close = False
 
     def __init__(self, to: str, places: Places) -> None:
-        host, port = address(to)
+        host, port = http_address(to)
         self._places = places
         self._client: Client | None = None
         self._asking = threading.Lock()

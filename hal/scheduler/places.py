@@ -7,11 +7,9 @@ import stat
 from pathlib import Path
 
 from hal.backend import StateError
+from hal.scheduler.names import LONGEST_SOCKET_PATH
 
 __all__ = ["Places"]
-
-# A Unix socket's path has 107 bytes (unix(7), sun_path); ZeroMQ cuts a longer one without a word.
-_LONGEST_SOCKET_PATH = 107
 
 
 class Places:
@@ -31,6 +29,9 @@ class Places:
         self.lock = self.directory / "scheduler.lock"
         named = os.environ.get("HAL_STATE_DIR") if directory is None else None
         self.state = Path(named).absolute() if named else self.directory
+        for path, variable in ((self.directory, "HAL_RUNTIME_DIR"), (self.state, "HAL_STATE_DIR")):
+            if not _is_text(path):
+                raise StateError(f"{str(path)!a} is not text in UTF-8: set {variable} to a directory that is")
         self.store = self.state / "leases.db"
         self.store_lock = self.state / "leases.lock"
         self.slices = self.directory / "slices"
@@ -62,10 +63,12 @@ class Places:
     def binding_file(self, lease_id: str) -> Path:
         return self.slices / f"{lease_id}.binding"
 
-    def make(self) -> None:
+    def make(self, *, passable: bool | None = None) -> None:
         """Create what is missing. Raises StateError when the directory is not the user's alone, and the
-        group's if there is one: its members reach the socket, and by their names their own slices."""
-        if len(os.fsencode(self.socket)) > _LONGEST_SOCKET_PATH:
+        group's if there is one: its members reach the socket, and by their names their own slices.
+        ``passable``: from now on; else as it was."""
+        passable = self.passable if passable is None else passable
+        if len(os.fsencode(self.socket)) > LONGEST_SOCKET_PATH:
             raise StateError(
                 f"the path {self.socket} is too long for a socket; set HAL_RUNTIME_DIR to a shorter one"
             )
@@ -81,7 +84,7 @@ class Places:
                 )
             self.slices.mkdir(mode=0o700, exist_ok=True)
             self.state.mkdir(mode=0o700, parents=True, exist_ok=True)
-            through = 0o011 if self.passable else 0
+            through = 0o011 if passable else 0
             if self.group is not None:
                 os.chown(self.directory, -1, self.group)
                 self.directory.chmod(0o750 | through)
@@ -93,6 +96,7 @@ class Places:
             raise StateError(
                 f"cannot use the runtime directory {self.directory}: {error.strerror}"
             ) from error
+        self.passable = passable
 
     def remove_empty(self) -> None:
         """Remove the directories if nothing is in them."""
@@ -101,6 +105,15 @@ class Places:
                 directory.rmdir()
             except OSError:
                 return
+
+
+def _is_text(path: Path) -> bool:
+    """What is told of it goes into sockets' addresses and messages."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _chosen() -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -12,6 +11,7 @@ import msgspec
 from msgspec.structs import replace
 
 from hal.backend import StateError
+from hal.lines import parse_toml, read_text
 from hal.scheduler.core.request import Alternative, InvalidError, Member, Request, check
 from hal.units import parse_bytes, parse_seconds
 
@@ -35,7 +35,7 @@ def load(path: Path | None = None) -> dict[str, Preset]:
     presets = _read(own, "presets.toml")
     if path is not None:
         try:
-            presets |= _read(path.read_text(), str(path))
+            presets |= _read(read_text(path), str(path))
         except OSError as error:
             raise StateError(f"cannot read the presets {path}: {error.strerror}") from None
         except UnicodeDecodeError:
@@ -67,8 +67,8 @@ def _behind(member: Member, fallback: tuple[Alternative, ...]) -> tuple[Alternat
 
 def _read(text: str, name: str) -> dict[str, Preset]:
     try:
-        content: Mapping[str, Any] = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        content: Mapping[str, Any] = parse_toml(text)
+    except ValueError as error:
         raise StateError(f"the presets {name} are not TOML: {error}") from None
     try:
         return typed_presets(content)
@@ -81,20 +81,28 @@ def typed_presets(content: Mapping[str, Any], *, prefix: str = "") -> dict[str, 
     presets = {}
     for title, table in content.items():
         try:
-            fields = dict(table)
-            if "fallback" in fields:
-                fields["fallback"] = [_alternative(dict(one)) for one in fields["fallback"]]
-            presets[title] = msgspec.convert(fields, Preset)
+            presets[title] = msgspec.convert(_fields(table), Preset)
             check(Request(members=(Member(presets[title].fallback or (Alternative(),)),)))
-        except (msgspec.ValidationError, InvalidError, TypeError, ValueError) as error:
+            check(with_preset(Request(), msgspec.structs.replace(presets[title], fallback=())))
+        except (msgspec.ValidationError, InvalidError, ValueError) as error:
             raise ValueError(f"[{prefix}{title}]: {error}") from None
     return presets
+
+
+def _fields(table: Any) -> dict[str, Any]:
+    """Raises ValueError where a table or a list of tables is wanted, and there is something else."""
+    if not isinstance(table, dict):
+        raise ValueError("a class is a table, such as {priority = 1}")
+    fallback = table.get("fallback", [])
+    if not (isinstance(fallback, list) and all(isinstance(one, dict) for one in fallback)):
+        raise ValueError('fallback is a list of tables, such as [{memory = "8GiB"}]')
+    return table | {"fallback": [_alternative(dict(one)) for one in fallback]}
 
 
 def _alternative(fields: dict[str, Any]) -> dict[str, Any]:
     """Sizes and times as people write them."""
     if "memory" in fields:
-        fields["memory_bytes"] = parse_bytes(fields.pop("memory"))
+        fields["memory_bytes"] = parse_bytes(str(fields.pop("memory")))
     if "slack" in fields:
-        fields["slack_ms"] = round(1000 * parse_seconds(fields.pop("slack")))
+        fields["slack_ms"] = round(1000 * parse_seconds(str(fields.pop("slack"))))
     return fields

@@ -6,16 +6,30 @@ start.
 
 from __future__ import annotations
 
+import os
+import re
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from hal.scheduler.names import check_labels, check_port
 from hal.scheduler.security.environment import KEPT
 from hal.scheduler.security.limits import Allowance
 from hal.scheduler.security.roles import Role
 from hal.units import parse_bytes
 
-__all__ = ["AgentSection", "JobsSection", "LimitsSection", "SchedulerSection", "SecuritySection"]
+__all__ = [
+    "LONGEST_SECONDS",
+    "AgentSection",
+    "JobsSection",
+    "LimitsSection",
+    "SchedulerSection",
+    "SecuritySection",
+    "http_address",
+]
+
+_MANY = 1_000_000  # of what one client may do: no bound, and yet a number that can be counted with
+LONGEST_SECONDS = 7 * 86400  # that a node may be silent, and then be waited for
 
 
 def _key(text: str, *, live: bool = True, **bounds: Any) -> Meta:
@@ -23,24 +37,43 @@ def _key(text: str, *, live: bool = True, **bounds: Any) -> Meta:
 
 
 Seconds = float
+Text = Annotated[str, Meta(min_length=1)]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,31}$")]
 Address = Annotated[str, Meta(pattern=r"^tcp://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.*_-]+):([0-9]{1,5}|\*)$")]
+
+
+_METRICS = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+)):([0-9]{1,5})")
+
+
+def http_address(text: str) -> tuple[str, int]:
+    """Host and port of ``HOST:PORT`` or ``[ADDRESS]:PORT``. Raises ValueError."""
+    found = _METRICS.fullmatch(text)
+    if found is None or int(found[3]) > 65535:
+        raise ValueError(f"'{text}' is no address; write HOST:PORT")
+    return found[1] or found[2], int(found[3])
 
 
 class SchedulerSection(Struct, frozen=True, kw_only=True):
     listen: Annotated[
         tuple[Address, ...],
         _key(
-            "TCP addresses for agents and clients of other machines, such as `tcp://0.0.0.0:7421`; always "
-            "with CURVE keys (`hal keys`). Without any only this machine is served",
+            "TCP addresses for agents and clients of other machines, such as `tcp://0.0.0.0:7421` (port "
+            "`*`: any that is free); always with CURVE keys (`hal keys`). Without any only this machine is "
+            "served",
             live=False,
         ),
     ] = ()
     lost_seconds: Annotated[
-        Seconds, _key("a node that has said nothing for so long is lost: its leases are suspended", ge=2)
+        Seconds,
+        _key(
+            "a node that has said nothing for so long is lost: its leases are suspended",
+            ge=2,
+            le=LONGEST_SECONDS,
+        ),
     ] = 5.0
     grace_seconds: Annotated[
-        Seconds, _key("how long a lost node's leases wait for it before they are revoked", ge=0)
+        Seconds,
+        _key("how long a lost node's leases wait for it before they are revoked", ge=1, le=LONGEST_SECONDS),
     ] = 60.0
     metrics: Annotated[
         str, _key("`HOST:PORT` at which /metrics and /health are served over HTTP; empty: not", live=False)
@@ -52,19 +85,33 @@ class SchedulerSection(Struct, frozen=True, kw_only=True):
         "info"
     )
 
+    def __post_init__(self) -> None:
+        for address in self.listen:
+            check_port(address, least=0)
+        if self.metrics:
+            http_address(self.metrics)
+
 
 class LimitsSection(Struct, frozen=True, kw_only=True):
     requests_per_second: Annotated[
-        float, _key("of each client (a local user, or a key); admins and agents are not counted", gt=0)
+        float,
+        _key("of each client (a local user, or a key); admins and agents are not counted", ge=0.01, le=_MANY),
     ] = 1000.0
-    burst: Annotated[int, _key("requests that a client may send at once after a pause", ge=1)] = 2000
+    burst: Annotated[int, _key("requests that a client may send at once after a pause", ge=1, le=_MANY)] = (
+        2000
+    )
     outstanding: Annotated[
-        int, _key("requests of a client that wait for an answer (`wait`, `watch`)", ge=1)
+        int, _key("requests of a client that wait for an answer (`wait`, `watch`)", ge=1, le=_MANY)
     ] = 256
     waiting: Annotated[
-        int, _key("requests of an owner that wait in queues, jobs among them; admins are not counted", ge=1)
+        int,
+        _key(
+            "requests of an owner that wait in queues, jobs among them; admins are not counted",
+            ge=1,
+            le=_MANY,
+        ),
     ] = 10_000
-    request_bytes: Annotated[int, _key("the largest request, at most 65536", ge=1024, le=65536)] = 65536
+    request_bytes: Annotated[int, _key("the largest request", ge=1024, le=65536)] = 65536
     queued: Annotated[
         int,
         _key(
@@ -118,7 +165,8 @@ class JobsSection(Struct, frozen=True, kw_only=True):
         dict[str, str],
         _key(
             "for an agent that runs as root: which user's jobs run as whom, by the key's name or the local "
-            'user\'s (`alice = "alice"`). Who is not named here runs none'
+            'user\'s (`alice = "alice"`). Who is not named here runs none. Of a user that there is not (yet) '
+            "the log tells"
         ),
     ] = {}
     keep_environment: Annotated[
@@ -129,6 +177,11 @@ class JobsSection(Struct, frozen=True, kw_only=True):
         ),
     ] = KEPT
 
+    @property
+    def of_others(self) -> bool:
+        """Programs of other users run here: they have to reach their slices."""
+        return os.geteuid() == 0 and bool(self.run_as)
+
 
 class AgentSection(Struct, frozen=True, kw_only=True):
     scheduler: Annotated[
@@ -136,7 +189,7 @@ class AgentSection(Struct, frozen=True, kw_only=True):
         _key("the scheduler's address, where neither option nor variable names one", live=False),
     ] = None
     key: Annotated[
-        str | None, _key("the agent's key file, made by `hal keys new NODE --role agent`", live=False)
+        Text | None, _key("the agent's key file, made by `hal keys new NODE --role agent`", live=False)
     ] = None
     node: Annotated[
         Name | None,
@@ -147,10 +200,15 @@ class AgentSection(Struct, frozen=True, kw_only=True):
         _key('what the scheduler is told of this node, such as `zone = "a"`'),
     ] = {}
 
+    def __post_init__(self) -> None:
+        if self.scheduler is not None:
+            check_port(self.scheduler)
+        check_labels(self.labels)
+
 
 class SecuritySection(Struct, frozen=True, kw_only=True):
     keys: Annotated[
-        str | None,
+        Text | None,
         _key(
             "the directory of keys; none: `/etc/hal/keys` for root, else `~/.config/hal/keys`, and with "
             "HAL_RUNTIME_DIR `keys` in it",
@@ -158,7 +216,7 @@ class SecuritySection(Struct, frozen=True, kw_only=True):
         ),
     ] = None
     group: Annotated[
-        str | None,
+        Text | None,
         _key(
             "a group of this machine whose members are served, too: the runtime directory is opened to it "
             "(0750). None: only the scheduler's own user and root",
@@ -173,7 +231,7 @@ class SecuritySection(Struct, frozen=True, kw_only=True):
         ),
     ] = {}
     audit: Annotated[
-        str | None,
+        Text | None,
         _key(
             "where it is noted who did what, seen from the runtime directory; none: `audit.log` in it when "
             "others than the scheduler's own user are served, else nowhere",
@@ -186,4 +244,5 @@ class SecuritySection(Struct, frozen=True, kw_only=True):
     audit_files: Annotated[int, _key("how many that were put aside are kept", ge=0, le=1000)] = 8
 
     def __post_init__(self) -> None:
-        parse_bytes(self.audit_size)
+        if parse_bytes(self.audit_size) < 4096:
+            raise ValueError("audit_size is at least 4KiB")

@@ -178,6 +178,40 @@ def test_an_agent_that_begins_with_nothing_lent_is_not_cut_off(cluster: Cluster)
     cluster.agent("green")  # the first that it says is that it has joined
 
 
+def test_an_agent_says_once_that_nobody_answers_and_once_that_somebody_does(cluster: Cluster) -> None:
+    kill(cluster.scheduler.pid)
+    cluster.envs["green"] = cluster._stack.enter_context(emulated(load("l40s-4")))
+    address = Places(Path(cluster.head["HAL_RUNTIME_DIR"])).address
+    command = [*HAL, "agent", "--scheduler", address, "--node", "green"]
+    agent = cluster.agents["green"] = start(cluster.envs["green"], *command, stdin=subprocess.DEVNULL)
+    assert agent.stderr is not None
+    nobody = f"hal: no scheduler answers at {address}; it is asked again and again\n"
+    assert agent.stderr.readline() == nobody
+    cluster.serve()
+    assert agent.stderr.readline() == f"hal: the scheduler at {address} answers\n"
+    assert "has joined" in agent.stderr.readline()
+    os.kill(cluster.scheduler.pid, signal.SIGSTOP)
+    assert agent.stderr.readline() == nobody
+    os.kill(cluster.scheduler.pid, signal.SIGCONT)
+    assert agent.stderr.readline() == f"hal: the scheduler at {address} answers\n"
+
+
+def test_at_debug_an_agent_tells_each_order_with_its_outcome(cluster: Cluster) -> None:
+    cluster.envs["green"] = cluster._stack.enter_context(emulated(load("l40s-4")))
+    runtime = Path(cluster.envs["green"]["HAL_RUNTIME_DIR"])
+    runtime.mkdir(mode=0o700, exist_ok=True)
+    (runtime / "hal.toml").write_text('[scheduler]\nlog = "json"\nlog_level = "debug"\n')
+    cluster.agent("green")
+    lease = cluster.acquire("k", of("nvidia"))["lease"]["id"]
+    cluster.call("release", lease=lease)
+    stderr = cluster.agents["green"].stderr
+    assert stderr is not None
+    for order in ("bind", "unbind"):
+        told = json.loads(stderr.readline())
+        assert (told["level"], told["message"], told["lease"]) == ("debug", f"{order} ok", lease)
+        assert told["request"]
+
+
 def test_a_node_whose_driver_takes_seconds_joins(cluster: Cluster) -> None:
     """For longer than an agent listens to silence; nobody answers while it looks at its devices."""
     slow = ";".join(f"nvmlDeviceGetMemoryInfo{kind}=900000000" for kind in ("", "_v2"))

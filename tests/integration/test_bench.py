@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from hal.scheduler.bench.rows import simulated
-from tests.conftest import HAL
+from tests.conftest import HAL, wait_until
 
 Hal = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -47,6 +48,15 @@ def test_a_row_has_figures(row: str, count: int, tmp_path: Path) -> None:
         assert figure["reached"] in ((None,) if floor else (True, False))
         assert "refused" not in figure["remark"]
     assert {peer["name"] for peer in answer["peers"]} >= {"Slurm 22.05", "Ray 2.60"}
+
+
+def test_one_that_is_told_to_end_leaves_nothing(tmp_path: Path) -> None:
+    command = [*HAL, "bench", "daemon", "--only", "grant", "--seconds", "60", "--directory", str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL) as bench:
+        wait_until(lambda: any(tmp_path.rglob("scheduler.sock")), what="the start of its daemon")
+        bench.terminate()
+        assert bench.wait(60) == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_table_says_with_what_it_is_compared(hal: Hal, tmp_path: Path) -> None:

@@ -87,6 +87,15 @@ def test_a_damaged_store_is_refused_until_a_backup_is_restored(machine_env: Env,
         kept = client.call("acquire", key="kept", request=request)["lease"]["id"]
         term = client.call("hello")["term"]
         assert hal("admin", "backup", saved) == (0, f"hal: wrote {saved}\n")
+        code, said = hal("admin", "backup", saved, "--json")
+        backed = json.loads(said)
+        assert (code, backed["schema"], backed["path"]) == (0, "hal.store/1", str(saved))
+        assert (backed["leases"], backed["term"]) == (1, term)
+        assert hal("admin", "backup", "/") == (6, "hal: / is a directory: name the file in it to write to\n")
+        pipe = tmp_path / "pipe"
+        os.mkfifo(pipe)
+        assert hal("admin", "backup", pipe)[0] == 6
+        assert pipe.is_fifo()
         later = client.call("acquire", key="later", request=request)["lease"]["id"]
         code, said = hal("admin", "restore", saved)
         assert (code, said.count("\n")) == (6, 1)
@@ -107,6 +116,11 @@ def test_a_damaged_store_is_refused_until_a_backup_is_restored(machine_env: Env,
     code, said = hal("admin", "restore", saved)
     assert code == 0
     assert f"restored {store}; what was there is kept as {store}." in said
+    code, said = hal("admin", "restore", saved, "--json")
+    back = json.loads(said)
+    assert (code, back["schema"], back["path"]) == (0, "hal.store/1", str(store))
+    assert (back["leases"], back["term"]) == (1, term + 1_000_000)
+    assert Path(back["kept"]).is_file()
     with serving(machine_env), Client(places(machine_env)) as client:
         assert client.call("renew", lease=kept)["lease"]["id"] == kept
         assert [one["id"] for one in client.call("list")["leases"]] == [kept]

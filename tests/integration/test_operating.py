@@ -6,7 +6,6 @@ import json
 import os
 import pwd
 import re
-import signal
 import subprocess
 import urllib.request
 from collections.abc import Iterator
@@ -19,8 +18,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from hal.backend import GoneError, HalError, UnsupportedError
+from hal.scheduler import core
 from hal.scheduler.client import Client
 from hal.scheduler.errors import MalformedError
+from hal.scheduler.operating import labelled
 from hal.scheduler.security.roles import ACCESS, Role
 from tests.conftest import HAL, wait_until
 from tests.integration.support import GIB, Env, line, places, start
@@ -118,6 +119,8 @@ def test_a_device_is_named_by_a_part_of_its_id(client: Client) -> None:
         ("cordon", {"target": "local", "reason": "x" * 257}),
         ("label", {"node": "local", "labels": {"": "x"}}),
         ("label", {"node": "local", "labels": {"a b": "x"}}),
+        ("label", {"node": "local", "labels": {"é": "x"}}),
+        ("label", {"node": "local", "labels": {"name": "spoofed"}}),
         ("label", {"node": "local", "labels": {"a": "x\ny"}}),
         ("nodes", {"limit": 0}),
         ("nodes", {"limit": 201}),
@@ -149,6 +152,16 @@ def test_a_device_that_is_left_reads_so(client: Client, machine_env: Env) -> Non
     assert states() == ["drained (dust)"]
     done = subprocess.run([*HAL, "node", "list"], env=machine_env, capture_output=True, text=True, timeout=60)
     assert re.split(r"  +", done.stdout.splitlines()[1])[1] == "up, 1 device drained"
+
+
+def test_no_label_stands_for_a_nodes_own_name(client: Client) -> None:
+    """Not even one that a store has from before: it can be taken away."""
+    client.call("label", node="local", labels={"name": None})
+    named = client.call("acquire", key="a", request=select('name == "local"'))
+    assert named["lease"]["state"] == "active"
+    device = core.DeviceFacts("d", "amd", "m", 1)
+    facts = labelled(core.NodeFacts("green", 1000, 1, (device,)), {"name": "spoofed", "rack": "a3"})
+    assert facts.devices[0].attributes == {"node.name": "green", "node.rack": "a3"}
 
 
 def test_labels_choose_nodes_and_outlive_a_restart(machine_env: Env, tmp_path: Path) -> None:
@@ -228,7 +241,7 @@ def test_the_log_says_what_has_come_of_a_request_later(client: Client, tmp_path:
 def test_an_audit_log_that_cannot_be_written_is_told(machine_env: Env, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     audit = f'[security]\naudit = "{tmp_path}/there/audit.log"\n'
-    with serving(machine_env, tmp_path, audit) as daemon, Client(places(machine_env), timeout=10.0) as client:
+    with serving(machine_env, tmp_path, audit), Client(places(machine_env), timeout=10.0) as client:
         (said,) = logged(tmp_path, "serving leases at")
         url = said["message"].split(", ")[-1].replace("metrics", "health")
 
@@ -244,7 +257,7 @@ def test_an_audit_log_that_cannot_be_written_is_told(machine_env: Env, tmp_path:
 
         assert trouble() == ""
         (tmp_path / "there").rename(tmp_path / "away")
-        daemon.send_signal(signal.SIGHUP)  # as who moves it away does, so that it is opened anew
+        client.call("cordon", target="local")  # the first line that it is opened for
         wait_until(lambda: client.call("status")["unnoted"] is not None)
         assert (
             trouble() == f"cannot write the audit log {tmp_path}/there/audit.log: No such file or directory"

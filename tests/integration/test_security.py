@@ -443,6 +443,18 @@ def test_the_configuration_is_read_again(head: Head) -> None:
             "[security.roles]\n'no such user' = 'admin'",
             "security.roles: there is no user 'no such user' here",
         ),
+        ("[security.roles]\n99999999999999 = 'admin'", "security.roles: '99999999999999' is no uid; "),
+        (
+            "[security]\naudit = '/nowhere/audit.log'",
+            "security.audit: cannot write /nowhere/audit.log: No such",
+        ),
+        ("[security]\naudit = '.'", ": Is a directory"),
+        ("[security]\naudit = '/dev/null'", "security.audit: /dev/null is no file"),
+        ("[scheduler]\ngrace_seconds = inf", "scheduler.grace_seconds: expected a number <= 604800"),
+        (
+            "[scheduler]\nlisten = ['tcp://0.0.0.0:99999']",
+            "scheduler.listen: 'tcp://0.0.0.0:99999' has no port",
+        ),
         ("[scheduler]\nlisten = ['tcp://203.0.113.1:7421']", "cannot listen at tcp://203.0.113.1:7421: "),
     ],
 )
@@ -454,6 +466,53 @@ def test_a_configuration_that_cannot_be_stops_the_start(text: str, said: str, he
     assert result.stderr.startswith("hal: ")
     assert said in result.stderr
     assert result.stderr.count("\n") == 1
+    if "cannot listen" not in said:
+        assert not places(head.env).store.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[scheduler]\ngrace_seconds = 1e300", "scheduler.grace_seconds: expected a number <= 604800"),
+        ("[scheduler]\nlost_seconds = inf", "scheduler.lost_seconds: expected a number <= 604800"),
+        ("[classes]\nx = 1", "[classes.x]: a class is a table, such as {priority = 1}"),
+        ("[security]\ngroup = 'no such group'", "security.group: there is no group 'no such group'"),
+        ("[security]\naudit = '/nowhere/audit.log'", "security.audit: cannot write /nowhere/audit.log"),
+        ("[security.roles]\n'no such user' = 'admin'", "security.roles: there is no user 'no such user'"),
+    ],
+)
+def test_a_reload_with_an_error_changes_nothing(text: str, said: str, head: Head) -> None:
+    head.config("")
+    head.serve()
+    runtime = Path(head.env["HAL_RUNTIME_DIR"])
+    mode, there = runtime.stat().st_mode, sorted(path.name for path in runtime.iterdir())
+    (head.folder / "hal.toml").write_text(
+        f"{text}\n[prices]\n'kind == \"gpu\"' = 3\n[jobs.run_as]\nroot = 'nobody'\n"
+    )
+    head.process.send_signal(signal.SIGHUP)
+    line = head.said()
+    assert line.startswith("hal: the configuration stays as it is: ") and said in line
+    assert runtime.stat().st_mode == mode
+    assert sorted(path.name for path in runtime.iterdir()) == there
+    body = head.client(places(head.env)).call("acquire", key="a", memory_bytes=GIB)  # it counts with the time
+    assert body["lease"]["state"] == "active"
+
+
+def test_a_user_that_run_as_names_and_that_is_not_there_is_told_of(head: Head) -> None:
+    """Not an error: who is known by a directory service may be known later."""
+    there_is_none = (
+        "hal: warning: jobs.run_as: there is no user 'nosuchuser' here; until there is, 'a' runs no jobs"
+    )
+    (head.folder / "hal.toml").write_text("[jobs.run_as]\na = 'nosuchuser'\n")
+    command = [*HAL, "serve", "--config", str(head.folder / "hal.toml")]
+    head.process = start(head.env, *command, stdin=subprocess.DEVNULL)
+    assert head.said() == there_is_none
+    assert head.said().startswith("hal: serving leases at ")
+    head.process.send_signal(signal.SIGHUP)
+    assert [head.said(), head.said()] == [
+        there_is_none,
+        "hal: read the configuration again: nothing changed",
+    ]
 
 
 def test_tcp_does_not_start_with_keys_that_are_open_to_others(head: Head) -> None:

@@ -15,6 +15,8 @@ from hal.enforce.ledger import DeviceUse
 from hal.scheduler import core
 from hal.scheduler.agent import binding as on
 from hal.scheduler.agent.agent import Agent, StaleError
+from hal.scheduler.agent.service import Service
+from hal.scheduler.agent.until import clock
 from hal.scheduler.answers import Address, Refused
 from hal.scheduler.core.fleet import Spot
 from hal.scheduler.core.shape import Shape
@@ -84,6 +86,20 @@ def test_what_the_system_refuses_is_an_answer_and_not_the_agents_end(
         agent.perform(on.BindOrder(1, wanted()), 0.0)
 
 
+@pytest.mark.parametrize("bound", [{}, {"l": 1}])
+def test_only_a_node_that_holds_something_is_cut_off(
+    bound: dict[str, int], agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(agent, "bound", lambda: bound)
+    service = Service(
+        agent, Places(tmp_path), lambda _: None, scheduler="ipc://x", version="1", log=told.append
+    )  # type: ignore[arg-type]
+    service._notice_silence(clock() + 3600)
+    service._notice_silence(clock() + 3601)
+    assert ["cut off" in one for one in told] == [True] * len(bound)
+
+
 def test_two_agents_cannot_have_one_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     places = Places(tmp_path)
     lock = fcntl.flock
@@ -100,6 +116,14 @@ def test_two_agents_cannot_have_one_directory(tmp_path: Path, monkeypatch: pytes
         locked_for_agent(places, "ipc:///two"),
     ):
         pass
+
+
+@pytest.mark.parametrize("labels", [{"é": "x"}, {"name": "b"}, {"a b": "x"}, {"a": "x\ny"}, {"a": "x" * 257}])
+def test_a_node_joins_with_labels_as_operators_may_set_them(labels: dict[str, str]) -> None:
+    joining = on.Join("a", "boot-1", 0, 10.0, "1", core.NodeFacts("a", 1000, 1 << 30))
+    said = msgspec.to_builtins(joining) | {"labels": labels}
+    with pytest.raises(msgspec.ValidationError, match="label"):
+        msgspec.convert(said, on.Join)
 
 
 def test_a_late_join_and_a_second_node_of_a_name_are_refused() -> None:

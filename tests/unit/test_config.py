@@ -94,7 +94,30 @@ WRONG = {
     "[prices]\n'vendor == \"a\"' = nan": "prices.'vendor == \"a\"': expected an amount per hour, such as 2.5",
     "[classes.a]\npriorty = 2": "there is no key 'classes.a.priorty'; did you mean 'classes.a.priority'?",
     "[classes.a]\npriority = 'x'": "[classes.a]: ",
-    "[classes]\na = 1": "[classes.a]: ",
+    "[classes]\na = 1": "[classes.a]: a class is a table, such as {priority = 1}",
+    "[classes.a]\nfallback = [1]": "[classes.a]: fallback is a list of tables, such as ",
+    "[classes.a]\nfallback = [{memory = 1}]": "[classes.a]: '1' is not a size: say its unit",
+    "[classes.a]\npriority = 10000000000000000000000": "[classes.a]: priority: it is between ",
+    "[scheduler]\nlisten = ['tcp://0.0.0.0:99999']": "scheduler.listen: 'tcp://0.0.0.0:99999' has no port ",
+    "[scheduler]\nmetrics = 'localhost'": "scheduler.metrics: 'localhost' is no address; write HOST:PORT",
+    "[scheduler]\nmetrics = 'localhost:99999'": "scheduler.metrics: 'localhost:99999' is no address; ",
+    "[agent]\nscheduler = 'tcp://head:*'": "agent.scheduler: 'tcp://head:*' has no port from 1 to 65535",
+    "[agent]\nscheduler = 'tcp://head:0'": "agent.scheduler: 'tcp://head:0' has no port from 1 to 65535",
+    "[agent]\nlabels = { 'é' = 'x' }": "agent.labels: 'é' is no name of a label: ",
+    "[agent]\nlabels = { name = 'x' }": "agent.labels: a label cannot be called 'name': ",
+    '[agent]\nlabels = { a = "x\\ny" }': "agent.labels: the label 'a' has at most 256 printable ",
+    '[agent]\nnode = "a\\u0000"': "agent.node: no name or path has a NUL in it",
+    '[jobs]\nrun_as = { a = "b\\u0000" }': "jobs.run_as: no name or path has a NUL in it",
+    "[security]\naudit = ''": "security.audit: expected text of length >= 1",
+    "[security]\naudit_size = '1B'": "security.audit_size: audit_size is at least 4KiB",
+}
+BOUNDS = {
+    "scheduler.lost_seconds": ("1", "604801", "nan", "inf", "1e300"),
+    "scheduler.grace_seconds": ("-1", "0", "604801", "nan", "inf", "1e300"),
+    "limits.requests_per_second": ("0", "1e-300", "1e300", "nan", "inf"),
+    **{f"limits.{key}": ("-1", "0", "9" * 30) for key in ("burst", "outstanding", "waiting")},
+    **{f"limits.{key}": ("-1", "0", "9" * 30) for key in ("request_bytes", "queued", "connections")},
+    "security.audit_files": ("-1", "1001", "9" * 30),
 }
 
 
@@ -104,6 +127,32 @@ def test_an_error_names_file_key_and_what_is_expected(text: str, said: str, tmp_
         loaded(tmp_path, text)
     assert str(error.value).startswith(f"{tmp_path / 'hal.toml'}: {said}")
     assert "`" not in str(error.value)
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, one) for key, all in BOUNDS.items() for one in all])
+def test_a_number_that_cannot_be_counted_with_is_refused(key: str, value: str, tmp_path: Path) -> None:
+    section, _, name = key.partition(".")
+    with pytest.raises(StateError, match=rf"{key}: expected a (whole )?number [<>]= "):
+        loaded(tmp_path, f"[{section}]\n{name} = {value}")
+
+
+def test_every_number_has_its_bounds() -> None:
+    numbers = {
+        f"{name}.{key}"
+        for name, kind in config._SECTIONS.items()
+        for key in kind.__struct_fields__
+        if isinstance(getattr(kind(), key), int | float)
+    }
+    assert numbers == BOUNDS.keys()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("a = " + "[" * 100_000, "nested too deeply"), ("a = " + "9" * 5000, "thousands of digits")],
+)
+def test_what_tomllib_stumbles_over_is_said(text: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(StateError, match=f"is not TOML: .*{said}"):
+        loaded(tmp_path, text)
 
 
 def test_a_file_that_cannot_be_read_is_said(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def test_what_is_wrong_is_said_with_its_line_and_field(
     path.write_bytes(b"\n".join(lines) + b"\n")
     with pytest.raises(ExportError, match=f"{path}, {says}"):
         replay(path)
-    assert main(["simulate", "replay", str(path)]) == 1
+    assert main(["simulate", "replay", str(path)]) == 6
     assert capsys.readouterr().err.count("\n") == 1
 
 

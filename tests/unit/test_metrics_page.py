@@ -19,8 +19,9 @@ from hal.backend import StateError
 from hal.scheduler.client import Client
 from hal.scheduler.metrics import exposition
 from hal.scheduler.monitor import BOUNDS
-from hal.scheduler.pages import Pages, address
+from hal.scheduler.pages import Pages
 from hal.scheduler.places import Places
+from hal.scheduler.sections import http_address
 
 PAGE = Path(__file__).parents[2] / "docs/operations.md"
 
@@ -127,13 +128,13 @@ def test_the_page_for_operators_has_every_metric_and_no_other() -> None:
 
 @pytest.mark.parametrize("text", ["7422", ":7422", "host:", "host:99999", "a b:1", "http://a:1", "[::1]"])
 def test_an_address_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(StateError, match="write HOST:PORT"):
-        address(text)
+    with pytest.raises(ValueError, match="write HOST:PORT"):
+        http_address(text)
 
 
 def test_addresses() -> None:
-    assert address("0.0.0.0:80") == ("0.0.0.0", 80)
-    assert address("[::1]:80") == ("::1", 80)
+    assert http_address("0.0.0.0:80") == ("0.0.0.0", 80)
+    assert http_address("[::1]:80") == ("::1", 80)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 import msgspec
@@ -15,6 +14,7 @@ from hal.scheduler.core.fleet import Spot
 from hal.scheduler.core.lease import Lease
 from hal.scheduler.jobs.output import STREAMS, Piece
 from hal.scheduler.jobs.spec import Ended, JobSpec
+from hal.scheduler.names import check_labels, check_node
 
 __all__ = [
     "ORDERS",
@@ -36,8 +36,6 @@ __all__ = [
     "nodes_of",
 ]
 
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # as host names, and some more
 
 _MOST_USE = 1 << 50  # of a device
 _MOST_SIGNAL = 128
@@ -159,8 +157,8 @@ class Join(Struct, frozen=True):
     labels: dict[str, str] = {}
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.node):
-            raise ValueError("a node's name has 1 to 128 letters, digits, '.', '_' and '-'")
+        check_node(self.node)
+        check_labels(self.labels)
 
     def check(self) -> None:
         """What the scheduler cannot count with. Raises ValueError."""

@@ -21,9 +21,10 @@ from hal.backend import HalError, StateError
 from hal.enforce.ledger import DeviceUse
 from hal.scheduler import wire
 from hal.scheduler.agent.agent import Agent, StaleError, ended_as_unknown
-from hal.scheduler.agent.binding import ORDERS, Beat, Join, Joined, Order
+from hal.scheduler.agent.binding import ORDERS, Beat, BindOrder, Join, Joined, Order
 from hal.scheduler.agent.until import boot, clock
 from hal.scheduler.core.facts import NodeFacts
+from hal.scheduler.logs import Log
 from hal.scheduler.places import Places
 from hal.scheduler.process import locked_for_agent, signals_as_bytes
 
@@ -35,6 +36,7 @@ _LOOKING = 9  # times as long as a look has taken nothing is looked at: slow dri
 _SLOW = 1.0  # seconds
 _UNTOLD = 55.0  # seconds: cut off, before a scheduler has said after how long
 _SILENCE = 3.0  # seconds without an answer after which a fresh connection is tried
+_SILENT = 4.0  # seconds without an answer after which that is told
 _DRAIN = 256
 _USES = 512  # slices whose use one beat tells, about; of the others, the next one does
 
@@ -45,8 +47,9 @@ class Service:
     """One node's agent. ``connect`` is given each fresh DEALER: it sets keys and connects it to the
     ``scheduler`` at this address.
 
-    ``say`` is told, in a sentence each, when the node joins, is refused, or is cut off. ``reread`` is called
-    at SIGHUP and gives the node's labels.
+    ``log`` is told when the node joins, is refused or cut off, and when nobody answers; at debug, each
+    order. ``silent``: that nobody does is known already. ``reread`` is called at SIGHUP and gives the node's
+    labels.
     """
 
     def __init__(
@@ -58,7 +61,8 @@ class Service:
         scheduler: str,
         version: str,
         labels: dict[str, str] | None = None,
-        say: Callable[[str], None] = lambda _: None,
+        log: Log | None = None,
+        silent: bool = False,
         reread: Callable[[], dict[str, str]] | None = None,
     ) -> None:
         self._agent = agent
@@ -67,7 +71,9 @@ class Service:
         self._scheduler = scheduler
         self._version = version
         self._labels = labels or {}
-        self._say = say
+        self._log = Log(level="error") if log is None else log
+        self._silent = silent
+        self._unheard: float | None = None  # since when it asks without having heard anything
         self._reread = reread
         self._said = ""
         self._socket: zmq.Socket[bytes] | None = None
@@ -127,6 +133,8 @@ class Service:
         self._advance(clock())
         if clock() - awake > _SLOW:  # of a driver's: who has answered meanwhile was not listened to
             self._connected = clock()
+            self._unheard = None if self._unheard is None else clock()
+        self._log.flush()
         return True
 
     def _goes_on(self, signals: bytes) -> bool:
@@ -159,6 +167,7 @@ class Service:
             except wire.Malformed as wrong:
                 self._tell(f"the scheduler sent what cannot be read: {wrong}")
                 continue
+            self._hear_somebody()
             if isinstance(message, wire.Request):
                 if self._joined is None and message.op == "bind":
                     continue  # it was not told yet when to stop; with its join it is ordered again
@@ -166,25 +175,40 @@ class Service:
             else:
                 self._hear(message)
 
+    def _hear_somebody(self) -> None:
+        self._unheard = None
+        if self._silent:
+            self._silent = False
+            self._tell(f"the scheduler at {self._scheduler} answers")
+
     def _notice_silence(self, now: float) -> None:
+        if not self._silent and self._unheard is not None and now - self._unheard > _SILENT:
+            self._silent = True
+            self._tell(f"no scheduler answers at {self._scheduler}; it is asked again and again")
         if not self._cut_off and now > self._until:
             self._cut_off = True
-            self._tell("cut off from the scheduler for too long: all that it lent here is stopped")
+            if self._agent.bound():
+                self._tell("cut off from the scheduler for too long: all that it lent here is stopped")
             self._agent.stop_all()
 
     # ---- orders -----------------------------------------------------------------------------
 
     def _carry_out(self, request: wire.Request) -> wire.Reply:
         kind = _ORDERS.get(request.op)
+        lease, code, why = "", "ok", ""
         try:
             if kind is None:
                 raise StateError(f"this agent (version {self._version}) knows no order '{request.op:.40}'")
-
-            answer = self._agent.perform(msgspec.convert(request.body, kind), clock())
+            order = msgspec.convert(request.body, kind)
+            lease = order.binding.lease if isinstance(order, BindOrder) else order.lease
+            answer = self._agent.perform(order, clock())
+            reply = wire.Reply(wire.VERSION, request.id, True, msgspec.to_builtins(answer))
         except (HalError, msgspec.ValidationError) as wrong:
-            code = "stale" if isinstance(wrong, StaleError) else "failed"
-            return wire.Reply(wire.VERSION, request.id, False, error=wire.ErrorBody(code, str(wrong)))
-        return wire.Reply(wire.VERSION, request.id, True, msgspec.to_builtins(answer))
+            code, why = "stale" if isinstance(wrong, StaleError) else "failed", str(wrong)
+            reply = wire.Reply(wire.VERSION, request.id, False, error=wire.ErrorBody(code, why))
+        about = {"request": request.id[:64], "lease": lease[:64], "reason": why}
+        self._log.add("debug", f"{request.op:.40} {code}", **about)
+        return reply
 
     # ---- reports ----------------------------------------------------------------------------
 
@@ -231,6 +255,7 @@ class Service:
         self._asked[id] = (op, now, beat)
         while len(self._asked) > 64:
             del self._asked[next(iter(self._asked))]
+        self._unheard = now if self._unheard is None else self._unheard
         self._send(wire.Request(wire.VERSION, id, op, msgspec.to_builtins(body)))
 
     def _hear(self, reply: wire.Reply) -> None:
@@ -305,4 +330,4 @@ class Service:
     def _tell(self, sentence: str) -> None:
         if sentence != self._said:
             self._said = sentence
-            self._say(sentence)
+            self._log(sentence)

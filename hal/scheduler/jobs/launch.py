@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hal.scheduler.agent.binding import RunOrder
     from hal.scheduler.sections import JobsSection
 
-__all__ = ["Launcher", "owner_name"]
+__all__ = ["Launcher", "missing_users", "owner_name"]
 
 # What an emulated machine's programs need to find it (hal/emulation/run.py).
 _EMULATED = ("HAL_EMULATED_MACHINE", "HAL_ROOT", "LD_LIBRARY_PATH", "ROCM_PATH", "ROCM_HOME")
@@ -83,6 +83,20 @@ class Launcher:
             return None
         groups = os.getgrouplist(named, entry.pw_gid)
         return User(named, entry.pw_uid, entry.pw_gid, groups, entry.pw_dir, entry.pw_shell)
+
+
+def missing_users(section: JobsSection) -> list[str]:
+    """A sentence for each that ``run_as`` names and that is not known here now. It is no error: a directory
+    of users may answer later, and one file may be for nodes that do not have all of them."""
+    there = []
+    for owner, name in section.run_as.items():
+        try:
+            pwd.getpwnam(name)
+        except KeyError:
+            there.append(
+                f"jobs.run_as: there is no user '{name}' here; until there is, '{owner}' runs no jobs"
+            )
+    return there
 
 
 def owner_name(name: str, uid: int) -> str:

@@ -264,7 +264,7 @@ class Supervisor:
 
     def _pass_on(self, number: int) -> None:
         """To the program's group. It is not reaped yet, so that the number is still its own."""
-        if self._status is None:
+        if self._pid and self._status is None:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._pid, number)
 
@@ -281,7 +281,9 @@ class Supervisor:
                 self._status = status
 
     def _kill_rest(self) -> None:
-        """Kill all descendants until there is none: orphans of those killed have become our children."""
+        """Kill all descendants until there is none: orphans of those killed have become our children. The
+        program first: else it may tell of a child that was killed."""
+        self._pass_on(signal.SIGKILL)
         if self._spec["cgroup"]:
             try:
                 with open(os.path.join(self._spec["cgroup"], "cgroup.kill"), "w") as file:  # noqa: PTH118, PTH123

@@ -8,13 +8,16 @@ counted, and the count is the first line that can be.
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from hal.backend import StateError
 from hal.scheduler.answers import Peer
 
 __all__ = ["Audit"]
@@ -46,6 +49,21 @@ class Audit:
         line = {"time": _now(), **who, "op": op[:64], "outcome": outcome}
         line |= {name: _short(value) for name, value in what.items() if value is not None}
         self._lines.append(line)
+
+    def check(self) -> None:
+        """Whether lines can be written there; what is missing is made. Raises StateError.
+
+        A disk that is full is no reason: it is waited for, and lines are counted meanwhile.
+        """
+        try:
+            file = self._open()
+            is_file = stat.S_ISREG(os.fstat(file).st_mode)
+            os.close(file)
+            if not is_file:
+                raise StateError(f"security.audit: {self.path} is no file")
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise StateError(f"security.audit: cannot write {self.path}: {error.strerror}") from None
 
     def flush(self, *, durable: bool = True) -> None:
         """Write what was noted. Raises nothing: a log that cannot be written does not stop the scheduler;
@@ -83,8 +101,7 @@ class Audit:
 
     def _write(self, content: bytes) -> None:
         if self._file is None:
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._file = os.open(self.path, flags, 0o600)
+            self._file = self._open()
             self._size = os.fstat(self._file).st_size
         if self._size and self._size + len(content) > self.largest:
             self._rotate()
@@ -100,6 +117,10 @@ class Audit:
                 raise
             self._size += written
             content = content[written:]
+
+    def _open(self) -> int:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.open(self.path, flags | os.O_NONBLOCK, 0o600)  # a FIFO keeps nobody waiting
 
     def _rotate(self) -> None:
         self.reopen()

@@ -38,6 +38,7 @@ _SUBJECTS = (
 )  # what an operation's body says that it is about
 _REPORTS = frozenset({"join", "beat"})  # of agents, whose size only the wire bounds
 _BATCHES = ("requests", "leases")  # in these a message for many has them
+_LAST_UID = (1 << 32) - 2  # one more is the kernel's word for none
 _MOST_STRANGERS = 10  # connections that were refused, noted each second; the rest is counted
 
 
@@ -56,7 +57,6 @@ class Door:
         self.say = say
         self._said = ""
         self._remote = config.scheduler.listen
-        shared = config.security.group is not None or bool(self._remote)
         self._group = None if config.security.group is None else group_id(config.security.group)
         self.gate = Gate(
             keys if self._remote else None,
@@ -65,12 +65,7 @@ class Door:
         )
         self.gate.on_refused = self._note_stranger
         self.limits = Limits(config.limits.allowance)
-        named = config.security.audit
-        self.audit: Audit | None = None
-        if shared or named is not None:
-            self.audit = Audit(places.directory / (named or "audit.log"))
-            self.audit.largest = parse_bytes(config.security.audit_size)
-            self.audit.kept = config.security.audit_files
+        self.audit = _audit(config, places)
         self._queued = config.limits.queued
         self._cap = config.limits.memory_bytes
         self._most = config.limits.connections
@@ -78,9 +73,21 @@ class Door:
         self._strangers = 0
         self._second = 0.0
 
-    def reload(self, config: Config) -> None:
-        """What of another configuration takes effect at once. Raises StateError, and then nothing has."""
-        self.gate.roles = _roles(config)
+    def check(self, config: Config) -> dict[int, Role]:
+        """What a configuration says of this machine, also for the next start: its roles. Changes nothing;
+        raises StateError."""
+        if config.security.group is not None:
+            group_id(config.security.group)
+        if (audit := _audit(config, self._places)) is not None:
+            was_there = os.path.lexists(audit.path)
+            audit.check()
+            if not was_there:
+                audit.path.unlink(missing_ok=True)
+        return _roles(config)
+
+    def reload(self, config: Config, roles: dict[int, Role]) -> None:
+        """What of another configuration takes effect at once; ``roles`` as ``check`` gave them."""
+        self.gate.roles = roles
         self.limits.allowance = config.limits.allowance
         if self.audit is not None:
             self.audit.largest = parse_bytes(config.security.audit_size)
@@ -230,13 +237,24 @@ def _made(body: wire.Body) -> dict[str, Any]:
     return {}
 
 
+def _audit(config: Config, places: Places) -> Audit | None:
+    shared = config.security.group is not None or bool(config.scheduler.listen)
+    named = config.security.audit
+    if named is None and not shared:
+        return None
+    size, kept = parse_bytes(config.security.audit_size), config.security.audit_files
+    return Audit(places.directory / (named or "audit.log"), largest=size, kept=kept)
+
+
 def _roles(config: Config) -> dict[int, Role]:
     found = {}
     for name, role in config.security.roles.items():
         try:
-            uid = int(name) if name.isdecimal() else pwd.getpwnam(name).pw_uid
-        except KeyError:
-            raise StateError(f"{config.file}: security.roles: there is no user '{name}' here") from None
+            uid = int(name) if name.isascii() and name.isdecimal() else pwd.getpwnam(name).pw_uid
+        except (KeyError, ValueError):
+            raise StateError(f"{config.file}: security.roles: there is no user '{name:.64}' here") from None
+        if uid > _LAST_UID:
+            raise StateError(f"{config.file}: security.roles: '{name}' is no uid; the last is {_LAST_UID}")
         found[uid] = role
     return found
 

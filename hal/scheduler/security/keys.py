@@ -18,7 +18,6 @@ import re
 import stat
 import struct
 import tempfile
-import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -30,6 +29,7 @@ import zmq
 from zmq.utils import z85
 
 from hal.backend import GoneError, StateError
+from hal.lines import parse_toml, read_text
 from hal.scheduler.security.roles import Role
 
 __all__ = [
@@ -259,18 +259,18 @@ T = TypeVar("T", Pair, ClientKey)
 
 def _read_secret(path: Path, kind: type[T]) -> T:
     try:
-        content = path.read_text()
+        content = read_text(path)
     except UnicodeDecodeError:
         raise StateError(f"the key {path} is not UTF-8") from None
     except OSError as error:
         raise StateError(f"cannot read the key {path}: {error.strerror}") from None
     _is_ones_own(path, "key")
     try:
-        found = msgspec.convert(tomllib.loads(content), kind)
-    except tomllib.TOMLDecodeError as error:
-        raise StateError(f"the key {path} is not TOML: {error}") from None
+        found = msgspec.convert(parse_toml(content), kind)
     except msgspec.ValidationError as error:
         raise StateError(f"{path} is no key: {error}") from None
+    except ValueError as error:
+        raise StateError(f"the key {path} is not TOML: {error}") from None
     if _public_of(found.secret) != found.public:
         raise StateError(f"the two halves of the key {path} do not belong together")
     if isinstance(found, ClientKey):

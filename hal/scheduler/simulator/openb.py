@@ -22,6 +22,7 @@ from hal.scheduler.core.shape import Shape
 __all__ = ["Task", "TraceError", "arrivals", "read_nodes", "read_tasks"]
 
 _MIB = 1 << 20
+_LONGEST = 1 << 20  # characters of a line: what has no end (/dev/zero) is not read for ever
 _MOST = 1 << 40  # no field of a sound trace is larger
 
 
@@ -66,7 +67,7 @@ def _lines(path: Path, needed: tuple[str, ...]) -> Iterator[_Line]:
     number, head = 1, list(needed)
     try:
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-            reader = csv.reader(file, strict=True)
+            reader = csv.reader(iter(lambda: file.readline(_LONGEST), ""), strict=True)
             head = [name.strip() for name in next(reader, [])]
             for name in needed:
                 if head.count(name) != 1:

@@ -127,22 +127,28 @@ def journal_of(path: Path) -> Iterator[Base | Batch]:
             yield one
 
 
-def backup(path: Path, to: Path) -> None:
-    """Copy a store as it is at this moment, whether or not a scheduler writes it; then look it through.
+def backup(path: Path, to: Path) -> Checked:
+    """Copy a store as it is at this moment, whether or not a scheduler writes it; then look it through: what
+    the copy has.
 
     Raises StateError, and GoneError.
     """
+    if to.is_dir():
+        raise StateError(f"{to} is a directory: name the file in it to write to")
+    if to.exists() and not to.is_file():
+        raise StateError(f"{to} is no file, and would be replaced by one: name another")
     made = to.with_name(f"{to.name}.{os.getpid()}.new")
     try:
         with _reading(path) as db, damage(path):
             _copy(db, made)
-        check(made, of=path)
+        found = check(made, of=path)
         made.replace(to)
         _sync(to.parent)
     except OSError as error:
         raise StateError(f"cannot write {to}: {error.strerror}") from error
     finally:
         made.unlink(missing_ok=True)
+    return msgspec.structs.replace(found, path=str(to))
 
 
 def restore(source: Path, places: Places) -> Path | None:

@@ -13,7 +13,7 @@ from typing import IO, Any
 import msgspec
 from msgspec import Struct
 
-from hal.backend import HalError
+from hal.backend import StateError
 from hal.scheduler.core.facts import NodeFacts
 from hal.scheduler.store import journal
 from hal.scheduler.store.journal import Base, Batch, Entry
@@ -21,9 +21,10 @@ from hal.scheduler.store.journal import Base, Batch, Entry
 __all__ = ["SCHEMA", "Commit", "ExportError", "Line", "read", "write"]
 
 SCHEMA = "hal.journal/1"
+_LONGEST = 1 << 28  # bytes of a line: what has no end (/dev/zero) is not read for ever
 
 
-class ExportError(HalError):
+class ExportError(StateError):
     """An exported journal cannot be read; the text names the file, the line and the field."""
 
 
@@ -73,9 +74,9 @@ def read(path: Path) -> Iterator[Base | Line]:
     """The base, and then each line. Raises ExportError."""
     try:
         with path.open("rb") as file:
-            yield _base(path, file.readline())
+            yield _base(path, file.readline(_LONGEST))
             lines = msgspec.json.Decoder(Line)
-            for number, text in enumerate(file, 2):
+            for number, text in enumerate(iter(lambda: file.readline(_LONGEST), b""), 2):
                 yield _decoded(lines, text, path, number)
     except OSError as error:
         raise ExportError(f"cannot read {path}: {error.strerror}") from error
