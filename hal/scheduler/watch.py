@@ -16,6 +16,7 @@ from msgspec import Struct
 from hal.lines import nearest
 from hal.scheduler import core
 from hal.scheduler.answers import Later
+from hal.scheduler.page import filled
 
 __all__ = ["KINDS", "NAME", "Happening", "Seen", "Wanted", "Watch", "WatchBody", "Watcher"]
 
@@ -149,7 +150,8 @@ class Watcher(Later):
         if not found and not lost and not at_once:
             self.after = reached  # what it may not see need not be looked at again
             return None
-        return {"events": msgspec.to_builtins(found), "next": reached, "lost": lost}
+        events, more = filled(found, self._limit, msgspec.to_builtins)
+        return {"events": events, "next": events[-1]["number"] if more else reached, "lost": lost}
 
 
 class _Known(Struct, frozen=True):

@@ -24,6 +24,7 @@ from hal.scheduler.jobs.board import waiting_for
 from hal.scheduler.jobs.output import Piece
 from hal.scheduler.jobs.records import Job, described
 from hal.scheduler.jobs.spec import LAST_SIGNAL, JobSpec
+from hal.scheduler.page import filled
 from hal.scheduler.past import gone
 from hal.scheduler.presets import with_preset
 
@@ -203,9 +204,9 @@ def jobs(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body:
         and (page.array is None or (page.array == job.array != ""))
         and (page.over or not job.state.over)
     )
-    shown = heapq.nsmallest(page.limit + 1, seen, key=lambda job: job.order)
-    more, shown = len(shown) > page.limit, shown[: page.limit]
-    return {"jobs": [_told(engine, job) for job in shown], "next": shown[-1].order if more else None}
+    first = heapq.nsmallest(page.limit + 1, seen, key=lambda job: job.order)
+    shown, more = filled(first, page.limit, lambda job: _told(engine, job))
+    return {"jobs": shown, "next": first[len(shown) - 1].order if more else None}
 
 
 def job(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body:

@@ -1,0 +1,159 @@
+"""The real daemon but its sockets: whoever asks for much, or for what takes long, is in nobody's way."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+from unittest import mock
+
+import msgspec
+import pytest
+import zmq
+
+from hal.scheduler import core, page, wire
+from hal.scheduler.agent.binding import Join
+from hal.scheduler.answers import Address, Peer, Refused, Waiter
+from hal.scheduler.bench.ground import NoAgent, node_facts
+from hal.scheduler.config import Config
+from hal.scheduler.daemon import Daemon
+from hal.scheduler.holders import Holders
+from hal.scheduler.operations import OPERATIONS
+from hal.scheduler.places import Places
+from hal.scheduler.sections import LimitsSection
+from hal.scheduler.security.roles import Role
+from hal.scheduler.store import Store
+from tests.property.test_daemon import Clock, Frame, Poller, Router
+
+GIB = 1 << 30
+NOWHERE = Address(cast("zmq.Socket[bytes]", None), b"")
+ALICE = Peer(NOWHERE, "alice", 1 << 32, -1, Role.USER)
+BOB = Peer(NOWHERE, "bob", (1 << 32) + 1, -1, Role.USER)
+ROOT = Peer(NOWHERE, "uid:0", 0, -1, Role.ADMIN)
+WAITS = {"members": [{"alternatives": [{"memory_bytes": 80 * GIB, "count": 4}]}], "wait": True}
+
+
+class Sent(Frame):
+    """A message of the user with this number, who is no admin."""
+
+    def __init__(self, uid: int, op: str, **body: Any) -> None:
+        super().__init__(wire.pack(wire.Request(wire.VERSION, f"{uid}-{op}", op, body)))
+        self.uid = uid
+
+    def get(self, _name: str) -> str:
+        return f"localhost:{self.uid}:0:{os.getpid()}"
+
+
+class Place:
+    def __init__(self, folder: Path, devices: int = 4) -> None:
+        limits = LimitsSection(requests_per_second=1000, burst=100)
+        self.daemon = daemon = Daemon(NoAgent(devices), Places(folder), config=Config(limits=limits))
+        daemon.places.make()
+        daemon.store = Store(daemon.places.store)
+        self.router = Router()
+        daemon._poller = Poller(self.router)  # type: ignore[assignment]
+        daemon._routers = [self.router]  # type: ignore[list-item]
+        daemon._numbers = mock.Mock()
+        daemon.holders = Holders(daemon._poller)
+        daemon.recover()
+        daemon._door.gate.open_to_others = True
+
+    def close(self) -> None:
+        self.daemon.holders.close()
+        self.daemon.store.close()
+
+    def ask(self, op: str, who: Peer = ALICE, **body: Any) -> dict[str, Any]:
+        answer = OPERATIONS[op](self.daemon, body, who)
+        assert not isinstance(answer, Waiter)
+        return answer
+
+    def turn(self) -> list[wire.Reply]:
+        """What is answered in it; an identity and a frame for each that was sent."""
+        self.router.sent.clear()
+        self.daemon._turn(mock.Mock(fileno=lambda: -1))
+        return [wire.unpack_reply(frame) for frame in self.router.sent[1::2]]
+
+    def arrives(self, *messages: Sent) -> None:
+        for one in messages:
+            self.router.arrived += [f"from {one.uid}".encode(), one]
+
+    def pages(self, op: str, *names: str, **body: Any) -> list[dict[str, Any]]:
+        found = [self.ask(op, ROOT, **body)]
+        while found[-1]["next"] is not None:
+            found.append(self.ask(op, ROOT, **body, after=found[-1]["next"]))
+        for one in found:
+            assert len(msgspec.msgpack.encode(one)) < 2 * page.MOST_BYTES
+        return found
+
+
+@pytest.fixture
+def place(own_environment: Path) -> Iterator[Place]:
+    one = Place(own_environment)
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    for name in ("monotonic", "monotonic_ns", "time", "time_ns"):
+        monkeypatch.setattr(time, name, getattr(found, name))
+    monkeypatch.setattr(time, "thread_time", found.monotonic)
+    return found
+
+
+# ---- pages ------------------------------------------------------------------------------------
+
+
+def test_large_jobs_are_told_in_pages_that_can_be_sent(place: Place) -> None:
+    place.ask("acquire", ROOT, key="all", request=WAITS)
+    job = {"command": ["true", "x" * 30_000], "environment": {f"V{n:040}": "" for n in range(650)}}
+    for number in range(290):
+        place.ask("submit", ROOT, key=f"k{number}", request=WAITS, job=job)
+    found = [job for one in place.pages("jobs") for job in one["jobs"]]
+    assert len({job["id"] for job in found}) == len(found) == 290
+    assert found[0]["command"] == job["command"]  # what it means stays
+
+
+def test_each_list_ends_at_so_many_bytes_and_goes_on(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(20):
+        place.ask("acquire", key=f"l{number}", memory_bytes=GIB)
+    place.ask("acquire", ROOT, key="rest", request={"members": [{"alternatives": [{"count": 2}]}]})
+    for number in range(20):
+        who = Peer(
+            Address(cast("zmq.Socket[bytes]", None), b"%d" % number), f"n{number:02}", 0, -1, Role.ADMIN
+        )
+        place.daemon.join(Join(f"n{number:02}", "b", 0, 0.0, "1", node_facts(f"n{number:02}", 2)), who)
+    for number in range(20):
+        place.ask("acquire", key=f"w{number}", request=WAITS | {"priority": number})
+    monkeypatch.setattr(page, "MOST_BYTES", 2000)
+    lists = place.pages("list")
+    assert len(lists) > 5
+    assert len({one["id"] for each in lists for one in each["leases"]}) == 21
+    assert len({one["id"] for each in lists for one in each["waiting"]}) == 20
+    nodes = [one["id"] for each in place.pages("nodes") for one in each["nodes"]]
+    assert nodes == ["local", *(f"n{number:02}" for number in range(20))]
+    after, seen = place.daemon.nodes.term << 32, list[int]()
+    while events := (answer := place.ask("watch", ROOT, after=after, timeout_seconds=0, limit=1000))[
+        "events"
+    ]:
+        assert len(events) < 30
+        seen += [one["number"] for one in events]
+        after = answer["next"]
+    assert len(seen) == len(set(seen)) == place.daemon.watch_ring.last - (place.daemon.nodes.term << 32)
+
+
+def test_all_queues_fit_into_one_answer(place: Place) -> None:
+    parent = "p" * 64
+    for number in range(9999):
+        name = f"{number:05}".ljust(64, "x") if number else parent
+        most = core.Limits(1 << 50, 1 << 62)
+        place.daemon.state.world.tree.queues[name] = core.Queue(name, parent * (number > 0), most, most, 9)
+        place.daemon.state.world.tree.used[name] = core.Amount(1 << 50, 1 << 62)
+    assert len(wire.pack(wire.Reply(1, "", True, place.ask("queues")))) < wire.MAX_REPLY_BYTES // 2
+    with pytest.raises(Refused, match="there are 10000 queues; remove one") as refused:
+        place.ask("set_queue", ROOT, name="more")
+    assert refused.value.code == "limit"
+    place.ask("set_queue", ROOT, name=parent, weight=2)
