@@ -20,6 +20,7 @@ from hal.scheduler.bench.ground import NoAgent, node_facts
 from hal.scheduler.config import Config
 from hal.scheduler.daemon import Daemon
 from hal.scheduler.holders import Holders
+from hal.scheduler.jobs.accounting import Account, together
 from hal.scheduler.operations import OPERATIONS
 from hal.scheduler.places import Places
 from hal.scheduler.sections import LimitsSection
@@ -157,3 +158,88 @@ def test_all_queues_fit_into_one_answer(place: Place) -> None:
         place.ask("set_queue", ROOT, name="more")
     assert refused.value.code == "limit"
     place.ask("set_queue", ROOT, name=parent, weight=2)
+
+
+# ---- time -------------------------------------------------------------------------------------
+
+
+def test_who_asks_for_what_takes_long_is_in_nobodys_way(
+    place: Place, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(*_: object) -> dict[str, Any]:
+        clock.at += 0.03
+        return {}
+
+    monkeypatch.setitem(OPERATIONS, "watch", slow)
+    place.arrives(*[Sent(7, "watch") for _ in range(120)])
+    place.router.arrived[2:2] = [b"from 8", Sent(8, "hello")]  # as ZeroMQ takes from each in turn
+    place.arrives(Sent(9, "hello"))
+    said: list[wire.Reply] = place.turn()
+    assert [(one.id, one.ok) for one in said] == [("7-watch", True)]
+    begun = clock.at
+    said += place.turn()
+    assert said[1].id == "8-hello"
+    while place.router.arrived:
+        said += place.turn()
+    assert clock.at - begun < 0.1  # most are not even begun
+    refused = [one.error for one in said if one.error is not None]
+    assert {one.code for one in refused} == {"busy"}
+    assert "uid:7 has asked for much at once, or for what takes long; try again in " in refused[0].message
+    assert said[-1].id == "9-hello" and said[-1].ok
+
+
+def test_nobody_pays_for_what_keeps_the_scheduler_from_running(
+    place: Place, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kept_from_running(*_: object) -> dict[str, Any]:
+        clock.at += 0.03
+        return {}
+
+    monkeypatch.setattr(time, "thread_time", lambda: 7.0)
+    monkeypatch.setitem(OPERATIONS, "watch", kept_from_running)
+    place.arrives(*[Sent(7, "watch") for _ in range(50)])
+    assert [one.ok for one in place.turn()] == [True] * 50
+
+
+def test_what_takes_long_is_served_in_pieces(place: Place) -> None:
+    accounts = place.daemon.board.accounts
+    for number in range(9000):
+        key = (f"2026-01-{1 + number % 28:02}", number % 50, f"q{number}", "", "", "")
+        accounts._add(key, Account(key[0], key[1], f"user{key[1]}", 1, queue=key[2]), str(number))
+    wanted = together(accounts.between("", ""), ["day", "queue"])
+    place.daemon._door.gate.roles = {7: Role.READER}
+    place.arrives(Sent(7, "accounting", by=["day", "queue"]))
+    said = place.turn()
+    turns = 1
+    while not said:
+        place.arrives(Sent(8, "hello"))
+        said = place.turn()
+        assert said.pop(0).id == "8-hello"
+        turns += 1
+    assert turns > 5
+    assert said[0].body == {"accounts": wanted}
+    assert place.daemon._door.limits._clients["uid:7"].outstanding == 0
+
+
+def test_many_who_watch_are_looked_at_a_few_at_a_time(
+    place: Place, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.arrives(*[Sent(7, "watch", lease="nope", timeout_seconds=60) for _ in range(50)])
+    place.arrives(Sent(8, "watch", timeout_seconds=60))
+    while place.router.arrived:
+        place.turn()
+    since = place.daemon.watch_ring.since
+
+    def slow(*asked: Any) -> Any:
+        clock.at += 0.004
+        return since(*asked)
+
+    monkeypatch.setattr(place.daemon.watch_ring, "since", slow)
+    place.daemon.happens(core.SetQueue(core.Queue("q")))
+    said, turns = list[wire.Reply](), 0
+    while not said:
+        begun, turns = clock.at, turns + 1
+        said = place.turn()
+        assert clock.at - begun < 0.02
+        assert said or place.daemon._patience() <= 0
+    assert said[0].id == "8-watch" and 10 < turns < 20

@@ -21,7 +21,7 @@ from hal.scheduler.security.audit import Audit
 from hal.scheduler.security.connections import Pressure
 from hal.scheduler.security.gate import Gate
 from hal.scheduler.security.keys import Keys
-from hal.scheduler.security.limits import Limits
+from hal.scheduler.security.limits import PLAIN, Limits
 from hal.scheduler.security.roles import ACCESS, Role
 from hal.units import parse_bytes
 
@@ -174,12 +174,12 @@ class Door:
     ) -> Peer:
         """Who has sent this. Raises Refused when it is nobody who is served, or asks too much."""
         peer = self.gate.peer(address, frame)
-        body, count = message.body, 1
-        for name in _BATCHES:
-            if name in body and isinstance(body[name], list):
-                count = max(count, len(body[name]))
-        self.limits.admit(peer, len(frame), now, count=count)
+        self.limits.admit(peer, len(frame), now, count=_count(message))
         return peer
+
+    def charge(self, peer: Peer, message: wire.Request, seconds: float, now: float) -> None:
+        """So long it has taken."""
+        self.limits.charge(peer, seconds - PLAIN * _count(message), now)
 
     def note(self, peer: Peer | None, op: str, outcome: str, **what: Any) -> None:
         if self.audit is not None:
@@ -212,6 +212,15 @@ class Door:
         if sentence != self._said:
             self._said = sentence
             self.say(sentence)
+
+
+def _count(message: wire.Request | wire.Reply) -> int:
+    """Of the requests in it."""
+    body, count = message.body, 1
+    for name in _BATCHES:
+        if name in body and isinstance(body[name], list):
+            count = max(count, len(body[name]))
+    return count
 
 
 def _made(body: wire.Body) -> dict[str, Any]:
