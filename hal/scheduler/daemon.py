@@ -135,7 +135,7 @@ class Daemon(Engine):
         events = dict(self._poller.poll(int(self._patience() * 1000) + 1))
         if wakeup.fileno() in events:
             self._hear(wakeup.recv(64))
-        if self._door.turn(events, time.monotonic()):
+        if self._door.turn(events, time.monotonic(), self.kept.total):
             self.drop_revoked(self._door.gate.still)
         for id in self.holders.gone(events):
             self.happens(core.HolderGone(id))
@@ -222,7 +222,7 @@ class Daemon(Engine):
         due = _TICK if deadline is None else max(deadline - self.now(), 0) / 1000
         if (waited := self.waiters.next_due()) is not None:
             due = min(due, max(waited - time.monotonic(), 0))
-        due = min(due, self._door.patience(time.monotonic()))
+        due = min(due, self._door.patience)
         return min(due, 0.05 if self.nodes.busy or self.ending else _TICK)
 
     def _drain(self, router: zmq.Socket[bytes]) -> list[tuple[Address, wire.Reply]]:

@@ -80,7 +80,8 @@ def release_many(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body:
 def _acquire(engine: Engine, asked: bodies.Acquire, peer: Peer) -> wire.Body | Waiter:
     request = asked.wanted(engine.config.classes)
     if request.wait and engine.state.find(peer.uid, asked.key) is None:
-        engine.limits.queue(peer, engine.state.world.line.of_owner[peer.uid])
+        there = engine.state.world.line.of_owner[peer.uid]
+        engine.limits.queue(peer, there, 1, engine.kept, wire.MAX_FRAME_BYTES)  # it has no more than that
     engine.look_at_devices()
     id = _fresh_id(engine)
     engine.board.accounts.know(peer.name, peer.uid)

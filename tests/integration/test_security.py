@@ -534,6 +534,31 @@ def test_who_has_too_many_in_the_queue_is_told_and_jobs_count(head: Head) -> Non
     root.call("release", lease=held)
 
 
+def test_many_large_jobs_are_listed_and_bounded_in_bytes(head: Head) -> None:
+    head.config("")
+    head.serve()
+    root, alice = head.client(places(head.env)), head.named("alice")
+    root.call("cordon", target="local")
+    assert head.said().startswith("hal: cordoned")
+    job = {"command": ["true", "x" * 31_000], "environment": {f"V{n:040}": "" for n in range(650)}}
+    for number in range(3):
+        alice.call("submit", key=f"k{number}", job=job, array=list(range(100)))
+    env = head.env | {"HAL_SCHEDULER": head.address, "HAL_KEY": str(head.folder / "alice.key")}
+    listing = [*HAL, "job", "list", "--json"]
+    done = subprocess.run(listing, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(json.loads(done.stdout)["jobs"]) == 300
+    head.config('[limits]\nwaiting_bytes = "16MiB"\n')
+    head.process.send_signal(signal.SIGHUP)
+    assert "limits.waiting_bytes changed" in head.said()
+    with pytest.raises(TemporaryError, match=r"the 16.0 MiB that it may have \(limits.waiting_bytes\)"):
+        alice.call("submit", key="more", job=job)
+    head.config('[limits]\nwaiting_bytes = "32MiB"\n')
+    head.process.send_signal(signal.SIGHUP)
+    assert "limits.waiting_bytes changed" in head.said()
+    alice.call("submit", key="more", job=job)
+
+
 # ---- other users of this machine -------------------------------------------------------------
 
 Asked = Callable[..., dict[str, Any]]

@@ -20,7 +20,9 @@ from hal.scheduler.bench.ground import NoAgent, node_facts
 from hal.scheduler.config import Config
 from hal.scheduler.daemon import Daemon
 from hal.scheduler.holders import Holders
+from hal.scheduler.jobs import board
 from hal.scheduler.jobs.accounting import Account, together
+from hal.scheduler.jobs.spec import JobSpec
 from hal.scheduler.operations import OPERATIONS
 from hal.scheduler.places import Places
 from hal.scheduler.sections import LimitsSection
@@ -243,3 +245,72 @@ def test_many_who_watch_are_looked_at_a_few_at_a_time(
         assert clock.at - begun < 0.02
         assert said or place.daemon._patience() <= 0
     assert said[0].id == "8-watch" and 10 < turns < 20
+
+
+# ---- what is kept -----------------------------------------------------------------------------
+
+
+def test_what_waits_is_bounded_in_bytes_for_each_and_for_all(place: Place) -> None:
+    place.ask("acquire", ROOT, key="all", request=WAITS)
+    limits = place.daemon.limits
+    limits.allowance = msgspec.structs.replace(limits.allowance, waiting_bytes=1 << 20, all_bytes=3 << 20)
+    job = {"command": ["true", "x" * 30_000]}
+
+    def fill(who: Peer) -> tuple[int, Refused]:
+        for number in range(1000):
+            try:
+                place.ask("submit", who, key=f"k{number}", request=WAITS, job=job)
+            except Refused as refused:
+                return number, refused
+        raise AssertionError
+
+    count, refused = fill(ALICE)
+    assert (count, refused.code) == (30, "limit")
+    assert str(refused) == (
+        "what waits for alice has 1001.6 KiB, and with this more than the 1.0 MiB that it may have "
+        "(limits.waiting_bytes); try again when some have been served"
+    )
+    with pytest.raises(Refused, match=r"what waits for alice .* \(limits.waiting_bytes\)"):
+        place.ask("acquire", key="one", request=WAITS)
+    assert fill(BOB)[0] == 30
+    count, refused = fill(ROOT)
+    assert count > 30 and "what waits for all users has" in str(refused)
+    assert "a quarter of limits.memory" in str(refused)
+    for one in place.ask("jobs")["jobs"][:5]:
+        place.ask("cancel_job", job=one["id"])
+    for _ in range(3):
+        place.turn()
+    assert place.ask("submit", key="again", request=WAITS, job=job)["jobs"]
+
+
+def test_jobs_that_are_over_are_bounded_in_bytes(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(board, "_KEPT_BYTES", 200_000)
+    place.ask("acquire", ROOT, key="all", request=WAITS)
+    made = [
+        place.ask("submit", key=f"k{n}", request=WAITS, job={"command": ["x" * 30_000]})["jobs"][0]
+        for n in range(20)
+    ]
+    for id in made:
+        place.ask("cancel_job", job=id)
+        place.turn()
+    assert list(place.daemon.board.jobs) == made[-6:]
+
+
+def test_an_array_is_known_by_its_key_for_as_long_as_one_of_its_jobs(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(board, "_KEPT", 1)
+    place.ask("acquire", ROOT, key="all", request=WAITS)
+    asked = {"key": "k", "request": WAITS, "job": {"command": ["true"]}, "array": [1, 2, 3]}
+    made = place.ask("submit", **asked)["jobs"]
+    for id in made[:2]:
+        place.ask("cancel_job", job=id)
+        place.turn()
+    assert place.ask("submit", **asked)["jobs"] == made[1:]
+    assert len(place.daemon.board.jobs) == 2
+
+
+def test_a_directory_has_the_length_of_a_path() -> None:
+    JobSpec(["true"], directory="/" + "x" * 4095)
+    with pytest.raises(ValueError, match="directory has more than 4096 bytes"):
+        JobSpec(["true"], directory="/" + "é" * 2048)

@@ -18,7 +18,7 @@ from hal.scheduler.config import Config
 from hal.scheduler.places import Places
 from hal.scheduler.security import connections
 from hal.scheduler.security.audit import Audit
-from hal.scheduler.security.connections import Pressure
+from hal.scheduler.security.connections import LOOK, Pressure
 from hal.scheduler.security.gate import Gate
 from hal.scheduler.security.keys import Keys
 from hal.scheduler.security.limits import PLAIN, Limits
@@ -139,14 +139,14 @@ class Door:
 
     # ---- each turn ----------------------------------------------------------------------------
 
-    def turn(self, events: dict[Any, int], now: float) -> bool:
+    def turn(self, events: dict[Any, int], now: float, kept: int) -> bool:
         """Before requests are read: let in who has come. True when keys were added or revoked. ``now``:
-        seconds on the monotonic clock."""
+        seconds on the monotonic clock; ``kept``: bytes that wait in queues."""
         changed = self.gate.refresh()
         self.gate.serve(events)
         if self.gate.complaint is not None:
             self._tell(f"{self.gate.complaint}; the keys known before are still in force")
-        if self._pressure is not None and (cut := self._pressure.look(now, self._endpoints)):
+        if self._pressure is not None and (cut := self._pressure.look(now, self._endpoints, kept)):
             self.say(cut)
             self.note(None, "connections", "cut", reason=cut)
         if now - self._second >= 1:
@@ -163,9 +163,10 @@ class Door:
             if self.audit.complaint is not None:
                 self._tell(self.audit.complaint)
 
-    def patience(self, now: float) -> float:
+    @property
+    def patience(self) -> float:
         """Seconds until it wants a turn."""
-        return 1.0 if self._pressure is None else self._pressure.patience(now)
+        return 1.0 if self._pressure is None else LOOK
 
     # ---- each request -------------------------------------------------------------------------
 

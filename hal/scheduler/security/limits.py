@@ -12,7 +12,9 @@ from collections import OrderedDict
 from msgspec import Struct
 
 from hal.scheduler.answers import Peer, Refused
+from hal.scheduler.kept import Kept
 from hal.scheduler.security.roles import Role
+from hal.units import format_bytes
 
 __all__ = ["PLAIN", "Allowance", "Limits"]
 
@@ -31,6 +33,8 @@ class Allowance(Struct, frozen=True):
     outstanding: int  # requests that wait for their answer
     request_bytes: int
     waiting: int = 10_000  # requests in queues, jobs among them
+    waiting_bytes: int = 64 << 20  # that are kept for them
+    all_bytes: int | None = None  # and for those of all owners together
 
 
 class _Client(Struct):
@@ -97,15 +101,27 @@ class Limits:
             )
         client.outstanding += 1
 
-    def queue(self, peer: Peer, there: int, more: int = 1) -> None:
-        """So many more requests are to wait, beside those of the same owner. Raises Refused (``limit``)."""
-        if not _is_exempt(peer) and there + more > self.allowance.waiting:
-            self.refused += 1
-            raise Refused(
-                "limit",
-                f"{peer.name} has {there} requests that wait, and may have {self.allowance.waiting}; "
-                "try again when some have been served",
+    def queue(self, peer: Peer, there: int, more: int, kept: Kept, size: int) -> None:
+        """So many more requests are to wait, of so many bytes together, beside those that do and what is kept
+        for them. Raises Refused (``limit``)."""
+        allowed, own, all = self.allowance, kept.of_owner[peer.uid], kept.total
+        reason = ""
+        if not _is_exempt(peer):
+            if there + more > allowed.waiting:
+                reason = f"{peer.name} has {there} requests that wait, and may have {allowed.waiting}"
+            elif own + size > allowed.waiting_bytes:
+                reason = (
+                    f"what waits for {peer.name} has {format_bytes(own)}, and with this more than the "
+                    f"{format_bytes(allowed.waiting_bytes)} that it may have (limits.waiting_bytes)"
+                )
+        if not reason and allowed.all_bytes is not None and all + size > allowed.all_bytes:
+            reason = (
+                f"what waits for all users has {format_bytes(all)}, and with this more than the "
+                f"{format_bytes(allowed.all_bytes)} that it may have, a quarter of limits.memory"
             )
+        if reason:
+            self.refused += 1
+            raise Refused("limit", f"{reason}; try again when some have been served")
 
     def end(self, peer: Peer) -> None:
         """An answer that was outstanding has been given, or nobody waits for it any more."""
