@@ -311,7 +311,7 @@ def test_a_node_that_refuses_it_is_no_try_of_a_job(site: Site, tmp_path: Path) -
 def test_a_job_that_is_preempted_is_tried_again(site: Site) -> None:
     site.add("green", "l40s-4")
     whole = [member("nvidia", None, replicas=4)]
-    low = site.submit("echo up; sleep 0.5", request={"members": whole}, retries=3)
+    low = site.submit("echo up; sleep 4", request={"members": whole}, retries=3)
     never = site.submit("sleep 1000", request={"members": whole})
     site.has_said(low, "up")
     for listing in ("job", "lease"):  # a row has room for one device, whole
