@@ -22,7 +22,7 @@ import zmq.asyncio
 
 from hal.backend import GoneError, HalError, StateError
 from hal.scheduler import wire
-from hal.scheduler.client import packed, refusal
+from hal.scheduler.client import REST, packed, refusal
 from hal.scheduler.core.request import Request
 from hal.scheduler.endpoint import Endpoint
 from hal.scheduler.errors import Unreachable
@@ -41,7 +41,6 @@ from hal.scheduler.told import (
 __all__ = ["AsyncClient", "AsyncLease", "OnLost", "closed_error"]
 
 _AGAIN = 2.0  # seconds without an answer after which a request is sent once more, on a fresh connection
-_REST = 0.2  # seconds before a scheduler that is leaving, or too busy, is asked again
 _PATIENCE = 5.0  # seconds that the scheduler is asked to hold back an answer that is not there yet
 _MANY = 64  # requests in one message
 _TIDY = 2.0  # seconds that an interrupted caller is kept for giving back what nobody wants any more
@@ -211,9 +210,9 @@ class AsyncClient:
                 met_again = True  # its clock is another since it was started anew, or ours has slept
                 await self._meet(deadline)
                 continue
-            if code not in ("leaving", "busy") or time.monotonic() + _REST >= deadline:
+            if code not in ("leaving", "busy") or time.monotonic() + REST >= deadline:
                 break
-            await asyncio.sleep(_REST)
+            await asyncio.sleep(REST)
         if reply is None or code == "leaving":
             raise self._endpoint.nobody()
         if reply.ok:
@@ -477,7 +476,7 @@ class AsyncClient:
             try:
                 answer = await self.call("watch", timeout=_PATIENCE + max(self._timeout, 2 * _AGAIN), **body)
             except Unreachable:
-                await asyncio.sleep(_REST)
+                await asyncio.sleep(REST)
                 continue
             if answer["lost"]:
                 yield Event(after, "lost")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from hal.backend import GoneError, HalError, StateError
+from hal.backend import GoneError, HalError, StateError, TemporaryError
 from hal.cli.exits import UsageError, exit_code
 from hal.cli.output import first_of, note, print_facts, print_json, print_table
 from hal.units import format_bytes, format_seconds
@@ -250,6 +250,7 @@ class Reader:
         self._tells = tells
         self.stream = stream
         self.end = False
+        self.full = False  # there may be more already
 
     def piece(self) -> bytes:
         deadline = time.monotonic() + self._patience
@@ -257,10 +258,13 @@ class Reader:
             try:
                 answer = self._client.call("job_logs", timeout=8.0, **self._asked, offset=self._offset)
                 break
+            except TemporaryError:
+                if time.monotonic() >= deadline:
+                    raise
             except StateError:  # the node has not joined again yet, for one
                 if self._epoch is None or time.monotonic() >= deadline:
                     raise
-                time.sleep(_POLL)
+            time.sleep(_POLL)
         if self._epoch and self._epoch != answer["epoch"]:  # 0: it had not begun yet
             if self._tells:
                 note("it is tried again")
@@ -270,7 +274,7 @@ class Reader:
         if answer["offset"] > self._offset:
             note(f"{answer['offset'] - self._offset} bytes of {self.stream} are no longer kept")
         self._offset = answer["offset"] + len(answer["data"])
-        self.end = answer["end"]
+        self.end, self.full = answer["end"], len(answer["data"]) == _PIECE
         data: bytes = answer["data"]
         return data
 
@@ -328,6 +332,9 @@ def _wait(options: argparse.Namespace) -> int:
                     if time.monotonic() - gone_since > _RESTART:
                         raise
                     time.sleep(_POLL)
+                    continue
+                except TemporaryError:  # too busy for this user, who asks again for as long as it takes
+                    gone_since = None
                     continue
                 gone_since = None
                 if answer["job"]["state"] in OVER:

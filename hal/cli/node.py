@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from hal.backend import TemporaryError
+from hal.backend import GoneError, TemporaryError
 from hal.cli.exits import UsageError
 from hal.cli.output import counted, first_of, note, print_json, print_table
 from hal.scheduler.client import Client
@@ -148,17 +148,30 @@ def nodes(client: Client) -> list[dict[str, Any]]:
 
 def _wait(client: Client, target: str) -> None:
     """Raises TemporaryError when somebody lets it be used again meanwhile."""
+    at = _node_of(client, target)
     while True:
-        said = nodes(client)
-        node = next((one for one in said if one["id"] == target), None)
-        device = next((d for one in said for d in one["devices"] if d["id"] == target), None)
-        if (node is not None and node["reason"] is None) or (
-            device is not None and device["cordoned"] is None
-        ):
+        try:
+            (node,) = client.call("nodes", node=at)["nodes"]
+        except GoneError:  # it was forgotten
+            return
+        device = next((one for one in node["devices"] if one["id"] == target), None)
+        if at != target and device is None:
+            return
+        if (node["reason"] if device is None else device["cordoned"]) is None:
             raise TemporaryError(f"{target} is in use again: somebody has uncordoned it")
-        if not (node["leases"] if node is not None else device is not None and device["lent_bytes"]):
+        if not (node["leases"] if device is None else device["lent_bytes"]):
             return
         time.sleep(_LOOK)
+
+
+def _node_of(client: Client, target: str) -> str:
+    """The node itself, or that of a device: looked for once, as there may be thousands."""
+    try:
+        client.call("nodes", node=target)
+    except GoneError:
+        found = (one["id"] for one in nodes(client) for device in one["devices"] if device["id"] == target)
+        return next(found, target)
+    return target
 
 
 def _said(client: Client, target: str, options: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from hal.backend import HalError
+from hal.backend import HalError, TemporaryError
 from hal.cli.exits import CommandNotFound, CommandNotRunnable, UsageError
 from hal.cli.job import OVER, Reader, ended_early, pass_on
 from hal.cli.output import note
@@ -20,7 +20,8 @@ from hal.scheduler.lease import HeldLease
 
 __all__ = ["run_there"]
 
-_POLL = 0.1  # seconds between looks at what it says
+_POLL, _LONGEST_POLL = 0.1, 0.5  # seconds between looks at what it says: the longer, the less it says
+_ANSWER = 3.0  # seconds after which it is asked again: a scheduler that was killed has lost the question
 _PASSED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 # What has no meaning, or another one, on another machine.
 _LEFT_HERE = ("HAL_", "LD_PRELOAD", "DISPLAY", "WAYLAND_DISPLAY", "SSH_", "DBUS_", "XDG_RUNTIME_DIR")
@@ -81,26 +82,30 @@ def _is_text(found: str) -> bool:
 
 
 def _follow(client: Client, id: str, held: HeldLease, heard: list[int]) -> int:
-    """While the lease lives, a scheduler or node that does not answer is waited for: the program goes on."""
+    """While the lease lives, a scheduler or node that does not answer, or is too busy, is waited for: the
+    program goes on."""
     readers = [
         Reader(client, id, member, stream, patience=0)
         for member in range(len(held.variables))
         for stream in ("stdout", "stderr")
     ]
+    pause = 0.0
     while True:
         try:
             while heard:
                 client.call("signal_job", job=id, signal=heard[0])
                 del heard[0]
             # Looked at first: what is read after its end is all that there is.
-            job = client.call("job", job=id)["job"]
-        except Unreachable:
+            job = client.call("wait_job", timeout=pause + _ANSWER, job=id, timeout_seconds=pause)["job"]
+        except (Unreachable, TemporaryError):
             if held.lost is not None:
                 raise
             time.sleep(_POLL)
             continue
         try:
             went_on = [pass_on(reader) for reader in readers]
+        except TemporaryError:
+            continue
         except HalError as error:
             if job["state"] not in OVER:
                 time.sleep(_POLL)
@@ -110,8 +115,12 @@ def _follow(client: Client, id: str, held: HeldLease, heard: list[int]) -> int:
             break
         if job["state"] in OVER and all(reader.end for reader in readers):
             break
-        if not any(went_on):
-            time.sleep(_POLL)
+        if any(went_on):
+            pause = 0.0 if any(reader.full for reader in readers) else _POLL
+        else:
+            pause = min(max(2 * pause, _POLL), _LONGEST_POLL)
+            if job["state"] in OVER:
+                time.sleep(_POLL)
     if job["exit_code"] is None:
         raise ended_early(job)
     first = next((one for one in job["exits"] if one["error"]), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Generator
 
 import msgspec
 import zmq
@@ -12,7 +13,19 @@ from hal.backend import HalError
 from hal.scheduler import core, wire
 from hal.scheduler.security.roles import Role
 
-__all__ = ["FAULTS", "Address", "Later", "Peer", "Refused", "Waiter", "code_of", "error", "fault", "leaving"]
+__all__ = [
+    "FAULTS",
+    "Address",
+    "Later",
+    "Peer",
+    "Refused",
+    "Waiter",
+    "Work",
+    "code_of",
+    "error",
+    "fault",
+    "leaving",
+]
 
 
 class Refused(Exception):
@@ -70,6 +83,23 @@ class Later(Waiter, ABC):
     @abstractmethod
     def answer(self, *, at_once: bool) -> wire.Body | None:
         """None: nothing yet; not ``at_once``, which is when its time is up. Raises Refused."""
+
+
+class Work(Later):
+    """An answer that takes long to make: a piece each turn, and as fast as its client's part of the time
+    allows."""
+
+    def __init__(self, pieces: Generator[None, None, wire.Body]) -> None:
+        super().__init__("", 0.0)  # it is always due
+        self._pieces = pieces
+
+    def answer(self, *, at_once: bool) -> wire.Body | None:
+        try:
+            next(self._pieces)
+        except StopIteration as done:
+            body: wire.Body = done.value
+            return body
+        return None
 
 
 FAULTS = (wire.Malformed, msgspec.ValidationError, core.InvalidError, Refused, HalError)

@@ -14,9 +14,9 @@ from hal.scheduler.endpoint import Endpoint
 from hal.scheduler.errors import MalformedError
 from hal.scheduler.places import Places
 
-__all__ = ["Client", "packed", "refusal"]
+__all__ = ["REST", "Client", "packed", "refusal"]
 
-
+REST = 0.2  # seconds before a scheduler that is too busy is asked again
 _BY_CODE: dict[str, type[HalError]] = {
     "no_room": TemporaryError,
     "limit": TemporaryError,
@@ -72,12 +72,19 @@ class Client:
         self._context.term()
 
     def call(self, op: str, *, timeout: float | None = None, **body: Any) -> dict[str, Any]:
-        """One operation. Raises Unreachable when nobody answers in time, else the HalError of the refusal."""
-        if not self._endpoint.somebody_listens():
-            self._hang_up()
-            raise self._endpoint.nobody()
-        request = wire.Request(wire.VERSION, secrets.token_hex(8), op, body)
-        reply = self._exchange(request, self._timeout if timeout is None else timeout)
+        """One operation, asked again while the scheduler is too busy for this client. Raises Unreachable when
+        nobody answers in time, else the HalError of the refusal."""
+        deadline = time.monotonic() + (self._timeout if timeout is None else timeout)
+        while True:
+            if not self._endpoint.somebody_listens():
+                self._hang_up()
+                raise self._endpoint.nobody()
+            request = wire.Request(wire.VERSION, secrets.token_hex(8), op, body)
+            reply = self._exchange(request, deadline - time.monotonic())
+            is_busy = reply.error is not None and reply.error.code == "busy"
+            if not is_busy or time.monotonic() + REST >= deadline:
+                break
+            time.sleep(REST)
         if reply.ok:
             return reply.body
         if reply.error is not None and reply.error.code == "leaving":

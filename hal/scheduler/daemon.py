@@ -19,7 +19,7 @@ import zmq
 from hal.backend import HalError, StateError
 from hal.scheduler import core, frames, lender, watch, wire
 from hal.scheduler.agent.agent import Agent
-from hal.scheduler.answers import FAULTS, Address, Later, Peer, Refused, Waiter, error, fault, leaving
+from hal.scheduler.answers import FAULTS, Address, Later, Peer, Refused, Waiter, Work, error, fault, leaving
 from hal.scheduler.config import Config, changed, check_there, reloaded
 from hal.scheduler.engine import Engine
 from hal.scheduler.holders import SILENCE, Holders
@@ -31,11 +31,13 @@ from hal.scheduler.places import Places
 from hal.scheduler.prices import Prices
 from hal.scheduler.process import AlreadyRunning, collect_rarely, locked, signals_as_bytes
 from hal.scheduler.security.door import Door
+from hal.scheduler.security.limits import PLAIN
 from hal.scheduler.store import Store, journal
 
 __all__ = ["AlreadyRunning", "Daemon"]
 
 _DRAIN = 256  # requests answered with one commit
+_LONG = 0.01  # seconds beyond what is plain, after which others are answered first
 _TICK = 1.0  # seconds between looks at what nobody reports: dead processes, slow endings
 _LINGER = 1.0  # seconds without a lease after which a private daemon goes
 _UNWRITTEN = frozenset({"hello", "status", "nodes", "renew", "beat"})  # answered while nothing can be written
@@ -81,6 +83,8 @@ class Daemon(Engine):
         self._started = config
         self._published = 0
         self._stopping = False
+        self._took = 0.0  # seconds beyond what is plain, in this turn
+        self._run = 0.0  # that this thread had run when it was looked at last
         self._needed = time.monotonic()
 
     def run(self, ready: Callable[[], None] = lambda: None) -> None:
@@ -135,7 +139,7 @@ class Daemon(Engine):
         events = dict(self._poller.poll(int(self._patience() * 1000) + 1))
         if wakeup.fileno() in events:
             self._hear(wakeup.recv(64))
-        if self._door.turn(events, time.monotonic()):
+        if self._door.turn(events, time.monotonic(), self.kept.total):
             self.drop_revoked(self._door.gate.still)
         for id in self.holders.gone(events):
             self.happens(core.HolderGone(id))
@@ -226,11 +230,12 @@ class Daemon(Engine):
         due = _TICK if deadline is None else max(deadline - self.now(), 0) / 1000
         if (waited := self.waiters.next_due()) is not None:
             due = min(due, max(waited - time.monotonic(), 0))
-        due = min(due, self._door.patience(time.monotonic()))
+        due = min(due, self._door.patience)
         return min(due, 0.05 if self.nodes.busy or self.ending else _TICK)
 
     def _drain(self, router: zmq.Socket[bytes]) -> list[tuple[Address, wire.Reply]]:
         replies = []
+        self._took, self._run = 0.0, time.thread_time()
         for _ in range(_DRAIN):
             message = frames.receive(router)
             if message is None:
@@ -239,6 +244,8 @@ class Daemon(Engine):
             reply = self._answer(address, message[1])
             if reply is not None:
                 replies.append((address, reply))
+            if self._took > _LONG:
+                break
         return replies
 
     def _unsaid(self, reply: wire.Reply, troubled: bool) -> wire.Reply:
@@ -291,11 +298,21 @@ class Daemon(Engine):
                 self._give_up(address, message.id, message.op)
             raise
         if isinstance(message, wire.Request):
+            if (took := time.monotonic() - now) > PLAIN:
+                self._has_taken(who, message, took)
             self._door.answered(who, message, reply, lease)
             self.monitor.answered(who, message, reply)
         elif message is None:
             self.monitor.unreadable()
         return reply
+
+    def _has_taken(self, who: Peer | None, message: wire.Request, took: float) -> None:
+        """It was no plain one. Where others kept this thread from running, nobody has to pay for it."""
+        run = time.thread_time()
+        took, self._run = min(took, run - self._run), run
+        self._took += max(took - PLAIN, 0.0)
+        if who is not None:
+            self._door.charge(who, message, took, time.monotonic())
 
     def _give_up(self, address: Address, id: str, op: str) -> None:
         """Our own mistake: who knows what is half done. The next scheduler begins from what is on disk, and
@@ -316,7 +333,8 @@ class Daemon(Engine):
         self.nodes.settled.clear()
         if self.watch_ring.last != self._published:
             self.waiters.touch(watch.NAME)
-        for waiter in self.waiters.take(time.monotonic()):
+        first = time.monotonic()
+        for waiter in self.waiters.take(first):
             assert waiter.peer is not None
             if self.trouble is not None:
                 # Who only watches waits on, for as long as was asked for.
@@ -326,6 +344,15 @@ class Daemon(Engine):
                 self._door.limits.end(waiter.peer)
                 replies.append((waiter.peer.address, self._not_now(waiter.request)))
                 continue
+            begun = time.monotonic()
+            if isinstance(waiter, watch.Watcher | Work) and begun - first > _LONG:
+                self.waiters.put_off(waiter)
+                continue
+            if isinstance(waiter, Work) and (owes := self._door.limits.owes(waiter.peer, begun)):
+                waiter.until = begun + owes
+                self.waiters.add(waiter)
+                continue
+            run = time.thread_time() if isinstance(waiter, Later) else 0.0
             try:
                 if not self._door.gate.still(waiter.peer):
                     raise Refused("denied", "this key is no longer known to the scheduler")
@@ -336,6 +363,8 @@ class Daemon(Engine):
             except Exception:
                 self._give_up(waiter.peer.address, waiter.request, "which was waiting")
                 raise
+            if isinstance(waiter, Later):
+                self._door.limits.charge(waiter.peer, time.thread_time() - run, begun)
             if reply is None:
                 self.waiters.add(waiter)
             else:

@@ -24,6 +24,7 @@ from hal.scheduler.core import records
 from hal.scheduler.core.facts import DeviceFacts, NodeFacts
 from hal.scheduler.holders import Holders
 from hal.scheduler.jobs.board import Board
+from hal.scheduler.kept import Kept
 from hal.scheduler.monitor import Monitor
 from hal.scheduler.nodes import Nodes
 from hal.scheduler.operating import labelled
@@ -73,6 +74,7 @@ class Engine:
         self.nodes = Nodes(agent, lost_seconds=lost, grace_seconds=grace)
         self.over: OrderedDict[str, tuple[str, str]] = OrderedDict()  # what became of leases: code, message
         self.past = Past()
+        self.kept = Kept()
         self.board = Board(self)
         self.agent = agent
         self.places = places
@@ -135,12 +137,14 @@ class Engine:
 
     def _granted(self, decision: core.Grant, _now: int) -> None:
         if not decision.again:
+            self.kept.drop(decision.lease.id)
             self.waiters.touch(decision.lease.id)
             self._begin(decision.lease)
 
     def _queued(self, decision: core.Queued, now: int) -> None:
         one = self.state.waiting.get(decision.id)
         if one is not None and not decision.again:  # else it is granted in the same go
+            self.kept.add(one.id, one.uid, one.request)
             self.watch_ring.queued(one, now, decision.reason)
             self.holders.hear(one.id)
 
@@ -152,6 +156,7 @@ class Engine:
 
     def _withdrawn(self, decision: core.Withdrawn, _now: int) -> None:
         self.waiters.touch(decision.id)
+        self.kept.drop(decision.id)
         self._is_over(decision.id, "ended", f"'{decision.id}' waits no longer: {decision.reason}")
         self.holders.unwatch(decision.id)
 
@@ -463,6 +468,7 @@ class Engine:
                 self.watch(lease.id, lease.holder_pid)
         self._give_up_failures()
         for one in list(self.state.waiting.values()):
+            self.kept.add(one.id, one.uid, one.request)
             self.watch(one.id, one.holder_pid)
         self.happens(core.Resumed())
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from hal.backend import GoneError, HalError, StateError
+from hal.backend import GoneError, HalError, StateError, TemporaryError
 from hal.model import Enforcement, Rung
 from hal.scheduler.client import Client
 from hal.scheduler.core.request import Request
@@ -83,15 +83,15 @@ class HeldLease:
         return env
 
     def release(self) -> None:
-        """Give it back. A lease that has ended already, or whose scheduler is gone, is no error."""
+        """Give it back. That a lease has ended, or a scheduler has gone or is busy, is no error."""
         if self._done.is_set() or os.getpid() != self._pid:  # a forked process leaves it to its parent
             return
         self._done.set()
         if threading.current_thread() is not self._renewer:
             self._renewer.join()
         if self.lost is None:
-            # StateError: its node has lost it.
-            with Client(self._where) as client, contextlib.suppress(GoneError, StateError, Unreachable):
+            # StateError: its node has lost it, or nobody answers.
+            with Client(self._where) as client, contextlib.suppress(GoneError, StateError, TemporaryError):
                 client.call("release", lease=self.id)
 
     def taken_away(self) -> str | None:
@@ -218,6 +218,8 @@ def _served(
                 if not private and not _comes_back(client):
                     raise
                 body, _ = _acquired(client, where, asked)
+            except TemporaryError:  # it has answered, and our place is kept
+                continue
             if "lease" in body:
                 return body
     except BaseException:

@@ -13,8 +13,10 @@ from msgspec import Struct
 from hal.scheduler import bodies, core, wire
 from hal.scheduler.answers import Peer, Refused
 from hal.scheduler.core.facts import WHOLE_MILLI, NodeFacts
+from hal.scheduler.core.shape import Spot
 from hal.scheduler.names import check_label
 from hal.scheduler.node import Node
+from hal.scheduler.page import filled
 from hal.scheduler.store import journal
 
 if TYPE_CHECKING:
@@ -83,13 +85,10 @@ def nodes(engine: Engine, body: wire.Body, _peer: Peer) -> wire.Body:
     page = msgspec.convert(body, NodesPage)
     there = engine.nodes.nodes
     if page.node is not None:
-        return {"nodes": [_described(engine, [_known(engine, page.node)])[0]], "next": None}
-    names = sorted(name for name in there if name > page.after)
-    more, names = len(names) > page.limit, names[: page.limit]
-    return {
-        "nodes": _described(engine, [there[name] for name in names]),
-        "next": names[-1] if more else None,
-    }
+        return {"nodes": [_described(engine, _known(engine, page.node))], "next": None}
+    first = [there[name] for name in sorted(name for name in there if name > page.after)[: page.limit + 1]]
+    shown, more = filled(first, page.limit, lambda node: _described(engine, node))
+    return {"nodes": shown, "next": shown[-1]["id"] if more else None}
 
 
 def cordon(engine: Engine, body: wire.Body, _peer: Peer) -> wire.Body:
@@ -212,37 +211,34 @@ def _state_of_device(engine: Engine, device: str) -> str:
     return "cordoned" if leases else "drained"
 
 
-def _described(engine: Engine, shown: list[Node]) -> list[dict[str, Any]]:
-    counters, now = engine.state.world.counters, time.monotonic()
-    here = {id for node in shown for id in node.leases}
-    lent = _lent(engine.state.leases[id] for id in here if id in engine.state.leases)
-    return [
-        {
-            "id": node.id,
-            "state": _state(engine, node),
-            "reason": counters.cordoned.get(node.id),
-            "labels": engine.labels(node.id),
-            "devices": [
-                {
-                    "id": device.id,
-                    "vendor": device.vendor,
-                    "model": device.model,
-                    "memory_bytes": device.memory_bytes,
-                    "state": _state_of_device(engine, device.id),
-                    "lent_milli": lent.milli[device.id],
-                    "lent_bytes": min(lent.memory[device.id], device.memory_bytes),
-                    "cordoned": counters.cordoned.get(device.id),
-                    "failed": counters.failed.get(device.id),
-                }
-                for device in (() if node.facts is None else node.facts.devices)
-                if device.holds_slices
-            ],
-            "leases": sum(id in engine.state.leases for id in node.leases),
-            "last_beat_seconds": 0.0 if _own(engine, node) else now - node.heard,
-            "agent_version": (engine.version if _own(engine, node) else node.version) or None,
-        }
-        for node in shown
-    ]
+def _described(engine: Engine, node: Node) -> dict[str, Any]:
+    counters = engine.state.world.counters
+    leases = [engine.state.leases[id] for id in node.leases if id in engine.state.leases]
+    lent = _lent(spot for lease in leases for spot in lease.spots() if spot.node == node.id)
+    return {
+        "id": node.id,
+        "state": _state(engine, node),
+        "reason": counters.cordoned.get(node.id),
+        "labels": engine.labels(node.id),
+        "devices": [
+            {
+                "id": device.id,
+                "vendor": device.vendor,
+                "model": device.model,
+                "memory_bytes": device.memory_bytes,
+                "state": _state_of_device(engine, device.id),
+                "lent_milli": lent.milli[device.id],
+                "lent_bytes": min(lent.memory[device.id], device.memory_bytes),
+                "cordoned": counters.cordoned.get(device.id),
+                "failed": counters.failed.get(device.id),
+            }
+            for device in (() if node.facts is None else node.facts.devices)
+            if device.holds_slices
+        ],
+        "leases": len(leases),
+        "last_beat_seconds": 0.0 if _own(engine, node) else time.monotonic() - node.heard,
+        "agent_version": (engine.version if _own(engine, node) else node.version) or None,
+    }
 
 
 def _own(engine: Engine, node: Node) -> bool:
@@ -255,14 +251,13 @@ class _Lent:
         self.memory: Counter[str] = Counter()
 
 
-def _lent(leases: Iterable[core.Lease]) -> _Lent:
+def _lent(spots: Iterable[Spot]) -> _Lent:
     """What is lent of each device: thousandths of its time, or 1000 where it is whole; bytes."""
     found = _Lent()
-    for lease in leases:
-        for spot in lease.spots():
-            for device in spot.devices:
-                found.milli[device] += WHOLE_MILLI if spot.shape.whole else spot.shape.compute_milli
-                found.memory[device] += 1 << 62 if spot.shape.whole else spot.shape.memory_bytes
+    for spot in spots:
+        for device in spot.devices:
+            found.milli[device] += WHOLE_MILLI if spot.shape.whole else spot.shape.compute_milli
+            found.memory[device] += 1 << 62 if spot.shape.whole else spot.shape.memory_bytes
     return found
 
 
@@ -305,7 +300,7 @@ def _devices(engine: Engine) -> dict[str, int]:
     world = engine.state.world
     nodes = [n for n in engine.nodes.nodes.values() if n.facts is not None and engine.nodes.reports(n)]
     devices = [(n.id, d) for n in nodes for d in (n.facts.devices if n.facts else ()) if d.holds_slices]
-    lent = _lent(engine.state.leases.values())
+    lent = _lent(spot for lease in engine.state.leases.values() for spot in lease.spots())
     return {
         "total": len(devices),
         "usable": sum(world.unusable(device.id, node) is None for node, device in devices),

@@ -15,6 +15,7 @@ from hal.scheduler import bodies, core, operating, wire
 from hal.scheduler.agent.binding import Beat, Join
 from hal.scheduler.answers import FAULTS, Peer, Refused, Waiter, fault
 from hal.scheduler.jobs import operations as jobs
+from hal.scheduler.page import filled
 from hal.scheduler.past import gone
 from hal.scheduler.watch import Wanted, WatchBody, Watcher
 
@@ -25,6 +26,7 @@ __all__ = ["OPERATIONS", "Operation", "granted"]
 
 Operation = Callable[["Engine", wire.Body, Peer], wire.Body | Waiter]
 
+_MOST_QUEUES = 10_000  # an answer has all of them
 _PATIENCE = 8.0  # seconds for nodes to make slices, before the client is told to ask again
 
 
@@ -79,7 +81,8 @@ def release_many(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body:
 def _acquire(engine: Engine, asked: bodies.Acquire, peer: Peer) -> wire.Body | Waiter:
     request = asked.wanted(engine.config.classes)
     if request.wait and engine.state.find(peer.uid, asked.key) is None:
-        engine.limits.queue(peer, engine.state.world.line.of_owner[peer.uid])
+        there = engine.state.world.line.of_owner[peer.uid]
+        engine.limits.queue(peer, there, 1, engine.kept, wire.MAX_FRAME_BYTES)  # it has no more than that
     engine.look_at_devices()
     id = _fresh_id(engine)
     engine.board.accounts.know(peer.name, peer.uid)
@@ -155,21 +158,19 @@ def list_leases(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body:
     state = engine.state
     there: list[core.Lease | core.Waiting] = [*state.leases.values(), *state.waiting.values()]
     seen = (one for one in there if one.order > page.after and peer.sees(one.uid))
-    shown = heapq.nsmallest(page.limit + 1, seen, key=lambda one: one.order)
-    more, shown = len(shown) > page.limit, shown[: page.limit]
+    first = heapq.nsmallest(page.limit + 1, seen, key=lambda one: one.order)
     now, name_of = engine.now(), engine.board.accounts.name_of
+
+    def told(one: core.Lease | core.Waiting) -> wire.Body:
+        body = _described(engine, one) if isinstance(one, core.Lease) else bodies.queued(one, now)
+        return body | {"owner": name_of(one.uid)}
+
+    shown, more = filled(first, page.limit, told)
+    are_leases = [isinstance(one, core.Lease) for one in first[: len(shown)]]
     return {
-        "leases": [
-            _described(engine, one) | {"owner": name_of(one.uid)}
-            for one in shown
-            if isinstance(one, core.Lease)
-        ],
-        "waiting": [
-            bodies.queued(one, now) | {"owner": name_of(one.uid)}
-            for one in shown
-            if isinstance(one, core.Waiting)
-        ],
-        "next": shown[-1].order if more else None,
+        "leases": [body for body, is_lease in zip(shown, are_leases, strict=True) if is_lease],
+        "waiting": [body for body, is_lease in zip(shown, are_leases, strict=True) if not is_lease],
+        "next": first[len(shown) - 1].order if more else None,
     }
 
 
@@ -249,7 +250,10 @@ def queues(engine: Engine, _body: wire.Body, _peer: Peer) -> wire.Body:
 
 def set_queue(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body:
     asked = msgspec.convert(body, bodies.SetQueueBody)
-    engine.decide(core.SetQueue(asked.queue(engine.state.world.tree.queues.get(asked.name))))
+    there = engine.state.world.tree.queues
+    if asked.name not in there and len(there) >= _MOST_QUEUES:
+        raise Refused("limit", f"there are {len(there)} queues; remove one that is not needed")
+    engine.decide(core.SetQueue(asked.queue(there.get(asked.name))))
     return queues(engine, body, peer)
 
 

@@ -111,6 +111,13 @@ class LimitsSection(Struct, frozen=True, kw_only=True):
             le=_MANY,
         ),
     ] = 10_000
+    waiting_bytes: Annotated[
+        str,
+        _key(
+            "of memory for what an owner has waiting, and for their jobs that are not over; admins are not "
+            "counted. All owners and admins together have a quarter of `memory`"
+        ),
+    ] = "64MiB"
     request_bytes: Annotated[int, _key("the largest request", ge=1024, le=65536)] = 65536
     queued: Annotated[
         int,
@@ -135,14 +142,16 @@ class LimitsSection(Struct, frozen=True, kw_only=True):
     memory: Annotated[
         str,
         _key(
-            "of the scheduler: it cuts its connections when it has half of this, and the kernel gives it no "
-            "more than all of it (RLIMIT_DATA). `none`: no limit",
+            "of the scheduler: it cuts its connections when they take half of what it does not need itself, "
+            "and the kernel gives it no more than all of it (RLIMIT_DATA). `none`: no limit",
             live=False,
         ),
     ] = "2GiB"
 
     def __post_init__(self) -> None:
         self.memory_bytes  # noqa: B018 - says what is wrong with it
+        if parse_bytes(self.waiting_bytes) < 1 << 20:
+            raise ValueError("waiting_bytes is at least 1MiB")
 
     @property
     def memory_bytes(self) -> int | None:
@@ -156,7 +165,13 @@ class LimitsSection(Struct, frozen=True, kw_only=True):
     @property
     def allowance(self) -> Allowance:
         return Allowance(
-            self.requests_per_second, self.burst, self.outstanding, self.request_bytes, self.waiting
+            self.requests_per_second,
+            self.burst,
+            self.outstanding,
+            self.request_bytes,
+            self.waiting,
+            parse_bytes(self.waiting_bytes),
+            None if self.memory_bytes is None else self.memory_bytes // 4,
         )
 
 

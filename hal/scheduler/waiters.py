@@ -19,6 +19,7 @@ class Waiters:
         self._due: list[tuple[float, int]] = []
         self._names: dict[int, str] = {}  # of those that still wait
         self._touched: dict[str, None] = {}
+        self._first: list[int] = []  # that were put off
         self._numbers = itertools.count()
 
     def __len__(self) -> int:
@@ -27,11 +28,16 @@ class Waiters:
     def __iter__(self) -> Iterator[Waiter]:
         return (self._by_name[name][number] for number, name in self._names.items())
 
-    def add(self, waiter: Waiter) -> None:
+    def add(self, waiter: Waiter) -> int:
         number = next(self._numbers)
         self._by_name.setdefault(waiter.lease, {})[number] = waiter
         self._names[number] = waiter.lease
         heapq.heappush(self._due, (waiter.until, number))
+        return number
+
+    def put_off(self, waiter: Waiter) -> None:
+        """It is looked at in the next turn, before others."""
+        self._first.append(self.add(waiter))
 
     def touch(self, name: str) -> None:
         """Something has happened that they may be waiting for."""
@@ -43,11 +49,13 @@ class Waiters:
 
     def next_due(self) -> float | None:
         """When the first has waited long enough; it may be too early."""
+        if self._first:
+            return float("-inf")
         return self._due[0][0] if self._due else None
 
     def take(self, now: float) -> list[Waiter]:
         """Those to be looked at now. They wait no longer, unless they are added again."""
-        found: list[int] = []
+        found, self._first = self._first, []
         for name in self._touched:
             found += self._by_name.get(name, ())
         self._touched.clear()

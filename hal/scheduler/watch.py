@@ -7,7 +7,9 @@ rising after a restart. Of what happened before it nothing is kept here, and who
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -16,11 +18,13 @@ from msgspec import Struct
 from hal.lines import nearest
 from hal.scheduler import core
 from hal.scheduler.answers import Later
+from hal.scheduler.page import filled
 
 __all__ = ["KINDS", "NAME", "Happening", "Seen", "Wanted", "Watch", "WatchBody", "Watcher"]
 
 NAME = "/events"  # of what watchers wait for; no lease is called so
 KEPT = 16_384  # happenings
+_AT_A_TIME = 1024  # are looked at
 _TERM_BITS = 32
 _LONGEST_WAIT = 60.0
 _MOST = 1000
@@ -105,29 +109,37 @@ class Wanted:
         self, body: WatchBody, name_of: Callable[[int], str], node_of: Callable[[str], str | None]
     ) -> None:
         self._body, self._name_of, self._node_of = body, name_of, node_of
-        self.all = (body.lease, body.node, body.kinds, body.owner, body.since_ms) == (
-            None,
-            None,
-            None,
-            None,
-            0,
-        )
+        nothing = (None, None, None, None, 0)
+        self.all = (body.lease, body.node, body.kinds, body.owner, body.since_ms) == nothing
+        self._kinds = frozenset(body.kinds or ())
+        self._is_meant: dict[int | None, bool] = {None: False}  # owners
 
-    def __call__(self, kept: _Kept) -> bool:
-        asked, one = self._body, kept.one
-        return (
-            (asked.lease is None or one.lease == asked.lease)
-            and (asked.kinds is None or one.kind in asked.kinds)
-            and one.at_ms >= asked.since_ms
-            and (asked.node is None or self._is_on(kept, asked.node))
-            and (asked.owner is None or (kept.owner is not None and self._name_of(kept.owner) == asked.owner))
-        )
+    def of(self, some: list[_Kept]) -> list[_Kept]:
+        """A condition at a time, for all of them: thousands are looked at for one answer."""
+        asked = self._body
+        if asked.since_ms:
+            some = [kept for kept in some if kept.one.at_ms >= asked.since_ms]
+        if asked.lease is not None:
+            some = [kept for kept in some if kept.one.lease == asked.lease]
+        if asked.kinds is not None:
+            some = [kept for kept in some if kept.one.kind in self._kinds]
+        if (node := asked.node) is not None:
+            node_of = cache(self._node_of)
+            some = [
+                k for k in some if node in k.nodes or (not k.one.lease and _is_about(k.one, node, node_of))
+            ]
+        if asked.owner is not None:
+            for owner in {kept.owner for kept in some}.difference(self._is_meant):
+                assert owner is not None
+                self._is_meant[owner] = self._name_of(owner) == asked.owner
+            some = [kept for kept in some if self._is_meant[kept.owner]]
+        return some
 
-    def _is_on(self, kept: _Kept, node: str) -> bool:
-        one = kept.one
-        if one.lease:
-            return node in kept.nodes
-        return node in (one.node, one.name) or any(self._node_of(d) == node for d in (one.name, *one.devices))
+
+def _is_about(one: Happening, node: str, node_of: Callable[[str], str | None]) -> bool:
+    if node in (one.node, one.name):
+        return True
+    return any(device and node_of(device) == node for device in (one.name, *one.devices))
 
 
 class Watcher(Later):
@@ -149,7 +161,8 @@ class Watcher(Later):
         if not found and not lost and not at_once:
             self.after = reached  # what it may not see need not be looked at again
             return None
-        return {"events": msgspec.to_builtins(found), "next": reached, "lost": lost}
+        events, more = filled(found, self._limit, msgspec.to_builtins)
+        return {"events": events, "next": events[-1]["number"] if more else reached, "lost": lost}
 
 
 class _Known(Struct, frozen=True):
@@ -187,14 +200,26 @@ class Watch:
         lost = after < self._first or after > self.last
         if lost:
             after = self._first
-        found: list[Happening] = []
-        for place in range(after - self.last, 0):  # from the newest: a deque's ends are near
-            kept = self._ring[place]
-            if (kept.owner is None or sees(kept.owner)) and (wanted is None or wanted(kept)):
-                if len(found) == limit:
-                    return found, found[-1].number, lost
-                found.append(kept.one)
-        return found, self.last, lost
+        found: list[_Kept] = []
+        rest = self._latest(self.last - after)
+        is_seen: dict[int | None, bool] = {None: True}
+        while some := list(islice(rest, _AT_A_TIME)):
+            for owner in {kept.owner for kept in some}.difference(is_seen):
+                assert owner is not None
+                is_seen[owner] = sees(owner)
+            some = [kept for kept in some if is_seen[kept.owner]]
+            found += some if wanted is None else wanted.of(some)
+            if len(found) > limit:
+                return [kept.one for kept in found[:limit]], found[limit - 1].one.number, lost
+        return [kept.one for kept in found], self.last, lost
+
+    def _latest(self, count: int) -> Iterator[_Kept]:
+        """So many, from the oldest. A deque is gone through from the end that is nearer."""
+        before = len(self._ring) - count
+        if before < count:
+            return islice(self._ring, before, None)
+        latest = list(islice(reversed(self._ring), count))
+        return reversed(latest)
 
     # ---- what happens -----------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import resource
 import select
 import socket
@@ -21,7 +22,7 @@ from hal.emulation.description import load
 from hal.emulation.run import emulated
 from hal.scheduler.client import Client
 from hal.scheduler.endpoint import Endpoint
-from hal.scheduler.security.connections import Pressure
+from hal.scheduler.security.connections import Pressure, count_files
 from hal.scheduler.security.keys import read_client_key
 from hal.scheduler.wire import Request, pack, unpack_reply
 from tests.conftest import HAL, wait_until
@@ -35,9 +36,8 @@ class Daemon:
     def __init__(self, env: Env, folder: Path, limits: str = "", first: str = "", **options: Any) -> None:
         self.env, self.folder = env, folder
         config = folder / "hal.toml"
-        config.write_text(
-            f'[scheduler]\nlisten = ["tcp://127.0.0.1:*"]\n[limits]\nmemory = "512MiB"\n{limits}\n'
-        )
+        memory = "" if "memory" in limits else 'memory = "512MiB"'
+        config.write_text(f'[scheduler]\nlisten = ["tcp://127.0.0.1:*"]\n[limits]\n{memory}\n{limits}\n')
         self.process = start(env, *HAL, "serve", "--config", str(config), stdin=subprocess.DEVNULL, **options)
         assert self.process.stderr is not None
         if first:
@@ -108,7 +108,58 @@ def test_files_that_are_no_connections_are_no_pressure(tmp_path: Path) -> None:
         assert pressure.look(1.1, address) is None  # it has looked a moment ago
         assert pressure.look(2.0, address) == f"41 connections: some were cut, 41 of uid:{os.geteuid()}"
         assert all(one.recv(1) == b"" for one in accepted)
+        files = count_files()
         assert pressure.look(3.0, {"ipc:///another"}) is None
+        assert count_files() == files  # looking has left none open
+
+
+def test_what_the_scheduler_has_itself_is_no_pressure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large state does not cut connections, nor does it when it grows; what else there is, once."""
+    used = 100 * MIB
+    monkeypatch.setattr(Pressure, "used", lambda _: used)
+    pressure = Pressure(256 * MIB, 40)
+    try:
+        assert pressure.look(0.0, ()) is None
+        used += 60 * MIB
+        assert pressure.look(1.0, (), kept=60 * MIB) is None  # requests that wait have come
+        used += 49 * MIB
+        assert "all connections were cut" in str(pressure.look(2.0, (), kept=60 * MIB))
+        used -= 5 * MIB
+        assert pressure.look(3.0, (), kept=60 * MIB) is None  # something else of its own, such as leases
+        used += 20 * MIB  # again from connections, while the effect is waited for
+        assert [pressure.look(at, (), kept=60 * MIB) for at in (4.0, 6.9, 7.1, 8.0)] == [None] * 4
+        used += 7 * MIB
+        assert pressure.look(9.0, (), kept=60 * MIB) is not None
+    finally:
+        pressure.close()
+
+
+def test_a_state_that_leaves_no_room_to_begin_says_so(tmp_path: Path) -> None:
+    """Of before there were bounds, or with less memory than then. It ends in order; with more it serves."""
+    with emulated(load("mixed")) as env:
+        daemon = Daemon(env, tmp_path, 'memory = "none"')
+        with Client(places(env), timeout=60.0) as client:
+            client.call("cordon", target="local")
+            job = {"command": ["true", "x" * 30_000], "environment": {"X": "x" * 30_000}}
+            for number in range(15):
+                client.call("submit", key=f"k{number}", job=job, array=list(range(130)))
+        daemon.process.kill()
+        daemon.process.wait(60)
+        config = tmp_path / "hal.toml"
+        config.write_text('[limits]\nmemory = "256MiB"\n')
+        serve = [*HAL, "serve", "--config", str(config)]
+        again = subprocess.run(serve, env=env, capture_output=True, text=True, timeout=60, check=False)
+        assert again.returncode == 6
+        said = (
+            r"hal: what the scheduler has to remember takes \d+\.\d MiB of the 256.0 MiB that limits.memory "
+        )
+        assert re.fullmatch(said + r"gives it: set limits.memory to \d+\.\d MiB or more\n", again.stderr)
+        daemon = Daemon(env, tmp_path, 'memory = "2GiB"')
+        with Client(places(env), timeout=60.0) as client:
+            assert client.call("hello")["waiting"] == 15 * 130
+        assert not any(note["op"] == "connections" for note in daemon.notes())
+        daemon.process.terminate()
+        assert daemon.process.wait(60) == 0
 
 
 def test_few_files_are_few_connections(tmp_path: Path) -> None:

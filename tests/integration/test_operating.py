@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from hal.backend import GoneError, HalError, UnsupportedError
+from hal.cli import node as cli_node
 from hal.scheduler import core
 from hal.scheduler.client import Client
 from hal.scheduler.errors import MalformedError
@@ -54,6 +55,29 @@ def hal(env: Env, *arguments: str) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
+
+
+def test_who_waits_for_a_drain_asks_for_that_node_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may be thousands of others."""
+    monkeypatch.setattr(cli_node, "_LOOK", 0.0)
+    asked = list[dict[str, Any]]()
+
+    class Stub:
+        def call(self, op: str, **body: Any) -> dict[str, Any]:
+            asked.append(body)
+            lent = 2 if len(asked) < 7 else 0
+            device = {"id": "b/x", "cordoned": "left", "lent_bytes": lent}
+            node = {"id": "b", "reason": "left", "leases": lent, "devices": [device]}
+            if "node" not in body:
+                return {"nodes": [node], "next": None} if body["after"] == "a" else {"nodes": [], "next": "a"}
+            if body["node"] != "b":
+                raise GoneError("there is no node of that name")
+            return {"nodes": [node], "next": None}
+
+    for target, first in (("b", [{"node": "b"}]), ("b/x", [{"node": "b/x"}, {"after": ""}, {"after": "a"}])):
+        asked.clear()
+        cli_node._wait(cast("Client", Stub()), target)
+        assert asked == first + [{"node": "b"}] * (7 - len(first))
 
 
 @pytest.fixture

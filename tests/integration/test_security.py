@@ -533,9 +533,31 @@ def test_who_asks_too_often_is_busy_and_others_are_not(head: Head) -> None:
     alice, bob = head.named("alice"), head.named("bob")
     with pytest.raises(TemporaryError, match="alice asks more than 1 times a second; try again in"):
         for _ in range(100):
-            alice.call("hello")
+            alice.call("hello", timeout=0.1)
+    alice.call("hello")  # who has time is answered when it is their turn
     bob.call("hello")
     head.client(places(head.env)).call("hello")
+
+
+def test_programs_of_a_user_who_asks_too_much_end_as_they_end(head: Head) -> None:
+    head.config('[limits]\nrequests_per_second = 15\nburst = 15\n[jobs.run_as]\nalice = "root"\n')
+    head.serve()
+    head.key("alice")
+    env = head.env | {"HAL_SCHEDULER": head.address, "HAL_KEY": str(head.folder / "alice.key")}
+
+    def hal(*arguments: str) -> subprocess.Popen[str]:
+        return start(env, *HAL, *arguments, stdin=subprocess.DEVNULL)
+
+    def ended(program: subprocess.Popen[str]) -> tuple[str, str, int]:
+        return (*program.communicate(timeout=60), program.returncode)
+
+    run = ("run", "--memory", "1GiB", "--", "sh", "-c", "echo up; sleep 2; exit 7")
+    runs = [hal(*run) for _ in range(6)]
+    id = ended(hal("submit", "--memory", "1GiB", "--", "sh", "-c", "echo up; sleep 2; exit 7"))[0].strip()
+    follow, wait = hal("job", "logs", "-f", id), hal("job", "wait", id)
+    assert [ended(program) for program in runs] == [("up\n", "", 7)] * 6
+    assert ended(follow) == ("up\n", "", 0)
+    assert ended(wait)[2] == 7
 
 
 def test_who_waits_for_too_many_answers_is_busy(head: Head) -> None:
@@ -551,7 +573,7 @@ def test_who_waits_for_too_many_answers_is_busy(head: Head) -> None:
 
         def busy() -> bool:
             with contextlib.suppress(TemporaryError):
-                again.call("wait", lease=waiting, timeout_seconds=0.05)
+                again.call("wait", timeout=0.2, lease=waiting, timeout_seconds=0.05)
                 return False
             return True
 
@@ -579,6 +601,31 @@ def test_who_has_too_many_in_the_queue_is_told_and_jobs_count(head: Head) -> Non
     alice.call("acquire", key="c", request=whole)
     root.call("acquire", key="d", request=whole)
     root.call("release", lease=held)
+
+
+def test_many_large_jobs_are_listed_and_bounded_in_bytes(head: Head) -> None:
+    head.config("")
+    head.serve()
+    root, alice = head.client(places(head.env)), head.named("alice")
+    root.call("cordon", target="local")
+    assert head.said().startswith("hal: cordoned")
+    job = {"command": ["true", "x" * 31_000], "environment": {f"V{n:040}": "" for n in range(650)}}
+    for number in range(3):
+        alice.call("submit", key=f"k{number}", job=job, array=list(range(100)))
+    env = head.env | {"HAL_SCHEDULER": head.address, "HAL_KEY": str(head.folder / "alice.key")}
+    listing = [*HAL, "job", "list", "--json"]
+    done = subprocess.run(listing, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(json.loads(done.stdout)["jobs"]) == 300
+    head.config('[limits]\nwaiting_bytes = "16MiB"\n')
+    head.process.send_signal(signal.SIGHUP)
+    assert "limits.waiting_bytes changed" in head.said()
+    with pytest.raises(TemporaryError, match=r"the 16.0 MiB that it may have \(limits.waiting_bytes\)"):
+        alice.call("submit", key="more", job=job)
+    head.config('[limits]\nwaiting_bytes = "32MiB"\n')
+    head.process.send_signal(signal.SIGHUP)
+    assert "limits.waiting_bytes changed" in head.said()
+    alice.call("submit", key="more", job=job)
 
 
 # ---- other users of this machine -------------------------------------------------------------

@@ -484,6 +484,11 @@ class Machine(RuleBasedStateMachine):
     # ---- what holds -------------------------------------------------------------------------
 
     @invariant()
+    def what_is_counted_as_kept_is_there(self) -> None:
+        board, there = self.daemon.board, set(self.daemon.state.waiting)
+        assert set(self.daemon.kept._sizes) == there | {f"job:{id}" for id in board._living}
+
+    @invariant()
     def everybody_is_answered(self) -> None:
         late = [op for op, since in self.asked.values() if self.clock.at - since > LONGEST_WAIT + 2]
         assert not late, f"no answer to {late}"

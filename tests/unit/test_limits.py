@@ -92,6 +92,20 @@ def test_a_batch_is_paid_for_with_time(limits: Limits) -> None:
     assert admitted(limits, ALICE, 2.1) == 1
 
 
+def test_what_takes_long_is_paid_for_by_who_asked(limits: Limits) -> None:
+    limits.admit(ALICE, 10, 0.0)
+    limits.charge(ALICE, 0.03, 0.0)  # three requests of ten a second
+    assert limits.owes(ALICE, 0.0) == pytest.approx(0.1)
+    assert (admitted(limits, ALICE, 0.1), admitted(limits, ALICE, 0.2)) == (0, 1)
+    limits.charge(ALICE, 0.02, 0.2)
+    with pytest.raises(Refused, match=r"alice has asked for much at once, .*; try again in 0.300 s"):
+        limits.admit(ALICE, 10, 0.2)
+    limits.charge(ALICE, 3600.0, 0.2)  # it was the machine that slept
+    assert limits.owes(ALICE, 0.2) == pytest.approx(10.2)
+    limits.charge(ADMIN, 3600.0, 0.2)
+    assert (admitted(limits, ADMIN, 0.2), limits.owes(ADMIN, 0.2), limits.owes(BOB, 0.2)) == (100, 0.0, 0.0)
+
+
 def test_new_limits_count_at_once(limits: Limits) -> None:
     admitted(limits, ALICE, 0.0)
     limits.allowance = Allowance(1000, 50, 1, 1000)

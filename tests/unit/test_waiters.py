@@ -33,6 +33,18 @@ def test_those_who_wait_for_the_same_are_taken_in_the_order_of_their_coming() ->
     assert len(waiters) == 0
 
 
+def test_one_that_is_put_off_comes_first_in_the_next_turn() -> None:
+    waiters = Waiters()
+    one, other = Waiter("a", 100.0), Waiter("a", 100.0)
+    waiters.add(one)
+    waiters.put_off(other)
+    assert waiters.next_due() == float("-inf")
+    waiters.touch("a")
+    assert waiters.take(1.0) == [other, one]
+    assert waiters.next_due() is None or waiters.next_due() == 100.0
+    assert waiters.take(1.0) == []
+
+
 def test_one_that_is_added_again_waits_again() -> None:
     waiters = Waiters()
     waiter = Waiter("a", 10.0)

@@ -183,6 +183,28 @@ def test_of_what_has_happened_only_what_is_asked_for(asked: dict[str, Any], foun
     assert not [one for one in seen["events"] if one.get("lease")]
 
 
+def test_thousands_are_looked_at_without_asking_of_each_whose_it_is() -> None:
+    watch = filled(16_384, kept=16_384)
+    asked = list[int]()
+
+    def name_of(owner: int) -> str:
+        asked.append(owner)
+        return f"user{owner}"
+
+    def sees(owner: int) -> bool:
+        asked.append(owner)
+        return True
+
+    body = WatchBody(after=2 << 32, owner="user7", limit=1000)
+    answer = Watcher(watch, body, sees, 9.0, Wanted(body, name_of, lambda _: None)).answer(at_once=True)
+    assert answer == {"events": [], "next": watch.last, "lost": False}
+    assert sorted(asked) == [0, 0, 1, 1]
+    found, reached, _ = watch.since((2 << 32) + 3000, 1000, everything)
+    assert [one.number - (2 << 32) for one in found] == list(range(3001, 4001))
+    assert watch.since(watch.last - 2, 1000, everything)[0][0].number == watch.last - 1
+    assert reached == found[-1].number
+
+
 def test_a_kind_that_there_is_not_is_refused() -> None:
     with pytest.raises(msgspec.ValidationError, match="there is no kind of event 'grant'"):
         msgspec.convert({"kinds": ["grant"]}, WatchBody)

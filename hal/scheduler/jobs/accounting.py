@@ -8,7 +8,7 @@ that nothing is charged twice.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import lru_cache
 from operator import attrgetter
 from typing import Any
@@ -22,7 +22,18 @@ from hal.scheduler.core.records import Row
 from hal.scheduler.jobs.launch import owner_name
 from hal.scheduler.jobs.records import Usage
 
-__all__ = ["CHARGED", "DAY_MS", "KIND", "KINDS", "MOST_TOLD", "Account", "Accounts", "TooMany", "together"]
+__all__ = [
+    "CHARGED",
+    "DAY_MS",
+    "KIND",
+    "KINDS",
+    "MOST_TOLD",
+    "Account",
+    "Accounts",
+    "TooMany",
+    "in_pieces",
+    "together",
+]
 
 KIND = "account"
 CHARGED = "charged"  # of rows: by lease, until when it was charged while it went on
@@ -30,6 +41,7 @@ DAY_MS = 24 * 3600 * 1000
 _DAYS = 800  # that are kept
 _MOST = 200_000  # rows; beyond, the oldest day goes, however few days that leaves
 
+_PIECE = 2000  # rows that are looked at, or told, without a pause
 MOST_TOLD = 50_000  # rows of an answer, which is to fit its frame and to be made while nobody waits for long
 
 KINDS = ("day", "user", "queue", "node", "vendor", "model")  # of what it is told by
@@ -139,10 +151,10 @@ class Accounts:
         return found
 
     def between(self, since: str, until: str) -> Iterator[Account]:
-        """Of these days and those between them; "": no bound."""
+        """Of these days and those between them; "": no bound. Days may go meanwhile."""
         for day in sorted(self._days):
             if (not since or day >= since) and (not until or day <= until):
-                yield from (self._rows[key] for key in self._days[day])
+                yield from (self._rows[key] for key in self._days.get(day, ()) if key in self._rows)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -211,10 +223,27 @@ def _shares(lease: Lease, device: _Device) -> dict[tuple[str, str, str], Usage]:
 
 def together(accounts: Iterable[Account], by: Sequence[str]) -> list[dict[str, Any]]:
     """Sums by these of KINDS, in their order: as ``accounting`` answers. Raises TooMany."""
+    pieces = in_pieces(accounts, by, lambda _: True)
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as done:
+            found: list[dict[str, Any]] = done.value
+            return found
+
+
+def in_pieces(
+    accounts: Iterable[Account], by: Sequence[str], is_meant: Callable[[Account], bool]
+) -> Generator[None, None, list[dict[str, Any]]]:
+    """As ``together``, and of those alone that are meant: others can be served after each piece."""
     names = ["owner" if kind == "user" else kind for kind in by]
     key_of = attrgetter(*names)
     sums: dict[Any, list[float]] = {}  # leases, jobs and what Usage has
-    for one in accounts:
+    for number, one in enumerate(accounts, 1):
+        if number % _PIECE == 0:
+            yield
+        if not is_meant(one):
+            continue
         key, usage = key_of(one), one.usage
         if (there := sums.get(key)) is None:
             there = sums[key] = [0, 0, 0.0, 0.0, 0.0]
@@ -225,14 +254,19 @@ def together(accounts: Iterable[Account], by: Sequence[str]) -> list[dict[str, A
         there[2] += usage.device_seconds
         there[3] += usage.memory_byte_seconds
         there[4] += usage.micros
-    return [
-        {
-            **dict(zip(names, key if len(names) > 1 else [key], strict=True)),
-            "leases": leases,
-            "jobs": jobs,
-            "device_seconds": round(seconds, 3),
-            "memory_byte_seconds": Usage(seconds, memory).whole_byte_seconds,
-            "price": round(micros / 1e6, 6),
-        }
-        for key, (leases, jobs, seconds, memory, micros) in sorted(sums.items())
-    ]
+    told: list[dict[str, Any]] = []
+    for key in sorted(sums):
+        if len(told) % _PIECE == _PIECE - 1:
+            yield
+        leases, jobs, seconds, memory, micros = sums[key]
+        told.append(
+            {
+                **dict(zip(names, key if len(names) > 1 else [key], strict=True)),
+                "leases": leases,
+                "jobs": jobs,
+                "device_seconds": round(seconds, 3),
+                "memory_byte_seconds": Usage(seconds, memory).whole_byte_seconds,
+                "price": round(micros / 1e6, 6),
+            }
+        )
+    return told

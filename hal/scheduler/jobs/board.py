@@ -26,6 +26,7 @@ from hal.scheduler.jobs.launch import owner_name
 from hal.scheduler.jobs.records import Job, JobState
 from hal.scheduler.jobs.rendezvous import FIRST_PORT, PORTS, rendezvous
 from hal.scheduler.jobs.spec import Ended, JobSpec
+from hal.scheduler.kept import size_of
 
 if TYPE_CHECKING:
     from hal.scheduler.engine import Engine
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["Board", "waiting_for"]
 
 KIND = "job"
-_KEPT = 2000  # jobs that are over
+_KEPT, _KEPT_BYTES = 2000, 32 << 20  # jobs that are over, and what is kept of them
 _TTL_MS = 3600 * 1000  # the scheduler renews it itself, long before
 _AGAIN = "tried again: "
 _TAKEN_AWAY = "its lease was taken away"
@@ -65,6 +66,7 @@ class Board:
         self._later: dict[str, float] = {}  # when jobs that a node has refused are tried again
         self._own: list[Ended] = []  # of this node, to be acknowledged once they are written down
         self._by_key: dict[tuple[int, str], list[str]] = {}
+        self._over_bytes = 0
         self._renewed = 0.0
         self._day = -1  # for which all leases that go on were charged, but those that are
         self._due: list[str] = []
@@ -123,8 +125,9 @@ class Board:
         """The jobs of this key, made now unless they were before. Raises Refused, and then there is none."""
         if (known := self._by_key.get((peer.uid, key))) is not None:
             return known
-        there = self._engine.state.world.line.of_owner[peer.uid]
-        self._engine.limits.queue(peer, there, 1 if array is None else len(array))
+        engine, count = self._engine, 1 if array is None else len(array)
+        size = count * (size_of(spec) + size_of(request))
+        engine.limits.queue(peer, engine.state.world.line.of_owner[peer.uid], count, engine.kept, size)
         request = msgspec.structs.replace(request, wait=True, requeue=retries > 0, ttl_ms=_TTL_MS)
         base = self._fresh_id()
         owner = owner_name(peer.name, peer.uid)
@@ -456,10 +459,14 @@ class Board:
         self._ordered.pop(job.id, None)
         self._changed.add(job.id)
         self._engine.waiters.touch(waiting_for(job.id))
-        if len(self.jobs) - len(self._living) > _KEPT:
+        self._engine.kept.drop(waiting_for(job.id))
+        self._over_bytes += size_of(job.spec)
+        while (over := len(self.jobs) - len(self._living)) > _KEPT or (
+            self._over_bytes > _KEPT_BYTES and over > 1
+        ):
             oldest = min((one for one in self.jobs.values() if one.state.over), key=lambda one: one.order)
-            del self.jobs[oldest.id]
-            self._by_key.pop((oldest.uid, oldest.key), None)
+            self._forget(oldest)
+            self._over_bytes -= size_of(oldest.spec)
             self._changed.add(oldest.id)
 
     # ---- inside -----------------------------------------------------------------------------
@@ -473,13 +480,20 @@ class Board:
         try:
             self._engine.decide(self._request(job))
         except Refused:
-            del self.jobs[job.id], self._requests[job.id]
+            self._engine.kept.drop(waiting_for(job.id))
+            self._requests.pop(job.id, None)
             self._living.discard(job.id)
-            self._by_key[job.uid, job.key].remove(job.id)
-            if not self._by_key[job.uid, job.key]:
-                del self._by_key[job.uid, job.key]
+            self._forget(job)
             raise
         self._touch(job.id)
+
+    def _forget(self, job: Job) -> None:
+        """Others of its array are still found by their key."""
+        del self.jobs[job.id]
+        there = self._by_key[job.uid, job.key]
+        there.remove(job.id)
+        if not there:
+            del self._by_key[job.uid, job.key]
 
     def _release(self, job: Job) -> None:
         state = self._engine.state
@@ -488,11 +502,14 @@ class Board:
 
     def _add(self, job: Job) -> None:
         self.jobs[job.id] = job
-        self._requests[job.id] = self._engine.monitor.request
         self.accounts.know(job.owner, job.uid)
         self._by_key.setdefault((job.uid, job.key), []).append(job.id)
-        if not job.state.over:
+        if job.state.over:
+            self._over_bytes += size_of(job.spec)
+        else:
             self._living.add(job.id)
+            self._requests[job.id] = self._engine.monitor.request
+            self._engine.kept.add(waiting_for(job.id), job.uid, job.spec)
 
     def _touch(self, id: str) -> None:
         self._touched[id] = None

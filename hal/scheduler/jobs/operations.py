@@ -6,7 +6,7 @@ import heapq
 import itertools
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +16,16 @@ from msgspec import Struct
 from hal.backend import GoneError, HalError, StateError
 from hal.scheduler import wire
 from hal.scheduler.agent.binding import OutputOrder, SignalOrder
-from hal.scheduler.answers import Later, Peer, Refused, Waiter
+from hal.scheduler.answers import Later, Peer, Refused, Waiter, Work
 from hal.scheduler.core.lease import LeaseState
 from hal.scheduler.core.request import Request
-from hal.scheduler.jobs.accounting import KINDS, TooMany, together
+from hal.scheduler.jobs.accounting import KINDS, Account, TooMany, in_pieces
 from hal.scheduler.jobs.board import waiting_for
 from hal.scheduler.jobs.launch import owner_name
 from hal.scheduler.jobs.output import Piece
 from hal.scheduler.jobs.records import Job, described
 from hal.scheduler.jobs.spec import LAST_SIGNAL, JobSpec
+from hal.scheduler.page import filled
 from hal.scheduler.past import gone
 from hal.scheduler.presets import with_preset
 
@@ -216,9 +217,9 @@ def jobs(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body:
         and (page.array is None or (page.array == job.array != ""))
         and (page.over or not job.state.over)
     )
-    shown = heapq.nsmallest(page.limit + 1, seen, key=lambda job: job.order)
-    more, shown = len(shown) > page.limit, shown[: page.limit]
-    return {"jobs": [_told(engine, job) for job in shown], "next": shown[-1].order if more else None}
+    first = heapq.nsmallest(page.limit + 1, seen, key=lambda job: job.order)
+    shown, more = filled(first, page.limit, lambda job: _told(engine, job))
+    return {"jobs": shown, "next": first[len(shown) - 1].order if more else None}
 
 
 def job(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body:
@@ -316,18 +317,23 @@ def _check_member(job: Job, member: int) -> None:
         raise Refused("not_found", f"the job '{job.id}' has {members} members, from 0")
 
 
-def accounting(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body:
+def accounting(engine: Engine, body: wire.Body, peer: Peer) -> wire.Body | Waiter:
     """What was used, as far as the peer may see it."""
     asked = msgspec.convert(body, Accounting)
-    rows = (
-        row
-        for row in engine.board.accounts.between(asked.since, asked.until)
-        if peer.sees(row.uid) and asked.owner in (None, row.owner)
-    )
-    try:
-        return {"accounts": together(rows, asked.by)}
-    except TooMany as wrong:
-        raise Refused("too_large", str(wrong)) from None
+    rows = engine.board.accounts.between(asked.since, asked.until)
+
+    def is_meant(row: Account) -> bool:
+        return peer.sees(row.uid) and asked.owner in (None, row.owner)
+
+    def pieces() -> Generator[None, None, wire.Body]:
+        try:
+            return {"accounts": (yield from in_pieces(rows, asked.by, is_meant))}
+        except TooMany as wrong:
+            raise Refused("too_large", str(wrong)) from None
+
+    work = Work(pieces())
+    answer = work.answer(at_once=False)
+    return work if answer is None else answer
 
 
 def _seen(engine: Engine, id: str, peer: Peer) -> Job:

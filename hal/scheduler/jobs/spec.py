@@ -10,6 +10,7 @@ __all__ = ["LAST_SIGNAL", "Ended", "JobSpec", "Launch", "User"]
 
 LAST_SIGNAL = 28  # that can be passed on to a program: so many real-time signals has a supervisor for them
 _MOST_OUTPUT = 1 << 40
+_LONGEST_DIRECTORY = 4096  # bytes, as of any path (PATH_MAX)
 _LONGEST_COMMAND = 32 * 1024  # bytes; with its variables it has to fit into one request
 
 
@@ -31,6 +32,8 @@ class JobSpec(Struct, frozen=True, omit_defaults=True):
             raise ValueError(f"the command has more than {_LONGEST_COMMAND} bytes")
         if self.directory and not self.directory.startswith("/"):
             raise ValueError("directory is an absolute path")
+        if len(self.directory.encode(errors="surrogateescape")) > _LONGEST_DIRECTORY:
+            raise ValueError(f"directory has more than {_LONGEST_DIRECTORY} bytes")
         if not 8192 <= self.output_bytes <= _MOST_OUTPUT:
             raise ValueError(f"output_bytes is between 8192 and {_MOST_OUTPUT}")
         if not 0 <= self.umask <= 0o777:

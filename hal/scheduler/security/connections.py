@@ -18,6 +18,7 @@ import ctypes
 import os
 import resource
 import socket
+import stat
 import struct
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -25,18 +26,30 @@ from pathlib import Path
 
 import zmq
 
+from hal.backend import StateError
 from hal.scheduler import wire
 from hal.units import format_bytes
 
-__all__ = ["Pressure", "bounded", "cap_memory", "count", "count_files", "cut", "raise_files", "uncap_memory"]
+__all__ = [
+    "LOOK",
+    "Pressure",
+    "bounded",
+    "cap_memory",
+    "count",
+    "count_files",
+    "cut",
+    "raise_files",
+    "uncap_memory",
+]
 
 _FILES = 65_536
 _ROOM = 4  # files for each connection that is meant to be
 _QUEUED = 128  # messages in each direction of a connection: requests, or replies
 _HANDSHAKE_MS = 5_000  # to say who one is
 _BEAT_MS, _SILENT_MS = 10_000, 30_000  # ZeroMQ's own heartbeats: a host that has gone is noticed
-_MARK = 0.5  # of the cap: connections are cut
-_LOOK = 0.25  # seconds between two looks when nothing happens: an unfinished message wakes nobody
+_MARK = 0.5  # of what the scheduler's own state leaves of the cap: connections are cut
+_TO_BEGIN = 48 << 20  # bytes beside its state: for the stacks of ZeroMQ's threads, and some messages
+LOOK = 0.25  # seconds between two looks when nothing happens: an unfinished message wakes nobody
 _REST = 5.0  # seconds after a cut in which its effect is waited for
 
 
@@ -72,12 +85,19 @@ def raise_files(connections: int) -> int:
 
 def cap_memory(limit: int) -> None:
     """No more than ``limit`` bytes of writable memory for this process, and for those it starts until they
-    call ``uncap_memory``.
+    call ``uncap_memory``. Raises StateError when so little is left of it that nobody could be served.
 
     RLIMIT_DATA and not RLIMIT_AS: vendors' libraries and allocators reserve address space that they never
     use, and mapped files are not this process's memory. Not a cgroup: that would count the jobs, too, and
     needs a delegated tree; the systemd unit may set MemoryMax beside this.
     """
+    trim()
+    taken = int(Path("/proc/self/statm").read_bytes().split()[5]) * _PAGE  # as RLIMIT_DATA counts
+    if taken + _TO_BEGIN > limit:
+        raise StateError(
+            f"what the scheduler has to remember takes {format_bytes(taken)} of the {format_bytes(limit)} "
+            f"that limits.memory gives it: set limits.memory to {format_bytes(2 * taken)} or more"
+        )
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     if hard != resource.RLIM_INFINITY:
         limit = min(limit, hard)
@@ -92,10 +112,17 @@ def uncap_memory() -> None:
 
 class Pressure:
     """Looks at how much memory and how many files this process has. ``memory``: bytes, as of ``cap_memory``,
-    or None; ``connections``: how many there may be."""
+    or None; ``connections``: how many there may be.
+
+    What it has at first is its own state, and what is left a while after a cut: no connection has that. In
+    between, its own grows by what is ``kept``.
+    """
 
     def __init__(self, memory: int | None, connections: int) -> None:
-        self._mark = None if memory is None else round(memory * _MARK)
+        self._memory = memory
+        self._own: int | None = None  # bytes, when so much was kept:
+        self._kept = 0
+        self._least: int | None = None  # that it had since a cut
         self._connections = connections
         self._files = connections  # with more files open, connections are counted
         self._looked = self._rest_until = float("-inf")
@@ -105,18 +132,21 @@ class Pressure:
     def close(self) -> None:
         self._statm.close()
 
-    def look(self, now: float, addresses: Collection[str]) -> str | None:
+    def look(self, now: float, addresses: Collection[str], kept: int = 0) -> str | None:
         """With too much memory in use, cut all connections to these addresses; with too many connections,
         those of the peer that has the most. A sentence about it, or None. ``now``: seconds on a clock that
-        never goes back."""
-        if now < max(self._looked + _LOOK, self._rest_until):
+        never goes back; ``kept``: bytes that wait in queues."""
+        if now < self._looked + LOOK:
             return None
         self._looked = now
-        if self._mark is not None and (used := self.used()) > self._mark:
-            self._rest_until = now + _REST
+        if self._least is not None:
+            trim()  # what a connection had may have been freed since, and is not the scheduler's own
+        if self._memory is not None and self._is_too_much(self._memory, used := self.used(), now, kept):
+            self._rest_until, self._least = now + _REST, used
             found = cut(addresses)
-            trim()
             return f"{format_bytes(used)} of memory in use: all connections were cut, {_told(found)}"
+        if now < self._rest_until:
+            return None
         if (files := count_files()) > self._files:
             found = count(addresses)
             there = found.total()
@@ -126,9 +156,16 @@ class Pressure:
                 return f"{there} connections: some were cut, {_told(cut(addresses, whose))}"
         return None
 
-    def patience(self, now: float) -> float:
-        """Seconds until it should look again, when nothing else happens."""
-        return max(self._rest_until - now, _LOOK)
+    def _is_too_much(self, memory: int, used: int, now: float, kept: int) -> bool:
+        if self._least is not None:
+            self._least = min(self._least, used)
+            if now < self._rest_until:
+                return False
+        if self._own is None or self._least is not None:
+            self._own, self._kept = used if self._least is None else self._least, kept
+            self._least = None
+        own = self._own + kept - self._kept
+        return used > own + (memory - own) * _MARK
 
     def used(self) -> int:
         """Bytes that are this process's own, without files and what it shares (proc(5), statm)."""
@@ -188,6 +225,8 @@ def _accepted(addresses: Collection[str]) -> Iterator[tuple[socket.socket, str]]
     """One after the other: each is open for as long as it is looked at."""
     for entry in _open_files():
         try:
+            if not stat.S_ISSOCK(os.fstat(int(entry)).st_mode):
+                continue  # no socket takes it over, and closes it
             own = socket.socket(fileno=os.dup(int(entry)))
         except OSError:
             continue

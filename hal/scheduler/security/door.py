@@ -18,10 +18,10 @@ from hal.scheduler.config import Config
 from hal.scheduler.places import Places
 from hal.scheduler.security import connections
 from hal.scheduler.security.audit import Audit
-from hal.scheduler.security.connections import Pressure
+from hal.scheduler.security.connections import LOOK, Pressure
 from hal.scheduler.security.gate import Gate
 from hal.scheduler.security.keys import Keys
-from hal.scheduler.security.limits import Limits
+from hal.scheduler.security.limits import PLAIN, Limits
 from hal.scheduler.security.roles import ACCESS, Role
 from hal.units import parse_bytes
 
@@ -147,14 +147,14 @@ class Door:
 
     # ---- each turn ----------------------------------------------------------------------------
 
-    def turn(self, events: dict[Any, int], now: float) -> bool:
+    def turn(self, events: dict[Any, int], now: float, kept: int) -> bool:
         """Before requests are read: let in who has come. True when keys were added or revoked. ``now``:
-        seconds on the monotonic clock."""
+        seconds on the monotonic clock; ``kept``: bytes that wait in queues."""
         changed = self.gate.refresh()
         self.gate.serve(events)
         if self.gate.complaint is not None:
             self._tell(f"{self.gate.complaint}; the keys known before are still in force")
-        if self._pressure is not None and (cut := self._pressure.look(now, self._endpoints)):
+        if self._pressure is not None and (cut := self._pressure.look(now, self._endpoints, kept)):
             self.say(cut)
             self.note(None, "connections", "cut", reason=cut)
         if now - self._second >= 1:
@@ -173,9 +173,10 @@ class Door:
             self._tell(self.audit.complaint)
         return self.audit.complaint
 
-    def patience(self, now: float) -> float:
+    @property
+    def patience(self) -> float:
         """Seconds until it wants a turn."""
-        return 1.0 if self._pressure is None else self._pressure.patience(now)
+        return 1.0 if self._pressure is None else LOOK
 
     # ---- each request -------------------------------------------------------------------------
 
@@ -184,13 +185,13 @@ class Door:
     ) -> Peer:
         """Who has sent this. Raises Refused when it is nobody who is served, or asks too much."""
         peer = self.gate.peer(address, frame)
-        body, count = message.body, 1
-        for name in _BATCHES:
-            if name in body and isinstance(body[name], list):
-                count = max(count, len(body[name]))
         reports = isinstance(message, wire.Reply) or message.op in _REPORTS
-        self.limits.admit(peer, 0 if reports else len(frame), now, count=count)
+        self.limits.admit(peer, 0 if reports else len(frame), now, count=_count(message))
         return peer
+
+    def charge(self, peer: Peer, message: wire.Request, seconds: float, now: float) -> None:
+        """So long it has taken."""
+        self.limits.charge(peer, seconds - PLAIN * _count(message), now)
 
     def note(self, peer: Peer | None, op: str, outcome: str, **what: Any) -> None:
         if self.audit is not None:
@@ -223,6 +224,15 @@ class Door:
         if sentence != self._said:
             self._said = sentence
             self.say(sentence)
+
+
+def _count(message: wire.Request | wire.Reply) -> int:
+    """Of the requests in it."""
+    body, count = message.body, 1
+    for name in _BATCHES:
+        if name in body and isinstance(body[name], list):
+            count = max(count, len(body[name]))
+    return count
 
 
 def _made(body: wire.Body) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""How much one client may ask at a time: requests a second, bytes a request, answers outstanding.
+"""How much one client may ask at a time: requests a second, bytes a request, answers outstanding, and of the
+scheduler's time, of which all have the same thread.
 
 A client is a peer by name: the local user or the key, however many connections it has. Admins and agents
 are bounded in size only: they can do worse than ask often, and beats must not be turned away.
@@ -11,9 +12,15 @@ from collections import OrderedDict
 from msgspec import Struct
 
 from hal.scheduler.answers import Peer, Refused
+from hal.scheduler.kept import Kept
 from hal.scheduler.security.roles import Role
+from hal.units import format_bytes
 
-__all__ = ["Allowance", "Limits"]
+__all__ = ["PLAIN", "Allowance", "Limits"]
+
+PLAIN = 0.00025  # seconds: what takes no longer costs as much as any request
+_PRICE = 10  # seconds of a client's allowance for each second that it has taken beyond: it has a tenth of all
+_DEAREST = 1.0  # seconds that are charged at once: the machine, and not the request, may have been slow
 
 _MOST_CLIENTS = 10_000  # remembered; who has asked nothing for the longest time is forgotten first
 
@@ -26,6 +33,8 @@ class Allowance(Struct, frozen=True):
     outstanding: int  # requests that wait for their answer
     request_bytes: int
     waiting: int = 10_000  # requests in queues, jobs among them
+    waiting_bytes: int = 64 << 20  # that are kept for them
+    all_bytes: int | None = None  # and for those of all owners together
 
 
 class _Client(Struct):
@@ -60,12 +69,24 @@ class Limits:
         if client.tokens < 1:
             self.refused += 1
             later = (1 - client.tokens) / allowed.requests_per_second
-            raise Refused(
-                "busy",
-                f"{peer.name} asks more than {allowed.requests_per_second:g} times a second; "
-                f"try again in {max(later, 0.001):.3f} s",
-            )
+            much = f"asks more than {allowed.requests_per_second:g} times a second"
+            if client.tokens < 0:
+                much = "has asked for much at once, or for what takes long"
+            raise Refused("busy", f"{peer.name} {much}; try again in {max(later, 0.001):.3f} s")
         client.tokens -= count
+
+    def charge(self, peer: Peer, seconds: float, now: float) -> None:
+        """So long took what it asked, beyond what is plain: its sender pays, and not who asks beside it."""
+        if not _is_exempt(peer):
+            seconds = min(max(seconds, 0.0), _DEAREST)
+            self._client(peer, now).tokens -= seconds * _PRICE * self.allowance.requests_per_second
+
+    def owes(self, peer: Peer, now: float) -> float:
+        """Seconds until it has paid for what it has had."""
+        if _is_exempt(peer):
+            return 0.0
+        client = self._client(peer, now)
+        return max(-client.tokens / self.allowance.requests_per_second - max(now - client.filled, 0.0), 0.0)
 
     def begin(self, peer: Peer, now: float) -> None:
         """One more answer is outstanding. Raises Refused (``busy``) when there are enough."""
@@ -80,15 +101,27 @@ class Limits:
             )
         client.outstanding += 1
 
-    def queue(self, peer: Peer, there: int, more: int = 1) -> None:
-        """So many more requests are to wait, beside those of the same owner. Raises Refused (``limit``)."""
-        if not _is_exempt(peer) and there + more > self.allowance.waiting:
-            self.refused += 1
-            raise Refused(
-                "limit",
-                f"{peer.name} has {there} requests that wait, and may have {self.allowance.waiting}; "
-                "try again when some have been served",
+    def queue(self, peer: Peer, there: int, more: int, kept: Kept, size: int) -> None:
+        """So many more requests are to wait, of so many bytes together, beside those that do and what is kept
+        for them. Raises Refused (``limit``)."""
+        allowed, own, all = self.allowance, kept.of_owner[peer.uid], kept.total
+        reason = ""
+        if not _is_exempt(peer):
+            if there + more > allowed.waiting:
+                reason = f"{peer.name} has {there} requests that wait, and may have {allowed.waiting}"
+            elif own + size > allowed.waiting_bytes:
+                reason = (
+                    f"what waits for {peer.name} has {format_bytes(own)}, and with this more than the "
+                    f"{format_bytes(allowed.waiting_bytes)} that it may have (limits.waiting_bytes)"
+                )
+        if not reason and allowed.all_bytes is not None and all + size > allowed.all_bytes:
+            reason = (
+                f"what waits for all users has {format_bytes(all)}, and with this more than the "
+                f"{format_bytes(allowed.all_bytes)} that it may have, a quarter of limits.memory"
             )
+        if reason:
+            self.refused += 1
+            raise Refused("limit", f"{reason}; try again when some have been served")
 
     def end(self, peer: Peer) -> None:
         """An answer that was outstanding has been given, or nobody waits for it any more."""
