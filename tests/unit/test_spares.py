@@ -10,6 +10,7 @@ import pytest
 from hal.backend import StateError
 from hal.enforce.ledger import Ledger
 from hal.enforce.spares import Spares
+from hal.model import Enforcement, Rung
 from hal.scheduler.agent.binding import Binding, BoundPart
 from hal.scheduler.agent.slices import Slices
 from hal.scheduler.core.shape import Shape, Spot
@@ -163,4 +164,33 @@ def test_a_slice_that_cannot_be_given_to_its_user_leaves_no_claim(
     with pytest.raises(StateError, match="Invalid argument"):
         slices.create(Binding("l", 1, "l", 7, 1, (BoundPart(0, (spot,)),)))
     assert (book.claims(), slices.use("l"), list(places.slices.iterdir())) == ([], [], [])
+    slices.close()
+
+
+@pytest.mark.parametrize("wrong", ["guard", "limit", "share"])
+def test_a_slice_that_would_not_be_held_is_not_made(
+    wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tmp_path.chmod(0o700)
+    places, book = Places(tmp_path), Book(tmp_path / "node")
+    places.make()
+    slices = Slices(Mock(), places, book)
+    monkeypatch.setattr(slices, "enforcement", lambda _: Enforcement(Rung.GUARD, Rung.GUARD))
+    spot = Spot("a", ("nvidia:x",), Shape(memory_bytes=GIB, compute_milli=300))
+    binding = Binding("l", 1, "l", 7, 1, (BoundPart(0, (spot,)),))
+    with monkeypatch.context() as patched:
+        if wrong == "guard":
+            patched.setattr("hal.scheduler.agent.slices.guard_library", lambda: tmp_path / "none.so")
+        elif wrong == "share":
+            patched.setattr(Ledger, "set_compute", Mock())
+        else:
+            take = slices._spares.take
+            less = lambda path, name, limits: take(path, name, [(d, size - 1) for d, size in limits])  # noqa: E731
+            patched.setattr(slices._spares, "take", less)
+        with pytest.raises(StateError, match=r"hal is not installed whole|not as it was asked for"):
+            slices.create(binding)
+    assert (book.claims(), slices.use("l"), list(places.slices.iterdir())) == ([], [], [])
+    slices.create(binding)
+    assert [use.compute_ratio for use in slices.use("l")] == [0.3]
+    slices.remove("l")
     slices.close()

@@ -36,6 +36,7 @@ _LOOKING = 9  # times as long as a look has taken nothing is looked at: slow dri
 _SLOW = 1.0  # seconds
 _UNTOLD = 55.0  # seconds: cut off, before a scheduler has said after how long
 _SILENCE = 3.0  # seconds without an answer after which a fresh connection is tried
+_QUIET = 1.5  # seconds without one, and nothing is looked at: a driver may keep it from stopping in time
 _SILENT = 4.0  # seconds without an answer after which that is told
 _DRAIN = 256
 _USES = 512  # slices whose use one beat tells, about; of the others, the next one does
@@ -214,7 +215,8 @@ class Service:
 
     def _beat(self, now: float) -> None:
         self._beaten = now
-        if self._facts is None or now >= self._look_at:
+        unheard = self._joined is not None and now - self._answered > _QUIET
+        if self._facts is None or (now >= self._look_at and not unheard):
             with contextlib.suppress(HalError):  # of a driver that does not answer, the last look counts
                 self._facts = self._agent.facts()
             done = clock()

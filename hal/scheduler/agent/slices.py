@@ -23,6 +23,7 @@ from hal.scheduler.core.facts import WHOLE_MILLI, NodeFacts
 from hal.scheduler.places import Places
 from hal.scheduler.security.connections import count_files
 from hal.slices.claims import Book, Claim
+from hal_native import guard_library
 
 __all__ = ["Slices"]
 
@@ -60,7 +61,7 @@ class Slices:
                 made[number] = self._spares.take(path, binding.name, limits)
                 _give(path, binding.uid)
                 self._share(made[number], binding, number)
-                _verify(made[number], limits)
+                _verify(made[number], limits, _shares(binding, number))
         except (HalError, OSError) as error:
             self.remove(binding.lease)
             raise error if isinstance(error, StateError) else StateError(str(error)) from error
@@ -231,11 +232,9 @@ class Slices:
 
     def _share(self, ledger: Ledger, binding: Binding, number: int) -> None:
         """The shares of the devices' time that go with a slice, and who holds it to what."""
-        (part,) = (part for part in binding.parts if part.number == number)
-        each = [spot for spot in part.spots for _ in spot.devices]
-        for index, spot in enumerate(each):
-            if 0 < spot.shape.compute_milli < WHOLE_MILLI:
-                ledger.set_compute(index, spot.shape.compute_milli / WHOLE_MILLI)
+        for index, share in enumerate(_shares(binding, number)):
+            if share is not None:
+                ledger.set_compute(index, share)
         ledger.set_enforcement(self.enforcement(binding))
 
     def _file(self, binding: Binding, number: int) -> Path:
@@ -255,6 +254,13 @@ def _limits(binding: Binding) -> dict[int, list[tuple[str, int]]]:
     }
 
 
+def _shares(binding: Binding, number: int) -> list[float | None]:
+    """Of the time of each device of a part; None: no limit."""
+    (part,) = (part for part in binding.parts if part.number == number)
+    each = [spot.shape.compute_milli for spot in part.spots for _ in spot.devices]
+    return [milli / WHOLE_MILLI if 0 < milli < WHOLE_MILLI else None for milli in each]
+
+
 def _check_files() -> None:
     """Each slice keeps some open. Without any left nothing could be done, nor started: slices get no more
     than half. Raises StateError."""
@@ -263,9 +269,15 @@ def _check_files() -> None:
         raise StateError(f"so many slices are open here that of {most} files too few are left (LimitNOFILE)")
 
 
-def _verify(ledger: Ledger, limits: list[tuple[str, int]]) -> None:
-    if [(use.device, use.limit_bytes) for use in ledger.devices()] != limits:
+def _verify(ledger: Ledger, limits: list[tuple[str, int]], shares: list[float | None]) -> None:
+    """What is to hold its programs is there, and knows what they may have. Raises StateError."""
+    there = ledger.devices()
+    if [(use.device, use.limit_bytes) for use in there] != limits or [
+        use.compute_ratio for use in there
+    ] != shares:
         raise StateError(f"the slice {ledger.path} is not as it was asked for")
+    if not guard_library().is_file():
+        raise StateError(f"the guard {guard_library()} is gone: hal is not installed whole here")
 
 
 def _is_used(path: Path) -> bool:
