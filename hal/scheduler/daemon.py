@@ -18,7 +18,7 @@ import zmq
 
 from hal.backend import HalError, StateError
 from hal.scheduler import core, frames, lender, watch, wire
-from hal.scheduler.agent.agent import Agent
+from hal.scheduler.agent.agent import Agent, ended_as_unknown
 from hal.scheduler.answers import FAULTS, Address, Later, Peer, Refused, Waiter, Work, error, fault, leaving
 from hal.scheduler.config import Config, changed, check_there, reloaded
 from hal.scheduler.engine import Engine
@@ -120,6 +120,8 @@ class Daemon(Engine):
             self._door.add(self._numbers, self.places.events)
             collect_rarely()
             ready()
+            if self.unowned:
+                self.say(ended_as_unknown(self.unowned))
             while not self._stopping:
                 self._turn(wakeup)
             self._leave()

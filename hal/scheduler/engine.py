@@ -16,7 +16,7 @@ import msgspec
 
 from hal.backend import StateError
 from hal.scheduler import bodies, clock, core, wire
-from hal.scheduler.agent.agent import Agent, ended_as_unknown
+from hal.scheduler.agent.agent import Agent
 from hal.scheduler.agent.binding import Beat, Join
 from hal.scheduler.answers import Later, Peer, Refused, Waiter, code_of
 from hal.scheduler.config import Config
@@ -79,6 +79,7 @@ class Engine:
         self.agent = agent
         self.places = places
         self.joined: dict[str, Peer] = {}  # who speaks for each other node
+        self.unowned: list[str] = []  # leases of this node that were found at the start, and nobody knew of
         self._turned_away: dict[str, str] = {}  # nodes that may not join, and why
         self.speakers: dict[bytes, str] = {}  # their names, by what ZeroMQ calls them
         self.ending: dict[str, float] = {}  # lease id -> since when
@@ -456,9 +457,8 @@ class Engine:
     def _resume(self, now: float) -> None:
         leases = list(self.state.leases.values())
         if self.agent is not None:
-            ended = self.agent.keep(self.nodes.term, {lease.id: lease.epoch for lease in leases}, now)
-            if ended:
-                self.say(ended_as_unknown(ended))
+            wanted = {lease.id: lease.epoch for lease in leases}
+            self.unowned = self.agent.keep(self.nodes.term, wanted, now)
         for lease in leases:
             if lease.state is core.LeaseState.ENDING:
                 self.watch(lease.id, lease.holder_pid)  # it may not have noticed yet

@@ -74,7 +74,10 @@ def serving(env: Env) -> Iterator[subprocess.Popen[str]]:
     daemon = start(env, *HAL, "serve", stdin=subprocess.DEVNULL)
     try:
         assert daemon.stderr is not None
-        assert daemon.stderr.readline().startswith("hal: serving leases at ")
+        said = daemon.stderr.readline()
+        while said.startswith("hal: ending: "):  # what it has found at its start
+            said = daemon.stderr.readline()
+        assert said.startswith("hal: serving leases at "), said
         yield daemon
         if daemon.poll() is None:
             daemon.terminate()

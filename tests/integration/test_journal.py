@@ -149,6 +149,4 @@ def test_all_that_has_come_together_is_made_durable_by_one_sync(machine_env: Env
             assert dealer.poll(10_000) and msgpack.unpackb(dealer.recv())["ok"]
         dealer.close()
         after = client.call("status")["commits"]["counts"]
-        assert 1 <= sum(after) - sum(commits) <= 4, (
-            "32 leases"
-        )  # those that came a moment later have their own
+        assert 1 <= sum(after) - sum(commits) <= 16  # those that came a moment later have their own
