@@ -204,7 +204,8 @@ def test_a_daemon_started_again_ends_a_job_whose_slice_it_cannot_read(machine_en
     second = start(machine_env, *HAL, "serve", stdin=subprocess.DEVNULL)
     assert second.stderr is not None
     assert second.stderr.readline().endswith(f" has lost its slice, and its programs are ended: {reason}\n")
-    assert second.stderr.readline().startswith("hal: serving leases at ")
+    while not (said := second.stderr.readline()).startswith("hal: serving leases at "):
+        assert said.startswith("hal: ending: "), said
     assert select.select([program], [], [], 60)[0], "the daemon did not end it"
     os.close(program)
     assert [one["state"] for one in leases(machine_env)] == ["ending"]

@@ -45,10 +45,12 @@ while True:
             there.connect(far)
             to |= {here: there, there: here}
         elif one in to:
-            data = one.recv(65536)
-            if data:
+            try:
+                data = one.recv(65536)
                 to[one].sendall(data)
-            else:
+            except OSError:
+                data = b""
+            if not data:
                 for end in (one, to.pop(one)):
                     end.close()
                     to.pop(end, None)

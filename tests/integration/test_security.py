@@ -540,7 +540,7 @@ def test_who_asks_too_often_is_busy_and_others_are_not(head: Head) -> None:
 
 
 def test_programs_of_a_user_who_asks_too_much_end_as_they_end(head: Head) -> None:
-    head.config('[limits]\nrequests_per_second = 15\nburst = 15\n[jobs.run_as]\nalice = "root"\n')
+    head.config("[limits]\nrequests_per_second = 15\nburst = 15\n")
     head.serve()
     head.key("alice")
     env = head.env | {"HAL_SCHEDULER": head.address, "HAL_KEY": str(head.folder / "alice.key")}
