@@ -232,7 +232,7 @@ def test_no_signal_stops_or_kills_the_supervisor(jobs: Jobs, directory: Path) ->
     assert pid is not None and state_of(pid) == "S"
     wait_until(lambda: jobs.end("l", signal.SIGTERM))
     assert end_of(jobs).code == 3
-    jobs.start(("m", 1, 0), shell("echo ready; sleep 1000"))
+    jobs.start(("m", 1, 0), shell("ulimit -c 0; echo ready; sleep 1000"))
     wait_until(lambda: said(jobs, run=("m", 1, 0)) == b"ready\n")
     jobs.signal(("m", 1, 0), signal.SIGSEGV)
     assert (end_of(jobs, ("m", 1, 0)).signal, end_of(jobs, ("m", 1, 0)).error) == (signal.SIGSEGV, "")
