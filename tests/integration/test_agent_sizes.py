@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import msgpack
@@ -15,7 +14,7 @@ from hal.backend import HalError
 from hal.scheduler import wire
 from tests.conftest import wait_until
 from tests.integration.support import GIB, kill
-from tests.integration.test_agents import Cluster
+from tests.integration.test_agents import Cluster, running
 
 ANY = {"members": [{"alternatives": [{"memory_bytes": GIB}]}], "ttl_ms": 3_600_000}
 _LONG = 3_900  # bytes of a path
@@ -24,9 +23,7 @@ _SLICES = 700  # whose use is more than a frame has
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    with ExitStack() as stack:
-        one = Cluster(stack)
-        stack.callback(lambda: [process.kill() for process in [one.scheduler, *one.agents.values()]])
+    with running() as one:
         one.add("green", "mi300x-8")
         yield one
 

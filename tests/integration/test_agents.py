@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -120,11 +120,17 @@ class Cluster:
         return sorted(Path(self.envs[name]["HAL_RUNTIME_DIR"], "slices").glob("*.ledger"))
 
 
-@pytest.fixture
-def cluster() -> Iterator[Cluster]:
+@contextmanager
+def running() -> Iterator[Cluster]:
     with ExitStack() as stack:
         one = Cluster(stack)
         stack.callback(lambda: [process.kill() for process in [one.scheduler, *one.agents.values()]])
+        yield one
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    with running() as one:
         yield one
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -14,14 +13,12 @@ from hal.scheduler.client import Client
 from hal.scheduler.places import Places
 from tests.conftest import HAL, wait_until
 from tests.integration.support import Env, ask, kill, places, serving, start
-from tests.integration.test_agents import Cluster, allocating, of
+from tests.integration.test_agents import Cluster, allocating, of, running
 
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    with ExitStack() as stack:
-        one = Cluster(stack)
-        stack.callback(lambda: [process.kill() for process in [one.scheduler, *one.agents.values()]])
+    with running() as one:
         one.add("green", "l40s-4")
         yield one
 

@@ -11,7 +11,6 @@ import select
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import pytest
 
 from tests.conftest import ALLOCATE, wait_until
 from tests.integration.support import GIB, MIB, Env, ask, kill, line, start
-from tests.integration.test_agents import Cluster, allocating, of
+from tests.integration.test_agents import Cluster, allocating, of, running
 from tests.versions import NOW, Version, built
 
 Versions = Callable[[str], Version]
@@ -44,9 +43,7 @@ def versions(tmp_path_factory: pytest.TempPathFactory) -> Versions:
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    with ExitStack() as stack:
-        one = Cluster(stack)
-        stack.callback(lambda: [process.kill() for process in [one.scheduler, *one.agents.values()]])
+    with running() as one:
         yield one
 
 
