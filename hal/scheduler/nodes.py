@@ -125,9 +125,10 @@ class Nodes:
     def enforcement(self, lease: Lease) -> Enforcement:
         """Who holds it to its limits; on several nodes, what the first of its members has."""
         held = self._held.get(lease.id)
-        for id in () if held is None else held.nodes:
-            if held is not None and id in held.bound:
-                return held.bound[id].enforcement
+        if held is not None:
+            for id in held.nodes:
+                if id in held.bound:
+                    return held.bound[id].enforcement
         return Enforcement(Rung.NONE, Rung.NONE)
 
     def port(self, lease: Lease) -> int:
